@@ -1,0 +1,80 @@
+# Sparseflash. `make help` lists the targets; every target prints the command it runs.
+
+BOARD ?= host
+MODEL ?= smollm2-135m
+SPARSITY ?= 50
+METHOD ?= h
+PORT ?=
+TEXT ?=
+
+VENV := .venv
+PY := $(VENV)/bin/python
+SF := $(VENV)/bin/sparseflash
+ARGS := --board $(BOARD) --model $(MODEL)
+PLAN := --method $(METHOD) --sparsity $(SPARSITY)
+LINE := $(if $(PORT),--port $(PORT))
+STAMP := $(VENV)/.ready
+
+.PHONY: help demo test setup fetch calibrate generate build flash validate perplexity bench chat boards models lint clean
+
+help: ## This list
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
+	@echo; echo "Variables: BOARD=$(BOARD) MODEL=$(MODEL) METHOD=$(METHOD) SPARSITY=$(SPARSITY) PORT=$(PORT) TEXT=$(TEXT)"
+
+$(STAMP): requirements.txt pyproject.toml
+	python3 -m venv $(VENV)
+	$(PY) -m pip install --quiet --disable-pip-version-check torch==2.13.0
+	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	$(PY) -m pip install --quiet --disable-pip-version-check --no-deps -e .
+	touch $@
+
+setup: $(STAMP) ## The virtual environment with pinned packages
+
+demo: setup ## Set-up and the main job: pack, build, flash, validate, bench, chat
+	$(SF) demo $(ARGS) $(PLAN)
+
+test: setup ## Set-up and every test
+	$(SF) fetch --model smollm2-135m --texts
+	$(PY) -m pytest -q -ra
+
+fetch: setup ## Downloads MODEL
+	$(SF) fetch --model $(MODEL) --texts
+
+calibrate: setup ## Measures thresholds of MODEL
+	$(SF) calibrate --model $(MODEL)
+
+generate: setup ## Packs MODEL and writes the C for BOARD
+	$(SF) generate $(ARGS) $(PLAN)
+
+build: setup ## Compiles what generate wrote
+	$(SF) build $(ARGS)
+
+flash: setup ## Builds and flashes BOARD
+	$(SF) flash $(ARGS)
+
+validate: setup ## Compares the device with the host, bit by bit
+	$(SF) validate $(ARGS) $(LINE)
+
+perplexity: setup ## Perplexity, KL and bytes a token of dense and sparse variants
+	$(SF) perplexity --model $(MODEL) $(if $(TEXT),--text $(TEXT))
+
+bench: setup ## Tokens a second and bytes a token over the link
+	$(SF) bench $(ARGS) $(LINE)
+
+chat: setup ## Talks to the device
+	$(SF) chat $(ARGS) $(LINE)
+
+boards: setup ## Lists the boards
+	$(SF) boards
+
+models: setup ## Lists the models
+	$(SF) models
+
+lint: setup ## ruff, mypy, clang-format
+	$(VENV)/bin/ruff check host_tools tests
+	$(VENV)/bin/ruff format --check host_tools tests
+	$(VENV)/bin/mypy
+	$(VENV)/bin/clang-format --dry-run -Werror $$(find firmware -name '*.[ch]')
+
+clean: ## Removes what was built (not the venv and the downloads)
+	rm -rf build

@@ -1,0 +1,114 @@
+/* Kernels: integer sums, elementwise floats. docs/SPEC.md, section "Numbers", defines each. */
+#ifndef SF_KERNELS_H
+#define SF_KERNELS_H
+
+#include <stdint.h>
+#include <string.h>
+
+#define SF_GROUP 32u      /* elements that share a scale */
+#define SF_TILE 16u       /* most rows a kernel takes at once */
+#define SF_SHIFT_SPAN 12  /* widest distance between group exponents of a vector */
+#define SF_S_MIN (-40)    /* activation exponents are kept in this range, */
+#define SF_S_MAX 80       /* so that every power of two below is a normal float */
+
+/* An activation vector: element i of group g is q[32*g + i] * 2^-(s + span - k[g]). */
+typedef struct {
+    int8_t *q;      /* [groups*32], zero padded */
+    int32_t *sum;   /* [groups] sum of q << k */
+    uint8_t *k;     /* [groups] left shift that aligns the group, 0..SF_SHIFT_SPAN */
+    uint32_t groups;
+    int32_t s;      /* smallest exponent of a non-zero group */
+} sf_bfp;
+
+static inline uint32_t sf_bits(float x) {
+    uint32_t u;
+    memcpy(&u, &x, sizeof u);
+    return u;
+}
+static inline float sf_from_bits(uint32_t u) {
+    float x;
+    memcpy(&x, &u, sizeof x);
+    return x;
+}
+/* 2^e for -126 <= e <= 127. */
+static inline float sf_pow2(int32_t e) {
+    return sf_from_bits((uint32_t)(e + 127) << 23);
+}
+/* Nearest integer, ties to even, |x| < 2^22. */
+static inline int32_t sf_rint(float x) {
+    return (int32_t)(sf_bits(x + 12582912.0f) - 0x4B400000u);
+}
+/* Exact value of a half in units of 2^-24, |half| < 64. */
+static inline int32_t sf_half(uint32_t h) {
+    const uint32_t e = (h >> 10) & 31u;
+    const uint32_t m = h & 0x3FFu;
+    const int32_t v = (int32_t)(e ? (m | 0x400u) << (e - 1u) : m);
+    return (h & 0x8000u) ? -v : v;
+}
+static inline uint32_t sf_load32(const uint8_t *p) {
+    uint32_t v;
+    memcpy(&v, p, sizeof v);
+    return v;
+}
+static inline uint32_t sf_load16(const uint8_t *p) {
+    uint16_t v;
+    memcpy(&v, p, sizeof v);
+    return v;
+}
+
+/* x [n] -> v, groups of 32. */
+void sf_quantize(const float *x, uint32_t n, sf_bfp *v);
+/* x [n] -> q [n] with one exponent; returns s: x ~ q * 2^-s. bits: 8 or 16. */
+int32_t sf_quantize16(const float *x, uint32_t n, int16_t *q);
+int32_t sf_quantize8(const float *x, uint32_t n, int8_t *q);
+
+/* out[r] = row[r] . x for n <= SF_TILE rows of x->groups*32 weights. */
+void sf_dot_q4(const uint8_t *const *row, uint32_t n, const sf_bfp *x, float *out);
+void sf_dot_q8(const uint8_t *const *row, uint32_t n, const sf_bfp *x, float *out);
+/* isum[j] += sum_r h[r] * col[r][j] for n <= SF_GROUP columns of dim weights. */
+void sf_axpy_q4(const uint8_t *const *col, const int8_t *h, uint32_t n, uint32_t dim, int32_t *isum);
+void sf_axpy_q8(const uint8_t *const *col, const int8_t *h, uint32_t n, uint32_t dim, int32_t *isum);
+/* acc[j] += (isum[j] << k) * d[j] + sum * m[j]; scales as in the image; clears isum. */
+void sf_scale_q4(const uint8_t *scales, uint32_t k, int32_t sum, uint32_t dim, int32_t *isum,
+                 int64_t *acc);
+void sf_scale_q8(const uint8_t *scales, uint32_t k, int32_t sum, uint32_t dim, int32_t *isum,
+                 int64_t *acc);
+/* An accumulated sum as a float; s is the activation's. */
+static inline float sf_sum_to_float(int64_t acc, int32_t s) {
+    return (float)acc * sf_pow2(-(24 + SF_SHIFT_SPAN + s));
+}
+/* One row as floats: x [dim]. */
+void sf_row_q4(const uint8_t *row, uint32_t dim, float *x);
+void sf_row_q8(const uint8_t *row, uint32_t dim, float *x);
+
+/* out = x / rms(x) * w; scratch [n]. out may be x. */
+void sf_rmsnorm(const float *x, const float *w, uint32_t n, float eps, float *out);
+
+/* 2^-(x/65536) = m * 2^-(16+e): returns m in (32768, 65536], *e = x >> 16. */
+uint32_t sf_exp2n(uint32_t x, uint32_t *e);
+float sf_sigmoid(float x);
+float sf_silu(float x);
+float sf_gelu_tanh(float x);
+float sf_relu(float x);
+
+/* cos and sin of pos * inc * 2pi / 2^32 for each pair: cs [half][2]. */
+void sf_rope_angles(const uint32_t *inc, uint32_t half, uint32_t pos, float *cs);
+/* Rotates one head [2*half] in place, half-split pairs. */
+void sf_rope(float *head, const float *cs, uint32_t half);
+
+/* One query head over positions first..last of a cache with the given stride. */
+typedef struct {
+    const int8_t *k;   /* [kv_len][stride] */
+    const int8_t *v;   /* [kv_len][stride] */
+    const int8_t *ks;  /* [kv_len][estride] exponents */
+    const int8_t *vs;  /* [kv_len][estride] */
+    uint32_t stride, estride;
+    uint32_t first, last; /* inclusive */
+    uint32_t head_dim;
+    float scale;       /* score scale * log2(e) */
+} sf_attn;
+/* q16 [head_dim] scratch, score [kv_len] scratch, acc [head_dim] scratch, out [head_dim]. */
+void sf_attention(const sf_attn *a, const float *q, int16_t *q16, float *score, int32_t *acc,
+                  float *out);
+
+#endif

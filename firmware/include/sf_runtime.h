@@ -1,0 +1,100 @@
+/* The runtime a port and the link see. The generated sf_model.c implements it. */
+#ifndef SF_RUNTIME_H
+#define SF_RUNTIME_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+enum {
+    SF_OK = 0,
+    SF_ERR_FLASH = -1,   /* a flash read failed */
+    SF_ERR_MODEL = -2,   /* the image in flash is not the one this code was made for */
+    SF_ERR_CONTEXT = -3, /* position past the KV cache */
+    SF_ERR_TOKEN = -4,   /* token id outside the vocabulary */
+    SF_ERR_ARG = -5
+};
+
+/* Sites a trace records, in the order they are computed in a layer. */
+enum sf_site {
+    SF_SITE_ATTN_IN = 0, /* normed input of attention [dim] */
+    SF_SITE_Q = 1,       /* query after RoPE [q_dim] */
+    SF_SITE_ATTN = 2,    /* heads, before o_proj [q_dim] */
+    SF_SITE_FFN_IN = 3,  /* normed input of the FFN [dim] */
+    SF_SITE_H = 4,       /* act(gate)*up after the mask [ffn_dim] */
+    SF_SITE_FFN_OUT = 5, /* down_proj output [dim] */
+    SF_SITE_RESIDUAL = 6, /* residual stream after the layer [dim] */
+    SF_SITES = 7
+};
+
+/* Thresholds of a layer: a neuron lives when every magnitude reaches its own. 0 keeps all. */
+enum sf_threshold {
+    SF_T_GATE = 0, /* |gate| before the activation */
+    SF_T_ACT = 1,  /* |act(gate)| (CATS) */
+    SF_T_UP = 2,   /* |up| */
+    SF_T_H = 3,    /* |act(gate)*up| */
+    SF_T_DOWN = 4, /* |down output|, zeroed below */
+    SF_THRESHOLDS = 5
+};
+
+/* Counters since sf_counters_clear(). */
+typedef struct {
+    uint64_t tokens;
+    uint64_t bytes;         /* all weight bytes requested through the flash interface */
+    uint64_t bytes_ffn;     /* of those, FFN records and down scales */
+    uint64_t reads;         /* read requests (after merging adjacent rows) */
+    uint64_t neurons;       /* FFN neurons that contributed to down_proj */
+    uint64_t time_attn;     /* port ticks by stage */
+    uint64_t time_ffn;
+    uint64_t time_head;
+    uint64_t time_total;
+} sf_counters;
+
+typedef struct {
+    const char *board;          /* board id */
+    const char *model;          /* model name */
+    const uint8_t *model_sha;   /* [32] SHA-256 stored in the image */
+    const uint8_t *plan_digest; /* [32] SHA-256 of plan.json */
+    uint32_t vocab, dim, ffn_dim, n_layers, n_heads, n_kv_heads, head_dim, kv_len;
+    uint32_t arena_bytes;       /* static SRAM of the model */
+    uint32_t ticks_per_second;  /* unit of the time counters, 0 when the port has no clock */
+} sf_info;
+
+/* Checks the image in flash against the compiled-in SHA-256; call once. */
+int sf_init(void);
+const sf_info *sf_get_info(void);
+/* Forgets the KV cache. */
+void sf_reset(void);
+/* Runs one token at the next position. logits: compute the head too. */
+int sf_step(uint32_t token, bool logits);
+/* Position the next sf_step() writes. */
+uint32_t sf_position(void);
+/* [vocab], valid after sf_step(t, true). */
+const float *sf_logits(void);
+/* Replaces the compiled-in thresholds of a layer: t[SF_THRESHOLDS]. */
+int sf_set_thresholds(uint32_t layer, const float *t);
+const float *sf_get_thresholds(uint32_t layer);
+
+/* Trace: when on, every step leaves a 32-bit hash of each site of each layer. */
+void sf_trace_enable(bool on);
+uint32_t sf_trace_hash(uint32_t layer, uint32_t site);
+/* Tap: the next steps keep one site's values. */
+int sf_tap_set(uint32_t layer, uint32_t site);
+/* Values kept by the last step; *n gets the count. */
+const float *sf_tap_values(uint32_t *n);
+
+/* Sampling. temperature 0 is greedy; top_p 1 keeps all. Integer PRNG, seed != 0. */
+typedef struct {
+    float temperature;
+    float top_p;
+    uint64_t seed;
+} sf_sampler;
+void sf_sampler_init(sf_sampler *s, float temperature, float top_p, uint64_t seed);
+uint32_t sf_sample(sf_sampler *s);
+bool sf_is_eos(uint32_t token);
+/* Bytes of a token's text (not NUL-terminated); *n gets the count. Special tokens have none. */
+const uint8_t *sf_token_text(uint32_t token, uint32_t *n);
+
+const sf_counters *sf_get_counters(void);
+void sf_counters_clear(void);
+
+#endif

@@ -1,0 +1,30 @@
+/* What the generated forward pass shares with the hand-written runtime. */
+#ifndef SF_STATE_H
+#define SF_STATE_H
+
+#include "sf_model.h"
+#include "sf_runtime.h"
+
+#define SF_RUNTIME_VERSION 1
+/* Groups of the longest activation vector. */
+#define SF_BFP_GROUPS \
+    ((SF_FFN > SF_DIM ? (SF_FFN > SF_Q_DIM ? SF_FFN : SF_Q_DIM) : (SF_DIM > SF_Q_DIM ? SF_DIM : SF_Q_DIM)) / 32u + 1u)
+
+extern const char sf_model_name[];
+extern const uint8_t sf_model_sha[32];
+extern const uint8_t sf_plan_digest[32];
+extern float sf_threshold[SF_LAYERS][SF_THRESHOLDS];
+extern const uint32_t sf_eos[];
+extern const uint32_t sf_eos_count;
+extern const uint32_t sf_arena_bytes;
+
+/* Trace and tap: hashes the site, keeps its values when tapped. */
+void sf_observe(uint32_t layer, uint32_t site, const float *v, uint32_t n);
+void sf_count_neurons(uint32_t n);
+void sf_count_read(uint32_t bytes, uint32_t reads);
+void sf_count_time(uint64_t attn, uint64_t ffn, uint64_t head);
+void sf_count_token(uint64_t time);
+void sf_stage_ffn(bool on);
+float *sf_logits_scratch(void);
+
+#endif

@@ -1,0 +1,155 @@
+/* Counters, trace, tap, thresholds and the image check. */
+#include "sf_flash.h"
+#include "sf_port.h"
+#include "sf_state.h"
+
+#include <string.h>
+
+#define TAP_MAX (SF_FFN > SF_DIM ? (SF_FFN > SF_Q_DIM ? SF_FFN : SF_Q_DIM) : (SF_DIM > SF_Q_DIM ? SF_DIM : SF_Q_DIM))
+
+static sf_counters counters;
+static bool in_ffn;
+static bool tracing;
+static uint32_t hash[SF_LAYERS][SF_SITES];
+static uint32_t tap_layer = UINT32_MAX, tap_site, tap_count;
+static float tap[TAP_MAX];
+
+void sf_observe(uint32_t layer, uint32_t site, const float *v, uint32_t n) {
+    if (tracing) {
+        uint32_t h = 0;
+        for (uint32_t i = 0; i < n; i++) {
+            h = h * 0x01000193u + sf_bits(v[i]);
+        }
+        hash[layer][site] = h;
+    }
+    if (layer == tap_layer && site == tap_site) {
+        memcpy(tap, v, n * sizeof *v);
+        tap_count = n;
+    }
+}
+
+void sf_trace_enable(bool on) {
+    tracing = on;
+}
+
+uint32_t sf_trace_hash(uint32_t layer, uint32_t site) {
+    return layer < SF_LAYERS && site < SF_SITES ? hash[layer][site] : 0u;
+}
+
+int sf_tap_set(uint32_t layer, uint32_t site) {
+    if (layer >= SF_LAYERS || site >= SF_SITES) {
+        return SF_ERR_ARG;
+    }
+    tap_layer = layer;
+    tap_site = site;
+    tap_count = 0;
+    return SF_OK;
+}
+
+const float *sf_tap_values(uint32_t *n) {
+    *n = tap_count;
+    return tap;
+}
+
+int sf_set_thresholds(uint32_t layer, const float *t) {
+    if (layer >= SF_LAYERS) {
+        return SF_ERR_ARG;
+    }
+    for (uint32_t i = 0; i < SF_THRESHOLDS; i++) {
+        if (!(t[i] >= 0.0f)) {
+            return SF_ERR_ARG;
+        }
+    }
+    memcpy(sf_threshold[layer], t, sizeof sf_threshold[layer]);
+    return SF_OK;
+}
+
+const float *sf_get_thresholds(uint32_t layer) {
+    return sf_threshold[layer < SF_LAYERS ? layer : 0];
+}
+
+const sf_counters *sf_get_counters(void) {
+    return &counters;
+}
+
+void sf_counters_clear(void) {
+    memset(&counters, 0, sizeof counters);
+}
+
+void sf_count_neurons(uint32_t n) {
+    counters.neurons += n;
+}
+
+void sf_stage_ffn(bool on) {
+    in_ffn = on;
+}
+
+void sf_count_read(uint32_t bytes, uint32_t reads) {
+    counters.bytes += bytes;
+    counters.bytes_ffn += in_ffn ? bytes : 0u;
+    counters.reads += reads;
+}
+
+void sf_count_time(uint64_t attn, uint64_t ffn, uint64_t head) {
+    counters.time_attn += attn;
+    counters.time_ffn += ffn;
+    counters.time_head += head;
+}
+
+void sf_count_token(uint64_t time) {
+    counters.time_total += time;
+    counters.tokens++;
+}
+
+int sf_init(void) {
+    const uint8_t *image = sf_port_flash_base();
+    if (image == NULL || sf_port_flash_size() < SF_IMAGE_BYTES || memcmp(image, "SFM1", 4) != 0 ||
+        memcmp(image + 32, sf_model_sha, 32) != 0) {
+        return SF_ERR_MODEL;
+    }
+    sf_reset();
+    sf_counters_clear();
+    return SF_OK;
+}
+
+const sf_info *sf_get_info(void) {
+    static sf_info info;
+    info = (sf_info){
+        .board = SF_BOARD,
+        .model = sf_model_name,
+        .model_sha = sf_model_sha,
+        .plan_digest = sf_plan_digest,
+        .vocab = SF_VOCAB,
+        .dim = SF_DIM,
+        .ffn_dim = SF_FFN,
+        .n_layers = SF_LAYERS,
+        .n_heads = SF_HEADS,
+        .n_kv_heads = SF_KV_HEADS,
+        .head_dim = SF_HEAD_DIM,
+        .kv_len = SF_KV_LEN,
+        .arena_bytes = sf_arena_bytes,
+        .ticks_per_second = sf_port_ticks_per_second(),
+    };
+    return &info;
+}
+
+bool sf_is_eos(uint32_t token) {
+    for (uint32_t i = 0; i < sf_eos_count; i++) {
+        if (sf_eos[i] == token) {
+            return true;
+        }
+    }
+    return false;
+}
+
+const uint8_t *sf_token_text(uint32_t token, uint32_t *n) {
+    const uint8_t *table = sf_flash_map(SF_TOKENS_AT + 4u, (SF_VOCAB + 1u) * 4u);
+    const uint8_t *text = table + (SF_VOCAB + 1u) * 4u;
+    *n = 0;
+    if (token >= SF_VOCAB) {
+        return text;
+    }
+    const uint32_t from = sf_load32(table + 4u * token);
+    *n = sf_load32(table + 4u * token + 4u) - from;
+    return text + from;
+}

@@ -1,0 +1,138 @@
+"""The plan: every decision the generated C only spells out, checked against the board."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any
+
+import numpy as np
+
+from sparseflash.boards import Board
+from sparseflash.errors import TooSmallError, UnsupportedError
+from sparseflash.quantize import row_bytes
+from sparseflash.sfm import Image, Section, record_layout, vector_layout
+
+RUNTIME_VERSION = 1
+
+
+def memory_table(image: Image, kv_len: int) -> dict[str, int]:
+    """SRAM by category, bytes; the sizes of the generated arrays."""
+    s = image.spec
+    longest = max(s.ffn_dim, s.dim, s.q_dim)
+    groups = longest // 32 + 1
+    table = {
+        "residual and branch": 4 * (s.dim + max(s.dim, s.q_dim)),
+        "q, k, v": 4 * (s.q_dim + 2 * s.kv_dim),
+        "gate, up and mask": 10 * s.ffn_dim,
+        "logits": 4 * s.vocab,
+        "KV cache": s.n_layers * kv_len * 2 * (s.kv_dim + s.n_kv_heads),
+        "attention scratch": 4 * kv_len + (2 + 4 + 4) * s.head_dim,
+        "down sums": 12 * s.dim,
+        "quantised activations": groups * (32 + 4 + 1),
+    }
+    table["total"] = sum(table.values())
+    return table
+
+
+def make_plan(
+    image: Image,
+    board: Board,
+    thresholds: np.ndarray,
+    kv_len: int | None = None,
+    method: str = "dense",
+    sparsity: float = 0.0,
+) -> dict[str, Any]:
+    """The plan as plain data; ``thresholds`` float32 (layers, 5).
+
+    Raises:
+        TooSmallError: SRAM or flash of the board does not hold it; names the line that overflows.
+    """
+    s, f = image.spec, image.formats
+    kv_len = min(kv_len or board.kv_len_default, s.context)
+    if s.ffn_dim > 65535:
+        raise UnsupportedError(f"ffn_dim {s.ffn_dim} exceeds the 65535 that masks can index")
+    if image.size > board.flash_bytes:
+        raise TooSmallError(
+            f"board {board.id}: the image takes {image.size:,} bytes of flash and the board has "
+            f"{board.flash_bytes:,}; choose a smaller model or a board with more flash"
+        )
+    memory = memory_table(image, kv_len)
+    if memory["total"] > board.sram_bytes:
+        worst = max((k for k in memory if k != "total"), key=lambda k: memory[k])
+        raise TooSmallError(
+            f"board {board.id}: the plan takes {memory['total']:,} bytes of SRAM and the board has "
+            f"{board.sram_bytes:,}; the largest line is {worst!r} with {memory[worst]:,}: "
+            "shorten the KV cache (--kv-len) or choose a smaller model"
+        )
+    lay = record_layout(s, f.ffn)
+    vectors: dict[str, int] = {}
+    at = 0
+    for name, size in vector_layout(s):
+        vectors[name] = at
+        at += size
+    head = Section.EMBED if s.tied_head else Section.HEAD
+    return {
+        "name": image.name,
+        "board": board.id,
+        "runtime_version": RUNTIME_VERSION,
+        "model_sha": image.sha256.hex(),
+        "method": method,
+        "sparsity": sparsity,
+        "kv_len": kv_len,
+        "ffn_blocks": -(-s.ffn_dim // 32),
+        "formats": {"attn": f.attn, "ffn": f.ffn, "embed": f.embed},
+        "score_scale": float(np.float32(s.score_scale * 1.4426950408889634)),
+        "model": {
+            "family": s.family,
+            "vocab": s.vocab,
+            "dim": s.dim,
+            "ffn_dim": s.ffn_dim,
+            "n_layers": s.n_layers,
+            "n_heads": s.n_heads,
+            "n_kv_heads": s.n_kv_heads,
+            "head_dim": s.head_dim,
+            "activation": s.activation.value,
+            "norm_eps": s.norm_eps,
+            "qk_norm": s.qk_norm,
+            "sandwich_norms": s.sandwich_norms,
+            "attn_bias": s.attn_bias,
+            "embed_scale": s.embed_scale,
+            "eos_ids": list(s.eos_ids),
+        },
+        "image": {
+            "bytes": image.size,
+            "tokens": image.offset(Section.TOKENS),
+            "embed": image.offset(Section.EMBED),
+            "head": image.offset(head),
+            "embed_row": row_bytes(s.dim, f.embed),
+            "vectors": image.offset(Section.VECTORS),
+            "rope": image.offset(Section.ROPE),
+            "attn_row": row_bytes(s.dim, f.attn),
+            "o_row": row_bytes(s.q_dim, f.attn),
+            "record": lay["stride"],
+            "record_up": lay["up"],
+            "record_down": lay["down"],
+            "column": lay["column"],
+            "scales_block": s.dim * (4 if f.ffn == "q4" else 2),
+        },
+        "vectors": vectors,
+        "vector_layer": at,
+        "windows": any(x.window for x in s.layers),
+        "layers": [
+            {
+                "attn": image.offset(Section.ATTN, i),
+                "records": image.offset(Section.RECORDS, i),
+                "scales": image.offset(Section.SCALES, i),
+                "window": s.layers[i].window,
+            }
+            for i in range(s.n_layers)
+        ],
+        "thresholds": [[float(v) for v in row] for row in np.asarray(thresholds, np.float32)],
+        "memory": memory,
+    }
+
+
+def plan_digest(plan: dict[str, Any]) -> bytes:
+    """SHA-256 of the canonical JSON of a plan."""
+    return hashlib.sha256(json.dumps(plan, sort_keys=True).encode()).digest()

@@ -1,0 +1,384 @@
+"""The flash image ``model.sfm``: writer and checked reader (docs/SPEC.md, "Flash image")."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import struct
+import zlib
+from dataclasses import asdict, dataclass
+from enum import IntEnum
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sparseflash.errors import InputError, UnsupportedError
+from sparseflash.quantize import (
+    GROUP,
+    Blocks,
+    pack_nibbles,
+    pack_rows,
+    pack_scales,
+    quantize,
+    row_bytes,
+    unpack_nibbles,
+    unpack_rows,
+)
+from sparseflash.spec import (
+    Activation,
+    LayerSpec,
+    Model,
+    ModelSpec,
+    Norm,
+    Position,
+    Q4Blocks,
+    Q8Blocks,
+)
+
+MAGIC = b"SFM1"
+VERSION = 1
+HEADER = struct.Struct("<4sHHIIQII32s")  # 64 bytes
+DIMS = struct.Struct("<16I")
+ENTRY = struct.Struct("<IIQQII")
+ALIGN = 64
+
+
+class Section(IntEnum):
+    META = 1
+    TOKENS = 2
+    EMBED = 3
+    HEAD = 4
+    VECTORS = 5
+    ROPE = 6
+    ATTN = 7
+    RECORDS = 8
+    SCALES = 9
+
+
+@dataclass(frozen=True)
+class Formats:
+    """Grid of each part: attention, FFN, embedding and head."""
+
+    attn: str = "q4"
+    ffn: str = "q4"
+    embed: str = "q8"
+
+
+def _rope_increments(theta: float, scale: float, head_dim: int) -> np.ndarray:
+    """Phase added for one position, in 2^-32 turns, for each pair: uint32 (head_dim/2,)."""
+    i = np.arange(head_dim // 2, dtype=np.float64)
+    turns = theta ** (-2.0 * i / head_dim) / scale / (2.0 * np.pi)
+    return np.rint(turns * 2.0**32).astype(np.uint64).astype(np.uint32)
+
+
+def check_device_support(spec: ModelSpec) -> None:
+    """Refuses what the device runtime does not compute, naming it."""
+    reasons = []
+    if spec.norm is not Norm.RMS:
+        reasons.append("LayerNorm")
+    if spec.position is not Position.ROPE:
+        reasons.append("learned positions")
+    if not spec.gated:
+        reasons.append("an FFN without a gate")
+    if spec.activation is Activation.GELU:
+        reasons.append("GELU by erf")
+    if spec.out_bias:
+        reasons.append("biases on o_proj or the FFN")
+    for name, value in (("dim", spec.dim), ("heads * head_dim", spec.q_dim)):
+        if value % GROUP:
+            reasons.append(f"{name} = {value}, not a multiple of {GROUP}")
+    if spec.head_dim % 2:
+        reasons.append(f"an odd head_dim ({spec.head_dim})")
+    if reasons:
+        raise UnsupportedError(
+            f"{spec.family}: the device runtime does not compute {', '.join(reasons)}; "
+            "the host's perplexity and calibration still can"
+        )
+
+
+def vector_layout(spec: ModelSpec) -> list[tuple[str, int]]:
+    """Names and lengths of a layer's float vectors, in image order."""
+    v = [("attn_norm", spec.dim), ("ffn_norm", spec.dim)]
+    if spec.qk_norm:
+        v += [("q_norm", spec.head_dim), ("k_norm", spec.head_dim)]
+    if spec.sandwich_norms:
+        v += [("post_attn_norm", spec.dim), ("post_ffn_norm", spec.dim)]
+    if spec.attn_bias:
+        v += [("q_bias", spec.q_dim), ("k_bias", spec.kv_dim), ("v_bias", spec.kv_dim)]
+    return v
+
+
+def record_layout(spec: ModelSpec, fmt: str) -> dict[str, int]:
+    """Byte offsets inside a neuron record, and its stride."""
+    row = row_bytes(spec.dim, fmt)
+    column = spec.dim // 2 if fmt == "q4" else spec.dim
+    return {"gate": 0, "up": row, "down": 2 * row, "column": column, "stride": 2 * row + column}
+
+
+def _records(gate: Blocks, up: Blocks, down: Blocks, ffn: int) -> np.ndarray:
+    """Neuron records (ffn, stride): gate row, up row, down column."""
+    column = down.q[:, :ffn].T
+    if isinstance(down, Q4Blocks):
+        body = pack_nibbles(np.ascontiguousarray(column))
+    else:
+        body = np.ascontiguousarray(column).view(np.uint8)
+    return np.concatenate([pack_rows(gate), pack_rows(up), body], axis=1)
+
+
+def _down_scales(down: Blocks) -> np.ndarray:
+    """Scales of down_proj, one table of dim entries for each block of 32 neurons."""
+    per = 4 if isinstance(down, Q4Blocks) else 2
+    table = pack_scales(down).reshape(down.shape[0], -1, per)  # (dim, blocks, per)
+    return np.ascontiguousarray(table.transpose(1, 0, 2))
+
+
+def _token_table(model: Model) -> bytes:
+    """u32 count, u32 offsets (count+1), then the bytes of every token."""
+    texts = [
+        model.tokenizer.token_bytes(i) if model.tokenizer is not None else b""
+        for i in range(model.spec.vocab)
+    ]
+    offsets = np.concatenate([[0], np.cumsum([len(t) for t in texts])]).astype("<u4")
+    return struct.pack("<I", len(texts)) + offsets.tobytes() + b"".join(texts)
+
+
+def pack(model: Model, path: Path, formats: Formats | None = None) -> None:
+    """Quantizes ``model`` and writes the flash image; the file appears whole or not at all."""
+    formats = formats or Formats()
+    spec = model.spec
+    check_device_support(spec)
+    sections: list[tuple[Section, int, bytes]] = []
+    meta = {
+        "name": model.name,
+        "source": model.source,
+        "spec": asdict(spec),
+        "formats": asdict(formats),
+    }
+    sections.append(
+        (Section.META, 0, json.dumps(meta, sort_keys=True, ensure_ascii=False).encode())
+    )
+    sections.append((Section.TOKENS, 0, _token_table(model)))
+    embed = quantize(model.embed, formats.embed, "embed")
+    sections.append((Section.EMBED, 0, pack_rows(embed).tobytes()))
+    if model.head is not None:
+        head = quantize(model.head, formats.embed, "head")
+        sections.append((Section.HEAD, 0, pack_rows(head).tobytes()))
+    vectors: list[np.ndarray] = []
+    thetas: list[np.ndarray] = []
+    for i, layer in enumerate(model.layers):
+        for name, size in vector_layout(spec):
+            v = getattr(layer, name)
+            if v is None or v.size != size:
+                raise InputError(f"layer {i}: {name} should hold {size} values")
+            vectors.append(np.asarray(v, dtype="<f4").reshape(-1))
+        ls = spec.layers[i]
+        thetas.append(_rope_increments(ls.rope_theta, ls.rope_scale, spec.head_dim))
+    vectors.append(np.asarray(model.final_norm, dtype="<f4"))
+    sections.append((Section.VECTORS, 0, np.concatenate(vectors).tobytes()))
+    sections.append((Section.ROPE, 0, np.concatenate(thetas).astype("<u4").tobytes()))
+    for i, layer in enumerate(model.layers):
+        attn = [
+            pack_rows(quantize(m, formats.attn, f"layer {i} {n}")).tobytes()
+            for n, m in (
+                ("q_proj", layer.q_proj),
+                ("k_proj", layer.k_proj),
+                ("v_proj", layer.v_proj),
+                ("o_proj", layer.o_proj),
+            )
+        ]
+        sections.append((Section.ATTN, i, b"".join(attn)))
+        assert layer.gate_proj is not None
+        gate = quantize(layer.gate_proj, formats.ffn, f"layer {i} gate_proj")
+        up = quantize(layer.up_proj, formats.ffn, f"layer {i} up_proj")
+        down = quantize(layer.down_proj, formats.ffn, f"layer {i} down_proj")
+        sections.append((Section.RECORDS, i, _records(gate, up, down, spec.ffn_dim).tobytes()))
+        sections.append((Section.SCALES, i, _down_scales(down).tobytes()))
+    _write(path, spec, formats, sections)
+
+
+def _dims(spec: ModelSpec, formats: Formats) -> bytes:
+    bits = {"q4": 4, "q8": 8}
+    values = [
+        spec.vocab,
+        spec.dim,
+        spec.ffn_dim,
+        spec.n_layers,
+        spec.n_heads,
+        spec.n_kv_heads,
+        spec.head_dim,
+        spec.context,
+        bits[formats.attn],
+        bits[formats.ffn],
+        bits[formats.embed],
+        int(spec.tied_head),
+    ]
+    return DIMS.pack(*values, *([0] * (16 - len(values))))
+
+
+def _write(
+    path: Path, spec: ModelSpec, formats: Formats, sections: list[tuple[Section, int, bytes]]
+) -> None:
+    table_at = HEADER.size + DIMS.size
+    offset = table_at + ENTRY.size * len(sections)
+    entries = []
+    chunks: list[bytes] = []
+    for kind, layer, data in sections:
+        pad = -offset % ALIGN
+        chunks.append(b"\0" * pad + data)
+        offset += pad
+        entries.append(ENTRY.pack(kind, layer, offset, len(data), zlib.crc32(data), ALIGN))
+        offset += len(data)
+    body = _dims(spec, formats) + b"".join(entries) + b"".join(chunks)
+    sha = hashlib.sha256(body).digest()
+    header = HEADER.pack(
+        MAGIC, VERSION, HEADER.size, 0, len(sections), HEADER.size + len(body), table_at, 0, sha
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".part")
+    temporary.write_bytes(header + body)
+    os.replace(temporary, path)
+
+
+def _spec_from_meta(d: dict[str, Any]) -> ModelSpec:
+    d = dict(d)
+    d["layers"] = tuple(LayerSpec(**x) for x in d["layers"])
+    d["eos_ids"] = tuple(d["eos_ids"])
+    d["activation"] = Activation(d["activation"])
+    d["norm"] = Norm(d["norm"])
+    d["position"] = Position(d["position"])
+    return ModelSpec(**d)
+
+
+class Image:
+    """A checked flash image; arrays are views of the mapped file.
+
+    Raises:
+        InputError: the file is missing, truncated, damaged or of another version.
+    """
+
+    def __init__(self, path: Path, verify: bool = True) -> None:
+        self.path = path
+        try:
+            self._data = np.memmap(path, dtype=np.uint8, mode="r")
+        except (OSError, ValueError) as e:
+            raise InputError(f"{path}: cannot be read as a flash image ({e}); pack it again") from e
+        size = self._data.size
+        if size < HEADER.size + DIMS.size:
+            raise InputError(f"{path}: {size} bytes are too few for a flash image; pack it again")
+        magic, version, header, flags, count, total, table, _, sha = HEADER.unpack(
+            self._data[: HEADER.size].tobytes()
+        )
+        if magic != MAGIC:
+            raise InputError(f"{path}: not a Sparseflash image (no SFM1 magic); pack the model")
+        if version != VERSION or header != HEADER.size or flags:
+            raise InputError(
+                f"{path}: image version {version}, flags {flags:#x}; this tool reads version "
+                f"{VERSION}, flags 0: pack it again"
+            )
+        if total != size:
+            raise InputError(f"{path}: {size} bytes where the header says {total}; pack it again")
+        if table != HEADER.size + DIMS.size or table + ENTRY.size * count > size:
+            raise InputError(f"{path}: the section table lies outside the file; pack it again")
+        self.sha256: bytes = sha
+        if verify and hashlib.sha256(self._data[HEADER.size :]).digest() != sha:
+            raise InputError(f"{path}: SHA-256 does not match, the file is damaged; pack it again")
+        self.sections: dict[tuple[Section, int], tuple[int, int]] = {}
+        for i in range(count):
+            kind, layer, offset, length, _crc, _ = ENTRY.unpack(
+                self._data[table + ENTRY.size * i : table + ENTRY.size * (i + 1)].tobytes()
+            )
+            if offset + length > size:
+                raise InputError(f"{path}: section {i} ends outside the file; pack it again")
+            try:
+                self.sections[Section(kind), layer] = (offset, length)
+            except ValueError:
+                raise InputError(
+                    f"{path}: section {i} is of unknown kind {kind}; pack it again"
+                ) from None
+        try:
+            meta = json.loads(self.section(Section.META).tobytes())
+            self.spec = _spec_from_meta(meta["spec"])
+            self.formats = Formats(**meta["formats"])
+            self.name: str = meta["name"]
+            self.source: dict[str, str] = meta["source"]
+        except (KeyError, TypeError, ValueError) as e:
+            raise InputError(f"{path}: the metadata cannot be read ({e}); pack it again") from e
+
+    @property
+    def size(self) -> int:
+        return int(self._data.size)
+
+    def section_bytes(self) -> np.ndarray:
+        """The whole image, uint8 (size,)."""
+        return self._data
+
+    def offset(self, kind: Section, layer: int = 0) -> int:
+        return self.sections[kind, layer][0]
+
+    def section(self, kind: Section, layer: int = 0) -> np.ndarray:
+        """Bytes of a section, uint8 (n,)."""
+        try:
+            offset, length = self.sections[kind, layer]
+        except KeyError:
+            raise InputError(
+                f"{self.path}: section {kind.name} of layer {layer} is missing; pack it again"
+            ) from None
+        return self._data[offset : offset + length]
+
+    def embed(self) -> Blocks:
+        rows = self.section(Section.EMBED).reshape(self.spec.vocab, -1)
+        return unpack_rows(rows, self.spec.dim, self.formats.embed)
+
+    def head(self) -> Blocks:
+        if self.spec.tied_head:
+            return self.embed()
+        rows = self.section(Section.HEAD).reshape(self.spec.vocab, -1)
+        return unpack_rows(rows, self.spec.dim, self.formats.embed)
+
+    def attention(self, layer: int) -> tuple[Blocks, Blocks, Blocks, Blocks]:
+        """q, k, v and o projections."""
+        s, fmt = self.spec, self.formats.attn
+        data = self.section(Section.ATTN, layer)
+        out, at = [], 0
+        for n, cols in ((s.q_dim, s.dim), (s.kv_dim, s.dim), (s.kv_dim, s.dim), (s.dim, s.q_dim)):
+            size = n * row_bytes(cols, fmt)
+            out.append(unpack_rows(data[at : at + size].reshape(n, -1), cols, fmt))
+            at += size
+        return out[0], out[1], out[2], out[3]
+
+    def ffn(self, layer: int) -> tuple[Blocks, Blocks, Blocks]:
+        """gate_proj, up_proj (ffn, dim) and down_proj (dim, ffn padded to 32)."""
+        s, fmt = self.spec, self.formats.ffn
+        lay = record_layout(s, fmt)
+        rec = self.section(Section.RECORDS, layer).reshape(s.ffn_dim, lay["stride"])
+        gate = unpack_rows(rec[:, : lay["up"]], s.dim, fmt)
+        up = unpack_rows(rec[:, lay["up"] : lay["down"]], s.dim, fmt)
+        body = np.ascontiguousarray(rec[:, lay["down"] :])
+        blocks = -(-s.ffn_dim // GROUP)
+        scales = np.ascontiguousarray(self.section(Section.SCALES, layer)).view("<f2")
+        extra = blocks * GROUP - s.ffn_dim
+        if fmt == "q4":
+            table = scales.reshape(blocks, s.dim, 2)
+            q4 = np.pad(unpack_nibbles(body).T, ((0, 0), (0, extra)))
+            return gate, up, Q4Blocks(q4, table[..., 0].T, table[..., 1].T)
+        q8 = np.pad(body.view(np.int8).T, ((0, 0), (0, extra)))
+        return gate, up, Q8Blocks(q8, scales.reshape(blocks, s.dim).T)
+
+    def vectors(self) -> tuple[list[dict[str, np.ndarray]], np.ndarray]:
+        """Float vectors of every layer by name, and the final norm."""
+        data = self.section(Section.VECTORS).view("<f4")
+        at = 0
+        layers = []
+        for _ in range(self.spec.n_layers):
+            one = {}
+            for name, size in vector_layout(self.spec):
+                one[name] = data[at : at + size]
+                at += size
+            layers.append(one)
+        return layers, data[at : at + self.spec.dim]
+
+    def rope(self) -> np.ndarray:
+        """Phase increments, uint32 (layers, head_dim/2)."""
+        return self.section(Section.ROPE).view("<u4").reshape(self.spec.n_layers, -1)

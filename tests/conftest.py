@@ -1,0 +1,80 @@
+"""Small models and places that the tests share."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from sparseflash.boards import Board, load_board
+from sparseflash.files import root
+from sparseflash.spec import Layer, LayerSpec, Model, ModelSpec
+
+
+def data_folder() -> Path:
+    return Path(os.environ.get("SPARSEFLASH_DATA") or root().parent / "shared" / "data")
+
+
+def random_model(seed: int = 1, n_layers: int = 2, **changes: Any) -> Model:
+    """A random model of the default shape, changed by ``changes``."""
+    spec = ModelSpec(
+        family="llama",
+        vocab=160,
+        dim=64,
+        ffn_dim=172,
+        n_layers=n_layers,
+        n_heads=8,
+        n_kv_heads=4,
+        head_dim=8,
+        context=256,
+        layers=tuple(LayerSpec() for _ in range(n_layers)),
+        eos_ids=(2,),
+    )
+    spec = replace(spec, **changes)
+    rng = np.random.default_rng(seed)
+
+    def matrix(rows: int, cols: int) -> np.ndarray:
+        return (rng.standard_normal((rows, cols)) / np.sqrt(cols)).astype(np.float32)
+
+    def vector(n: int, centre: float = 1.0) -> np.ndarray:
+        return (centre + 0.2 * rng.standard_normal(n)).astype(np.float32)
+
+    layers = []
+    for _ in range(n_layers):
+        layer = Layer(
+            attn_norm=vector(spec.dim),
+            q_proj=matrix(spec.q_dim, spec.dim),
+            k_proj=matrix(spec.kv_dim, spec.dim),
+            v_proj=matrix(spec.kv_dim, spec.dim),
+            o_proj=matrix(spec.dim, spec.q_dim),
+            ffn_norm=vector(spec.dim),
+            gate_proj=matrix(spec.ffn_dim, spec.dim),
+            up_proj=matrix(spec.ffn_dim, spec.dim),
+            down_proj=matrix(spec.dim, spec.ffn_dim),
+        )
+        if spec.qk_norm:
+            layer.q_norm, layer.k_norm = vector(spec.head_dim), vector(spec.head_dim)
+        if spec.sandwich_norms:
+            layer.post_attn_norm, layer.post_ffn_norm = vector(spec.dim), vector(spec.dim)
+        if spec.attn_bias:
+            layer.q_bias = vector(spec.q_dim, 0.0)
+            layer.k_bias = vector(spec.kv_dim, 0.0)
+            layer.v_bias = vector(spec.kv_dim, 0.0)
+        layers.append(layer)
+    head = None if spec.tied_head else matrix(spec.vocab, spec.dim)
+    return Model(
+        spec=spec,
+        embed=rng.standard_normal((spec.vocab, spec.dim)).astype(np.float32),
+        layers=layers,
+        final_norm=vector(spec.dim),
+        head=head,
+        name="random",
+    )
+
+
+@pytest.fixture(scope="session")
+def host() -> Board:
+    return load_board("host")

@@ -1,0 +1,139 @@
+"""Bit-exactness: the numpy reference and the C, on random models of every supported shape."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import random_model
+from sparseflash.boards import Board
+from sparseflash.build import build_library
+from sparseflash.engine import Engine, dense_thresholds
+from sparseflash.generate import generate
+from sparseflash.plan import make_plan
+from sparseflash.reference import Reference
+from sparseflash.sfm import Formats, Image, pack
+from sparseflash.spec import Activation, LayerSpec, Model
+
+POSITIONS = 64
+
+
+def engine_for(
+    model: Model,
+    board: Board,
+    folder: Path,
+    formats: Formats | None = None,
+    cc: str = "cc",
+    flags: list[str] | None = None,
+) -> Engine:
+    pack(model, folder / "model.sfm", formats)
+    image = Image(folder / "model.sfm")
+    plan = make_plan(image, board, dense_thresholds(image), kv_len=96)
+    generate(plan, folder / "gen")
+    return Engine(build_library(folder / "gen", folder / "libmodel.so", cc, flags), image)
+
+
+def compare(engine: Engine, thresholds: np.ndarray, seed: int = 5) -> None:
+    ids = np.random.default_rng(seed).integers(0, engine.image.spec.vocab, POSITIONS)
+    want = Reference(engine.image).run(ids, thresholds)
+    hashes = want.hashes()
+    engine.set_thresholds(thresholds)
+    engine.reset()
+    engine.counters(clear=True)
+    engine.trace(True)
+    for p, token in enumerate(ids):
+        logits = engine.step(int(token))
+        assert np.array_equal(engine.hashes(), hashes[p]), f"sites differ at position {p}"
+        assert logits is not None
+        assert np.array_equal(logits.view(np.uint32), want.logits[p].view(np.uint32))
+    assert engine.counters()["neurons"] == want.neurons
+
+
+def mixed_thresholds(engine: Engine) -> np.ndarray:
+    t = dense_thresholds(engine.image)
+    t[0] = (0.3, 0.1, 0.2, 0.05, 0.02)
+    t[-1, 3] = 0.2
+    return t
+
+
+SHAPES: dict[str, dict[str, Any]] = {
+    "llama": {},
+    "untied": {"tied_head": False},
+    "qwen2": {"attn_bias": True},
+    "qwen3": {"qk_norm": True, "head_dim": 16},
+    "gemma3": {
+        "qk_norm": True,
+        "sandwich_norms": True,
+        "activation": Activation.GELU_TANH,
+        "embed_scale": 8.0,
+        "layers": (LayerSpec(window=16), LayerSpec(rope_theta=1e6, rope_scale=8.0)),
+    },
+    "relu": {"activation": Activation.RELU},
+}
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("fmt", ["q4", "q8"])
+def test_families(shape: str, fmt: str, host: Board, tmp_path: Path) -> None:
+    engine = engine_for(
+        random_model(**SHAPES[shape]), host, tmp_path, Formats(fmt, fmt, "q8" if fmt == "q4" else "q4")
+    )
+    compare(engine, dense_thresholds(engine.image))
+    compare(engine, mixed_thresholds(engine))
+
+
+@pytest.mark.parametrize("cc", ["gcc", "clang"])
+@pytest.mark.parametrize("level", ["-O0", "-O2", "-O3", "-O3 -march=native"])
+def test_compilers(cc: str, level: str, host: Board, tmp_path: Path) -> None:
+    if shutil.which(cc) is None:
+        pytest.skip(f"{cc} is not installed")
+    engine = engine_for(random_model(), host, tmp_path, None, cc, level.split())
+    compare(engine, mixed_thresholds(engine))
+
+
+def test_threshold_zero_is_dense(host: Board, tmp_path: Path) -> None:
+    """A mask that drops nothing leaves every bit, and one that drops leaves fewer bytes."""
+    engine = engine_for(random_model(), host, tmp_path)
+    t = dense_thresholds(engine.image)
+    compare(engine, t)
+    dense = engine.counters(clear=True)
+    t[:, 3] = 1e-30
+    compare(engine, t)
+    assert engine.counters(clear=True)["neurons"] == dense["neurons"]
+    t[:, 3] = 0.3
+    compare(engine, t)
+    sparse = engine.counters(clear=True)
+    assert sparse["bytes_ffn"] < dense["bytes_ffn"]
+    assert sparse["neurons"] < dense["neurons"]
+
+
+def test_outliers(host: Board, tmp_path: Path) -> None:
+    """Weights of very different sizes exercise the shared exponents."""
+    model = random_model()
+    for layer in model.layers:
+        layer.attn_norm[:8] *= 500
+        layer.ffn_norm[3] *= 3000
+        assert layer.gate_proj is not None and isinstance(layer.up_proj, np.ndarray)
+        layer.up_proj[:5] *= 30
+        layer.up_proj[40:90] = 0
+    engine = engine_for(model, host, tmp_path)
+    compare(engine, dense_thresholds(engine.image))
+
+
+def test_generation_is_deterministic(host: Board, tmp_path: Path, monkeypatch: Any) -> None:
+    model = random_model()
+    outputs = []
+    for name, locale in (("a", "C"), ("b", "de_DE.UTF-8")):
+        monkeypatch.setenv("LC_ALL", locale)
+        monkeypatch.chdir(tmp_path)
+        folder = tmp_path / name
+        pack(model, folder / "model.sfm")
+        image = Image(folder / "model.sfm")
+        files = generate(make_plan(image, host, dense_thresholds(image)), folder / "gen")
+        outputs.append(
+            [p.read_bytes() for p in files] + [(folder / "model.sfm").read_bytes()]
+        )
+    assert outputs[0] == outputs[1]
