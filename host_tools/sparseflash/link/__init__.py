@@ -1,0 +1,1 @@
+"""The serial link: frames, the device client, the host board's process."""

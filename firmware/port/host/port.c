@@ -1,0 +1,168 @@
+/* A process as a board: the flash is a mapped file, the line a terminal or a socket. */
+#define _GNU_SOURCE
+#include "host.h"
+
+#include "sf_port.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <poll.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <sys/mman.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <termios.h>
+#include <time.h>
+#include <unistd.h>
+
+static const uint8_t *flash;
+static uint32_t flash_bytes;
+static int line = -1;
+static bool follow;
+
+bool host_flash_open(const char *path) {
+    struct stat st;
+    const int fd = open(path, O_RDONLY | O_CLOEXEC);
+    if (fd < 0) {
+        return false;
+    }
+    bool ok = fstat(fd, &st) == 0;
+    if (ok && (st.st_size <= 0 || st.st_size > (off_t)UINT32_MAX)) {
+        errno = EFBIG;
+        ok = false;
+    }
+    if (ok) {
+        void *p = mmap(NULL, (size_t)st.st_size, PROT_READ, MAP_PRIVATE, fd, 0);
+        ok = p != MAP_FAILED;
+        if (ok) {
+            flash = p;
+            flash_bytes = (uint32_t)st.st_size;
+        }
+    }
+    const int saved = errno;
+    close(fd);
+    errno = saved;
+    return ok;
+}
+
+bool host_pty_open(void) {
+    const int master = posix_openpt(O_RDWR | O_NOCTTY | O_CLOEXEC);
+    if (master < 0 || grantpt(master) != 0 || unlockpt(master) != 0) {
+        return false;
+    }
+    const char *name = ptsname(master);
+    if (name == NULL) {
+        return false;
+    }
+    /* Held open for good, so that a client that leaves does not end the line. */
+    const int slave = open(name, O_RDWR | O_NOCTTY | O_CLOEXEC);
+    struct termios t;
+    if (slave < 0 || tcgetattr(slave, &t) != 0) {
+        return false;
+    }
+    cfmakeraw(&t);
+    if (tcsetattr(slave, TCSANOW, &t) != 0 || fcntl(master, F_SETFL, O_NONBLOCK) != 0) {
+        return false;
+    }
+    line = master;
+    printf("PORT %s\n", name);
+    return fflush(stdout) == 0;
+}
+
+int host_tcp_listen(uint16_t port) {
+    struct sockaddr_in a = {.sin_family = AF_INET, .sin_port = htons(port)};
+    socklen_t n = sizeof a;
+    const int one = 1;
+    a.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+    const int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    if (fd < 0 || setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &one, sizeof one) != 0 ||
+        bind(fd, (const struct sockaddr *)&a, n) != 0 || listen(fd, 1) != 0 ||
+        getsockname(fd, (struct sockaddr *)&a, &n) != 0) {
+        return -1;
+    }
+    printf("PORT socket://127.0.0.1:%u\n", (unsigned)ntohs(a.sin_port));
+    return fflush(stdout) == 0 ? fd : -1;
+}
+
+/* Sleeps until fd has input; false when the parent closed our stdin and we follow it. */
+static bool wait_input(int fd) {
+    struct pollfd p[2] = {{.fd = fd, .events = POLLIN}, {.fd = STDIN_FILENO, .events = POLLIN}};
+    if (poll(p, follow ? 2 : 1, 1000) <= 0 || !follow || p[1].revents == 0) {
+        return true;
+    }
+    uint8_t byte;
+    return read(STDIN_FILENO, &byte, 1) > 0;
+}
+
+bool host_tcp_accept(int listener) {
+    const int one = 1;
+    if (line >= 0) {
+        close(line);
+        line = -1;
+    }
+    if (fcntl(listener, F_SETFL, O_NONBLOCK) != 0) {
+        return false;
+    }
+    while (line < 0) {
+        if (!wait_input(listener)) {
+            exit(0);
+        }
+        line = accept4(listener, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC);
+        if (line < 0 && errno != EAGAIN && errno != EINTR && errno != ECONNABORTED) {
+            return false;
+        }
+    }
+    return setsockopt(line, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one) == 0;
+}
+
+void host_follow_stdin(void) {
+    follow = true;
+}
+
+const uint8_t *sf_port_flash_base(void) {
+    return flash;
+}
+
+uint32_t sf_port_flash_size(void) {
+    return flash_bytes;
+}
+
+uint64_t sf_port_ticks(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
+}
+
+uint32_t sf_port_ticks_per_second(void) {
+    return 1000000000u;
+}
+
+int sf_port_read(uint8_t *buffer, size_t n) {
+    const ssize_t k = read(line, buffer, n);
+    if (k > 0) {
+        return (int)k;
+    }
+    return k < 0 && (errno == EAGAIN || errno == EINTR) ? 0 : -1;
+}
+
+int sf_port_write(const uint8_t *buffer, size_t n) {
+    const ssize_t k = write(line, buffer, n);
+    if (k >= 0) {
+        return (int)k;
+    }
+    if (errno != EAGAIN && errno != EINTR) {
+        return -1;
+    }
+    struct pollfd p = {.fd = line, .events = POLLOUT};
+    /* As on a wire, what nobody reads is lost; the host asks again. */
+    return poll(&p, 1, 1000) == 0 ? (int)n : 0;
+}
+
+void sf_port_idle(void) {
+    if (!wait_input(line)) {
+        exit(0);
+    }
+}
