@@ -14,7 +14,6 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-import shutil
 import subprocess
 import sys
 import zipfile
@@ -329,8 +328,3 @@ def text(name: str) -> str:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as e:
         raise InputError(f"{path} is not readable UTF-8 text; give another file") from e
-
-
-def clear_cache() -> None:
-    """Removes the downloads."""
-    shutil.rmtree(root() / ".cache", ignore_errors=True)

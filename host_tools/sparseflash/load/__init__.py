@@ -2,14 +2,35 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from sparseflash.errors import InputError, UnsupportedError
 from sparseflash.spec import Model
 
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w-]*/[A-Za-z0-9][\w.-]*(?<!\.bin)(?<!\.gguf)")
+
+
+def _snapshot(hub_id: str) -> Path:
+    """Folder of a hub checkpoint, from the cache or the network."""
+    try:
+        from huggingface_hub import snapshot_download
+
+        return Path(
+            snapshot_download(hub_id, allow_patterns=["*.json", "*.jinja", "*.safetensors"])
+        )
+    except Exception as e:  # offline, unknown id, gated: the caller needs one sentence
+        raise InputError(
+            f"{hub_id}: neither a file here nor a checkpoint the hub gave ({type(e).__name__}); "
+            "download it to a folder and name that"
+        ) from e
+
 
 def load_model(source: str | Path, tokenizer: str | Path | None = None) -> Model:
     """A model in memory from a GGUF file, a safetensors directory or a llama2.c ``.bin``.
+
+    ``org/name`` that is no path is a hub id. ``tokenizer`` is only for llama2.c,
+    whose models do not carry one.
 
     Raises:
         InputError: the source is missing, damaged or truncated.
@@ -21,11 +42,10 @@ def load_model(source: str | Path, tokenizer: str | Path | None = None) -> Model
 
         return load_directory(path)
     if not path.exists():
-        text = str(source)
-        if text.count("/") == 1 and not text.startswith((".", "/")) and not path.suffix:
-            raise InputError(
-                f"{text}: hub ids are not downloaded; save the checkpoint to a folder and name it"
-            )
+        if _HUB_ID.fullmatch(str(source)):
+            from sparseflash.load.hf_dir import load_directory
+
+            return load_directory(_snapshot(str(source)))
         raise InputError(f"{path}: no such model file; `make fetch` brings the known ones")
     if path.suffix == ".gguf":
         from sparseflash.load.gguf_file import load_gguf

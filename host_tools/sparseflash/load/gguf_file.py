@@ -12,7 +12,8 @@ from typing import Any
 import gguf
 import numpy as np
 
-from sparseflash.errors import InputError, UnsupportedError
+from sparseflash.errors import InputError, SparseflashError, UnsupportedError
+from sparseflash.load.check import check_model
 from sparseflash.load.rows import file_sha256, half_split_index, take_rows
 from sparseflash.spec import (
     Activation,
@@ -23,16 +24,16 @@ from sparseflash.spec import (
     ModelSpec,
     Q4Blocks,
     Q8Blocks,
-    as_float32,
 )
-from sparseflash.tokenizer import Tokenizer
+from sparseflash.tokenizer import TURN_ENDS, Tokenizer
 
 ARCHITECTURES = ("llama", "qwen2", "qwen3", "gemma3")
-TURN_ENDS = ("<|im_end|>", "<|eot_id|>", "<end_of_turn>", "<|endoftext|>")
 
 
 def _matrix(tensor: Any) -> Matrix:
     """A tensor as blocks or float32; GGUF lists its shape innermost first."""
+    if len(tensor.shape) != 2:
+        raise InputError(f"tensor {tensor.name} is not a matrix; convert the model again")
     cols, rows = int(tensor.shape[0]), int(tensor.shape[1])
     kind = tensor.tensor_type
     raw = np.ascontiguousarray(tensor.data).view(np.uint8).reshape(rows, -1)
@@ -53,7 +54,18 @@ def _matrix(tensor: Any) -> Matrix:
         d = np.ascontiguousarray(block[..., :2]).view(np.float16)[..., 0]
         q8 = np.ascontiguousarray(block[..., 2:]).view(np.int8).reshape(rows, cols)
         return Q8Blocks(q8, d)
-    return np.ascontiguousarray(gguf.dequantize(tensor.data, kind), np.float32).reshape(rows, cols)
+    return _float32(tensor).reshape(rows, cols)
+
+
+def _float32(tensor: Any) -> np.ndarray:
+    """The tensor's values. Raises UnsupportedError for a type the package cannot read."""
+    try:
+        return np.array(gguf.dequantize(tensor.data, tensor.tensor_type), np.float32)
+    except NotImplementedError as e:
+        raise UnsupportedError(
+            f"tensor {tensor.name} is {tensor.tensor_type.name}, which is not supported; "
+            "convert the model to Q4_1, Q8_0 or F16"
+        ) from e
 
 
 class _Fields:
@@ -96,6 +108,18 @@ def load_gguf(path: Path) -> Model:
         InputError: damaged or truncated. UnsupportedError: another architecture.
     """
     try:
+        return _load(path)
+    except SparseflashError as e:
+        # Helpers know the tensor but not the file.
+        if str(path) in str(e):
+            raise
+        raise type(e)(f"{path}: {e}") from e
+    except (ValueError, TypeError, LookupError, ArithmeticError) as e:
+        raise InputError(f"{path}: damaged metadata or tensors ({e}); download it again") from e
+
+
+def _load(path: Path) -> Model:
+    try:
         reader = gguf.GGUFReader(path)
     except Exception as e:
         raise InputError(
@@ -109,7 +133,10 @@ def load_gguf(path: Path) -> Model:
         )
     if str(f.get(f"{arch}.rope.scaling.type", "none")) not in ("none", "linear"):
         raise UnsupportedError(f"{path}: only linear RoPE scaling is supported")
+    if int(f.get(f"{arch}.expert_count", 0) or 0):
+        raise UnsupportedError(f"{path}: mixtures of experts are not supported")
     tensors = {t.name: t for t in reader.tensors}
+    used: set[str] = set()
     size = path.stat().st_size
     for t in reader.tensors:
         if int(t.data_offset) + int(t.n_bytes) > size:
@@ -118,11 +145,11 @@ def load_gguf(path: Path) -> Model:
     def get(name: str) -> Any:
         if name not in tensors:
             raise InputError(f"{path}: tensor {name} is missing; convert the model again")
+        used.add(name)
         return tensors[name]
 
     def vector(name: str) -> np.ndarray:
-        t = get(name)
-        return np.asarray(gguf.dequantize(t.data, t.tensor_type), np.float32).reshape(-1)
+        return _float32(get(name)).reshape(-1)
 
     def optional(name: str) -> np.ndarray | None:
         return vector(name) if name in tensors else None
@@ -132,6 +159,8 @@ def load_gguf(path: Path) -> Model:
     kv_heads = int(f.get(f"{arch}.attention.head_count_kv", heads))
     head_dim = int(f.get(f"{arch}.attention.key_length", dim // heads))
     n = int(f.need(f"{arch}.block_count"))
+    if min(dim, heads, kv_heads, head_dim, n) <= 0:
+        raise InputError(f"{path}: a size in its metadata is not positive; download it again")
     embed = _matrix(get("token_embd.weight"))
     tokens = f.get("tokenizer.ggml.tokens") or []
     eos = {int(f.get("tokenizer.ggml.eos_token_id", -1))}
@@ -156,19 +185,33 @@ def load_gguf(path: Path) -> Model:
         sandwich_norms=gemma,
         attn_bias="blk.0.attn_q.bias" in tensors,
         embed_scale=float(np.float32(dim**0.5)) if gemma else 1.0,
+        # The 27B model scales by dim/heads instead of the head's size.
+        attn_scale=(dim / heads) ** -0.5 if gemma and n == 62 else 0.0,
         tied_head="output.weight" not in tensors,
         bos_id=int(f.get("tokenizer.ggml.bos_token_id", -1)),
         eos_ids=tuple(sorted(eos)),
         chat_template=str(f.get("tokenizer.chat_template", "")),
     )
 
-    layers = []
+    def need_rows(matrix: Matrix, rows: int, name: str) -> None:
+        if matrix.shape[0] != rows:
+            raise InputError(
+                f"{path}: {name} has {matrix.shape[0]} rows where its heads ask for {rows}; "
+                "convert the model again"
+            )
+
+    layers: list[Layer] = []
     for i in range(n):
         b = f"blk.{i}."
         q, k = _matrix(get(b + "attn_q.weight")), _matrix(get(b + "attn_k.weight"))
+        q_bias, k_bias = optional(b + "attn_q.bias"), optional(b + "attn_k.bias")
         if arch == "llama":
+            need_rows(q, heads * head_dim, b + "attn_q")
+            need_rows(k, kv_heads * head_dim, b + "attn_k")
             q = take_rows(q, half_split_index(heads, head_dim))
             k = take_rows(k, half_split_index(kv_heads, head_dim))
+            q_bias = None if q_bias is None else q_bias[half_split_index(heads, head_dim)]
+            k_bias = None if k_bias is None else k_bias[half_split_index(kv_heads, head_dim)]
         layers.append(
             Layer(
                 attn_norm=vector(b + "attn_norm.weight"),
@@ -184,22 +227,27 @@ def load_gguf(path: Path) -> Model:
                 k_norm=optional(b + "attn_k_norm.weight"),
                 post_attn_norm=optional(b + "post_attention_norm.weight"),
                 post_ffn_norm=optional(b + "post_ffw_norm.weight"),
-                q_bias=optional(b + "attn_q.bias"),
-                k_bias=optional(b + "attn_k.bias"),
+                q_bias=q_bias,
+                k_bias=k_bias,
                 v_bias=optional(b + "attn_v.bias"),
             )
         )
     head = None if spec.tied_head else _matrix(get("output.weight"))
-    for name, m in (("token_embd.weight", embed), ("blk.0.ffn_up.weight", layers[0].up_proj)):
-        if not np.isfinite(as_float32(m)[:8]).all():
-            raise InputError(f"{path}: tensor {name} holds values that are not numbers")
-    return Model(
+    final_norm = vector("output_norm.weight")
+    left = sorted(set(tensors) - used)
+    if left:
+        raise UnsupportedError(
+            f"{path}: tensor {left[0]} belongs to a variant of {arch!r} that is not supported"
+        )
+    tokenizer = Tokenizer.from_gguf(f.get) if tokens else None
+    model = Model(
         spec=spec,
         embed=embed,
         layers=layers,
-        final_norm=vector("output_norm.weight"),
+        final_norm=final_norm,
         head=head,
-        tokenizer=Tokenizer.from_gguf(f.get, spec) if tokens else None,
+        tokenizer=tokenizer,
         name=path.stem,
         source={"kind": "gguf", "file": path.name, "sha256": file_sha256(path)},
     )
+    return check_model(model, path)

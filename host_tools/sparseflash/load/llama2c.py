@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from sparseflash.errors import InputError
+from sparseflash.load.check import check_model
 from sparseflash.load.rows import file_sha256, half_split_index
 from sparseflash.spec import Layer, LayerSpec, Model, ModelSpec
 from sparseflash.tokenizer import Tokenizer
@@ -16,10 +17,15 @@ from sparseflash.tokenizer import Tokenizer
 def load_llama2c(path: Path, tokenizer: Path | None = None) -> Model:
     """Reads the file whole; its size must be exactly what the header says.
 
+    ``tokenizer`` defaults to ``tok<vocab>.bin`` or ``tokenizer.bin`` beside the model.
+
     Raises:
-        InputError: the size or header does not fit.
+        InputError: the size or header does not fit, or a value is not finite.
     """
-    data = path.read_bytes()
+    try:
+        data = path.read_bytes()
+    except OSError as e:
+        raise InputError(f"{path}: cannot be read ({e.strerror})") from e
     if len(data) < 28:
         raise InputError(f"{path}: {len(data)} bytes are too few for a llama2.c model")
     dim, ffn, layers, heads, kv_heads, vocab, context = struct.unpack("<7i", data[:28])
@@ -58,9 +64,10 @@ def load_llama2c(path: Path, tokenizer: Path | None = None) -> Model:
         t[name] = np.frombuffer(data, "<f4", count, at).reshape(shape)
         at += 4 * count
     q_index, k_index = half_split_index(heads, hd), half_split_index(kv_heads, hd)
-    tok_path = tokenizer or path.with_name("tok512.bin")
-    tok = Tokenizer.from_llama2c(tok_path, vocab) if tok_path.is_file() else None
-    return Model(
+    beside = [path.with_name(name) for name in (f"tok{vocab}.bin", "tokenizer.bin")]
+    tok_path = tokenizer or next((p for p in beside if p.is_file()), None)
+    tok = Tokenizer.from_llama2c(tok_path, vocab) if tok_path else None
+    model = Model(
         spec=ModelSpec(
             family="llama",
             vocab=vocab,
@@ -97,3 +104,4 @@ def load_llama2c(path: Path, tokenizer: Path | None = None) -> Model:
         name=path.stem,
         source={"kind": "llama2c", "file": path.name, "sha256": file_sha256(path)},
     )
+    return check_model(model, path)

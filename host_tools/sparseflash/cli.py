@@ -1,0 +1,362 @@
+"""The command line: one verb a stage."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from sparseflash.errors import SparseflashError, UsageError
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True, help=__doc__)
+console = Console()
+
+BoardOption = Annotated[str, typer.Option("--board", help="a folder of firmware/port")]
+ModelOption = Annotated[str, typer.Option("--model", help="a recipe of models/")]
+PortOption = Annotated[str | None, typer.Option("--port", help="serial port or pyserial URL")]
+MethodOption = Annotated[str, typer.Option("--method", help="dense, h, cats, paper, paper-gate-up")]
+SparsityOption = Annotated[float, typer.Option("--sparsity", help="percent below the threshold")]
+KvOption = Annotated[int | None, typer.Option("--kv-len", help="positions of KV cache")]
+
+
+def _bar() -> Progress:
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.completed:g}/{task.total:g}"),
+        TimeElapsedColumn(),
+        console=Console(stderr=True),
+        transient=True,
+    )
+
+
+def _say(text: str) -> None:
+    console.print(text, highlight=False)
+
+
+@app.command()
+def fetch(model: ModelOption = "smollm2-135m", texts: bool = False) -> None:
+    """Downloads a model, and with --texts the declared texts."""
+    from sparseflash import recipes
+
+    _say(f"model {recipes.fetch(recipes.load_recipe(model))}")
+    if texts:
+        for name, source in recipes.text_sources().items():
+            if source.source.kind == "file" and not recipes.root().joinpath(
+                source.source.path
+            ).exists():
+                _say(f"text {name}: not here, tests that need it are skipped")
+                continue
+            _say(f"text {recipes.text_path(name)}")
+
+
+@app.command()
+def calibrate(model: ModelOption = "smollm2-135m") -> None:
+    """Measures the magnitudes at every site: calibration.npz and .json."""
+    from sparseflash import pipeline, recipes
+
+    recipe = recipes.load_recipe(model)
+    pipeline.calibrated(pipeline.open_model(recipe), recipe)
+    _say(f"calibration {pipeline.Places(model).calibration}")
+
+
+@app.command()
+def generate(
+    model: ModelOption = "smollm2-135m",
+    board: BoardOption = "host",
+    method: MethodOption = "h",
+    sparsity: SparsityOption = 50,
+    kv_len: KvOption = None,
+) -> None:
+    """Packs the model, plans it for the board and writes its C."""
+    from sparseflash import pipeline, recipes
+    from sparseflash.boards import load_board
+
+    recipe, target = recipes.load_recipe(model), load_board(board)
+    loaded = pipeline.open_model(recipe)
+    image = pipeline.pack_model(loaded, recipe)
+    percent = 0.0 if method == "dense" else sparsity
+    limits = np.zeros((image.spec.n_layers, 5), np.float32)
+    if percent:
+        limits = pipeline.thresholds_for(
+            image, pipeline.calibrated(loaded, recipe), method, percent
+        )
+    plan = pipeline.plan_and_generate(image, target, limits, recipe, method, percent, kv_len)
+    table = Table("SRAM", "bytes", title=f"{model} on {board}")
+    for name, size in plan["memory"].items():
+        table.add_row(name, f"{size:,}")
+    table.add_row("of the board", f"{target.sram_bytes:,}")
+    console.print(table)
+    _say(f"flash {image.size:,} of {target.flash_bytes:,} bytes; method {method} {percent:g} %")
+
+
+@app.command()
+def build(model: ModelOption = "smollm2-135m", board: BoardOption = "host") -> None:
+    """Compiles what generate wrote."""
+    from sparseflash import pipeline
+    from sparseflash.boards import load_board
+
+    _say(f"firmware {pipeline.build_board(load_board(board), model)}")
+
+
+@app.command()
+def flash(model: ModelOption = "smollm2-135m", board: BoardOption = "host") -> None:
+    """Builds, and puts image and firmware on the board."""
+    from sparseflash import pipeline
+    from sparseflash.boards import load_board
+
+    target = load_board(board)
+    pipeline.build_board(target, model)
+    _say(f"flashed {pipeline.flash_board(target, model)}")
+
+
+def _validation_ids(session: Any, model: str, positions: int) -> np.ndarray:
+    """Tokens of a fixed text, and random ones when the model has no tokenizer."""
+    from sparseflash import pipeline, recipes
+
+    loaded = pipeline.open_model(recipes.load_recipe(model))
+    if loaded.tokenizer is None:
+        rng = np.random.default_rng(1)
+        return rng.integers(0, loaded.spec.vocab, positions)
+    words = "Once upon a time, a small board read only the weights it needed. " * 40
+    return np.array(loaded.tokenizer.encode(words)[:positions])
+
+
+@app.command()
+def validate(
+    model: ModelOption = "smollm2-135m",
+    board: BoardOption = "host",
+    port: PortOption = None,
+    positions: int = 64,
+) -> None:
+    """Compares logits and every layer of the device with the reference, bit by bit."""
+    from sparseflash import pipeline
+
+    with pipeline.Session(model, board, port) as session, _bar() as bar:
+        ids = _validation_ids(session, model, positions)
+        task = bar.add_task("validating", total=len(ids))
+        found = pipeline.validate(
+            session.device,
+            session.image,
+            ids,
+            session.thresholds,
+            lambda done: bar.update(task, completed=done),
+        )
+    if found is not None:
+        raise SparseflashError(f"the device differs from the reference at {found}")
+    n = session.image.spec.n_layers
+    _say(f"validated {len(ids)} positions: logits and 7 sites of {n} layers are bit-equal")
+
+
+@app.command()
+def bench(
+    model: ModelOption = "smollm2-135m",
+    board: BoardOption = "host",
+    port: PortOption = None,
+    tokens: int = 64,
+    repetitions: int = 3,
+) -> None:
+    """Tokens a second, bytes a token, time by stage: table, JSON and CSV."""
+    from sparseflash import __version__, pipeline
+    from sparseflash.bench import bench as run
+    from sparseflash.files import write_json, write_text
+
+    with pipeline.Session(model, board, port) as session:
+        with console.status("benchmarking"):
+            ids = [int(i) for i in _validation_ids(session, model, 16)]
+            result = run(session.device, ids, tokens, repetitions)
+        plan = session.plan
+    result |= {"version": __version__, "method": plan["method"], "sparsity": plan["sparsity"]}
+    result |= {"model_sha": plan["model_sha"], "seed": "greedy"}
+    folder = pipeline.Places(model, board).target
+    write_json(folder / "bench.json", result)
+    write_text(
+        folder / "bench.csv",
+        ",".join(result) + "\n" + ",".join(str(v) for v in result.values()) + "\n",
+    )
+    table = Table("figure", "value", title=f"{model} on {board}")
+    for name, value in result.items():
+        table.add_row(name, f"{value:,.3f}" if isinstance(value, float) else str(value))
+    console.print(table)
+
+
+@app.command()
+def chat(
+    message: Annotated[str, typer.Argument()] = "",
+    model: ModelOption = "smollm2-135m",
+    board: BoardOption = "host",
+    port: PortOption = None,
+    most: int = 120,
+    temperature: float = 0.0,
+    top_p: float = 0.9,
+    seed: int = 1,
+) -> None:
+    """Talks to the device; with a message, one question and its answer."""
+    from sparseflash import pipeline, recipes
+
+    loaded = pipeline.open_model(recipes.load_recipe(model))
+    if loaded.tokenizer is None:
+        raise UsageError(f"{model} has no tokenizer, so it cannot chat; give another MODEL")
+    with pipeline.Session(model, board, port) as session:
+        history: list[dict[str, str]] = []
+        while True:
+            text = message or console.input("[bold]> [/bold]")
+            if not text:
+                return
+            history.append({"role": "user", "content": text})
+            answer = b""
+            session.device.reset()
+            for _, piece in session.device.generate(
+                loaded.tokenizer.chat(history), most, temperature, top_p, seed
+            ):
+                answer += piece
+                sys.stdout.buffer.write(piece)
+                sys.stdout.buffer.flush()
+            print(flush=True)
+            if message:
+                return
+            history.append({"role": "assistant", "content": answer.decode("utf-8", "replace")})
+
+
+@app.command()
+def perplexity(
+    model: ModelOption = "smollm2-135m",
+    text: Annotated[str | None, typer.Option("--text", help="a declared text or a file")] = None,
+    tokens: int = 0,
+    window: int = 0,
+    sparsities: str = "50",
+    methods: str = "h,cats,paper-gate-up",
+) -> None:
+    """Perplexity, KL, same top token and bytes of dense and sparse variants, and a plot."""
+    from sparseflash import __version__, pipeline, recipes
+    from sparseflash.calibrate import assert_disjoint
+    from sparseflash.engine import dense_thresholds
+    from sparseflash.perplexity import measure, write_report
+
+    recipe = recipes.load_recipe(model)
+    loaded = pipeline.open_model(recipe)
+    if loaded.tokenizer is None:
+        raise UsageError(f"{model} has no tokenizer, so it has no perplexity of a text")
+    image = pipeline.pack_model(loaded, recipe)
+    calibration = pipeline.calibrated(loaded, recipe)
+    name = text or str(recipe.evaluation["text"])
+    tokens = tokens or int(recipe.evaluation["tokens"])
+    window = window or int(recipe.evaluation["window"])
+    ids = np.array(loaded.tokenizer.encode(recipes.text(name)[: 12 * tokens]))[:tokens]
+    if len(ids) < window:
+        raise UsageError(f"text {name} has {len(ids)} tokens, fewer than a window of {window}")
+    ids = ids[: len(ids) // window * window].reshape(-1, window)
+    assert_disjoint(calibration, ids)
+    pipeline.host_engine(image, recipe, window)
+    variants: list[tuple[str, float, np.ndarray]] = [("dense", 0.0, dense_thresholds(image))]
+    for method in methods.split(","):
+        for percent in (float(s) for s in sparsities.split(",")):
+            limits = pipeline.thresholds_for(image, calibration, method, percent)
+            variants.append((method, percent, limits))
+    folder = pipeline.Places(model).folder
+    with _bar() as bar:
+        task = bar.add_task("windows", total=len(ids) * (1 + len(variants)))
+        rows = measure(
+            loaded, image, folder / "libsparseflash.so", ids, variants, lambda: bar.advance(task)
+        )
+    about = {
+        "model": model,
+        "text": name,
+        "tokens": int(ids.size),
+        "window": window,
+        "version": __version__,
+        "model_sha": image.sha256.hex(),
+    }
+    write_report(rows, folder, about)
+    table = Table("variant", "perplexity", "ratio to fp32", "KL", "same top", "MB a token")
+    for r in rows:
+        table.add_row(
+            r.name,
+            f"{r.perplexity:.3f} ± {r.error:.3f}",
+            f"{r.ratio:.4f} ± {r.ratio_error:.4f}",
+            f"{r.kl:.4f}",
+            f"{100 * r.same_top:.1f} %",
+            f"{r.bytes / 1e6:.2f}" if r.bytes else "-",
+        )
+    console.print(table)
+    _say(f"{folder / 'perplexity.png'}, .csv, .json: {name}, {ids.size} tokens of {window}")
+
+
+@app.command()
+def boards() -> None:
+    """Lists the boards."""
+    from sparseflash.boards import board_ids, load_board
+
+    table = Table("board", "SRAM", "flash", "what it is")
+    for name in board_ids():
+        b = load_board(name)
+        table.add_row(b.id, f"{b.sram_bytes:,}", f"{b.flash_bytes:,}", b.description)
+    console.print(table)
+
+
+@app.command()
+def models() -> None:
+    """Lists the models."""
+    from sparseflash.recipes import load_recipe, recipe_names
+
+    table = Table("model", "what it is", "licence")
+    for name in recipe_names():
+        r = load_recipe(name)
+        table.add_row(r.name, r.title, r.licence)
+    console.print(table)
+
+
+@app.command()
+def demo(
+    model: ModelOption = "smollm2-135m",
+    board: BoardOption = "host",
+    method: MethodOption = "h",
+    sparsity: SparsityOption = 50,
+) -> None:
+    """The main job: pack, generate, build, flash, validate, bench, chat."""
+    start = time.monotonic()
+    for title, step in (
+        ("fetch", lambda: fetch(model)),
+        ("calibrate", lambda: calibrate(model)),
+        ("generate", lambda: generate(model, board, method, sparsity, None)),
+        ("flash", lambda: flash(model, board)),
+        ("validate", lambda: validate(model, board, None, 64)),
+        ("bench", lambda: bench(model, board, None, 64, 3)),
+    ):
+        console.rule(f"{title} ({time.monotonic() - start:.0f} s)")
+        step()
+    question = "What is the capital of France?"
+    console.rule(f"chat ({time.monotonic() - start:.0f} s)")
+    _say(f"> {question}")
+    chat(question, model, board, None, 60, 0.0, 0.9, 1)
+    console.rule(f"done ({time.monotonic() - start:.0f} s)")
+
+
+def main() -> None:
+    """Entry point: errors become one sentence and their exit code."""
+    try:
+        app(standalone_mode=False)
+    except SparseflashError as e:
+        Console(stderr=True).print(f"error: {e}", style="red", highlight=False, markup=False)
+        sys.exit(int(e.code))
+    except (KeyboardInterrupt, EOFError):
+        sys.exit(130)
+    except typer.Exit as e:
+        sys.exit(e.exit_code)
+    except Exception as e:
+        if hasattr(e, "format_message"):
+            Console(stderr=True).print(f"error: {e.format_message()}", style="red")
+            sys.exit(2)
+        raise
+
+
+if __name__ == "__main__":
+    main()
+
+

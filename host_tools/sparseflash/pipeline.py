@@ -1,0 +1,289 @@
+"""The stages, one artefact each, under ``build/``; the command line and the tests call these.
+
+build/models/<model>/    model.sfm, calibration.npz and .json, libsparseflash.so, perplexity.*
+build/<board>/<model>/   plan.json, gen/, firmware, flashed/, bench.*
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sparseflash.boards import Board, load_board
+from sparseflash.build import build_firmware, build_library
+from sparseflash.calibrate import (
+    Calibration,
+    calibrate,
+    calibration_windows,
+)
+from sparseflash.engine import Engine, dense_thresholds
+from sparseflash.errors import InputError, ToolError, UsageError
+from sparseflash.files import root, write_bytes, write_json
+from sparseflash.generate import generate
+from sparseflash.host_board import HostProcess, start_host_device
+from sparseflash.link.client import Device
+from sparseflash.load import load_model
+from sparseflash.plan import make_plan, plan_digest
+from sparseflash.recipes import Recipe, fetch, fetch_tokenizer
+from sparseflash.reference import SITES, THRESHOLDS, Reference
+from sparseflash.sfm import Formats, Image, pack
+from sparseflash.spec import Model
+
+METHODS: dict[str, tuple[str, ...]] = {
+    "dense": (),
+    "h": ("h",),
+    "cats": ("act",),
+    "paper": ("gate", "up", "down"),
+    "paper-gate-up": ("gate", "up"),
+}
+"""Sites that a method thresholds, each at the asked sparsity (docs/DESIGN.md, "Methods")."""
+
+
+@dataclass(frozen=True)
+class Places:
+    """Paths of one model, and of it on one board."""
+
+    model: str
+    board: str = "host"
+
+    @property
+    def folder(self) -> Path:
+        return root() / "build" / "models" / self.model
+
+    @property
+    def image(self) -> Path:
+        return self.folder / "model.sfm"
+
+    @property
+    def calibration(self) -> Path:
+        return self.folder / "calibration.npz"
+
+    @property
+    def target(self) -> Path:
+        return root() / "build" / self.board / self.model
+
+    @property
+    def plan(self) -> Path:
+        return self.target / "plan.json"
+
+    @property
+    def firmware(self) -> Path:
+        return self.target / "firmware"
+
+    @property
+    def flashed(self) -> Path:
+        return self.target / "flashed"
+
+
+def open_model(recipe: Recipe) -> Model:
+    """Downloads if needed and loads; the model takes the recipe's name."""
+    model = load_model(fetch(recipe), fetch_tokenizer(recipe))
+    model.name = recipe.name
+    return model
+
+
+def pack_model(model: Model, recipe: Recipe) -> Image:
+    """model.sfm, written when the source or the formats changed."""
+    path = Places(recipe.name).image
+    formats = Formats(**recipe.formats)
+    if path.is_file():
+        try:
+            image = Image(path)
+            if image.source == model.source and image.formats == formats:
+                return image
+        except InputError:
+            pass
+    pack(model, path, formats)
+    return Image(path)
+
+
+def calibrated(model: Model, recipe: Recipe) -> Calibration:
+    """calibration.npz of the recipe's texts, measured when it is not there for this source."""
+    path = Places(recipe.name).calibration
+    if path.is_file():
+        try:
+            old = Calibration.load(path)
+            if old.model_sha256 == model.source["sha256"]:
+                return old
+        except InputError:
+            pass
+    settings = recipe.calibration
+    window, seed = int(settings["window"]), int(settings["seed"])
+    ids, texts = calibration_windows(
+        model, list(settings["texts"]), int(settings["tokens"]), window, seed
+    )
+    result = calibrate(model, ids, window=window, texts=texts, seed=seed)
+    result.save(path)
+    return result
+
+
+def thresholds_for(image: Image, calibration: Calibration, method: str, percent: float) -> np.ndarray:
+    """float32 (layers, 5): the method's sites at ``percent`` of magnitudes below."""
+    if method not in METHODS:
+        raise UsageError(f"method {method!r} is unknown; there are {', '.join(METHODS)}")
+    if not 0 <= percent < 100:
+        raise UsageError(f"sparsity {percent:g} is out of range; give 0 up to below 100 percent")
+    out = dense_thresholds(image)
+    for site in METHODS[method]:
+        column = THRESHOLDS.index(site)
+        for i in range(image.spec.n_layers):
+            if percent:
+                out[i, column] = calibration.threshold(i, site, percent / 100)
+    return out
+
+
+def plan_and_generate(
+    image: Image,
+    board: Board,
+    thresholds: np.ndarray,
+    recipe: Recipe,
+    method: str,
+    percent: float,
+    kv_len: int | None = None,
+) -> dict[str, Any]:
+    """plan.json and the C of a board."""
+    places = Places(recipe.name, board.id)
+    plan = make_plan(image, board, thresholds, kv_len or recipe.kv_len, method, percent)
+    generate(plan, places.target / "gen")
+    write_json(places.plan, plan)
+    return plan
+
+
+def build_board(board: Board, model: str, show: bool = True) -> Path:
+    """The firmware of a board, from what ``generate`` wrote."""
+    places = Places(model, board.id)
+    if not places.plan.is_file():
+        raise UsageError(f"nothing is generated for {model} on {board.id}; run make generate first")
+    return build_firmware(board, places.target / "gen", places.firmware, show)
+
+
+def flash_board(board: Board, model: str) -> Path:
+    """Puts image and firmware on the board and verifies them; for ``host``, a folder."""
+    places = Places(model, board.id)
+    if board.runner != "process":
+        raise ToolError(f"runner {board.runner!r} of board {board.id} is not supported")
+    for source, name in ((places.image, "model.sfm"), (places.firmware, "firmware")):
+        data = source.read_bytes()
+        target = places.flashed / name
+        write_bytes(target, data)
+        if target.read_bytes() != data:
+            raise ToolError(f"{target} does not read back what was written; check the disk")
+        shutil.copymode(source, target)
+    write_bytes(places.flashed / "plan.json", places.plan.read_bytes())
+    return places.flashed
+
+
+class Session:
+    """A device under its plan: starts the host process, or opens ``port``. A context manager."""
+
+    def __init__(
+        self, model: str, board_id: str, port: str | None = None, timeout: float = 30.0
+    ) -> None:
+        board = load_board(board_id)
+        places = Places(model, board_id)
+        plan_path = places.flashed / "plan.json"
+        if not plan_path.is_file():
+            raise UsageError(
+                f"{model} is not flashed on {board_id}; run make generate flash BOARD={board_id} "
+                f"MODEL={model}"
+            )
+        self.plan: dict[str, Any] = json.loads(plan_path.read_text())
+        self.image = Image(places.flashed / "model.sfm")
+        self._process: HostProcess | None = None
+        if port is None and board.runner == "process":
+            self._process = start_host_device(places.flashed / "firmware", self.image.path)
+            port = self._process.url
+        if port is None:
+            raise UsageError(f"board {board_id} needs PORT=, the serial port it is on")
+        try:
+            self.device = Device.open(
+                port, self.image.sha256, plan_digest(self.plan), timeout=timeout
+            )
+        except BaseException:
+            self._stop()
+            raise
+
+    def _stop(self) -> None:
+        if self._process is not None:
+            self._process.stop()
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.device.close()
+        self._stop()
+
+    @property
+    def thresholds(self) -> np.ndarray:
+        return np.array(self.plan["thresholds"], np.float32)
+
+
+@dataclass
+class Difference:
+    """The first place where the device and the reference part."""
+
+    position: int
+    layer: int
+    site: str
+    index: int
+    device: float
+    reference: float
+
+    def __str__(self) -> str:
+        return (
+            f"position {self.position}, layer {self.layer}, site {self.site}[{self.index}]: "
+            f"device {self.device!r}, reference {self.reference!r}"
+        )
+
+
+def validate(device: Device, image: Image, ids: np.ndarray, thresholds: np.ndarray,
+             progress: Any = None) -> Difference | None:
+    """Compares every site of every layer and all logits of ``ids`` bit by bit."""
+    want = Reference(image).run(ids, thresholds)
+    hashes = want.hashes()
+    device.reset()
+    device.trace(True)
+    for p, token in enumerate(ids):
+        device.step(int(token))
+        wrong = np.argwhere(device.read_trace() != hashes[p])
+        if len(wrong):
+            layer, site = (int(v) for v in wrong[0])
+            return _locate(device, want.sites[layer][SITES[site]][p], ids[: p + 1], layer, site)
+        logits = device.logits()
+        bad = np.flatnonzero(logits.view(np.uint32) != want.logits[p].view(np.uint32))
+        if len(bad):
+            i = int(bad[0])
+            return Difference(
+                p, image.spec.n_layers, "logits", i, float(logits[i]), float(want.logits[p][i])
+            )
+        if progress is not None:
+            progress(p + 1)
+    device.trace(False)
+    return None
+
+
+def _locate(
+    device: Device, want: np.ndarray, ids: np.ndarray, layer: int, site: int
+) -> Difference:
+    """Runs the sequence again and fetches the values of the site that differs."""
+    device.reset()
+    device.tap(layer, site)
+    device.prefill([int(i) for i in ids])
+    got = device.read_tap()
+    bad = np.flatnonzero(got.view(np.uint32) != np.ascontiguousarray(want).view(np.uint32))
+    i = int(bad[0]) if len(bad) else 0
+    return Difference(len(ids) - 1, layer, SITES[site], i, float(got[i]), float(want[i]))
+
+
+def host_engine(image: Image, recipe: Recipe, kv_len: int | None = None) -> Engine:
+    """The generated C of the board ``host`` as a shared library in this process."""
+    folder = Places(recipe.name).folder
+    plan = make_plan(image, load_board("host"), dense_thresholds(image), kv_len or recipe.kv_len)
+    generate(plan, folder / "gen")
+    return Engine(build_library(folder / "gen", folder / "libsparseflash.so"), image)
