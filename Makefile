@@ -2,7 +2,7 @@
 
 BOARD ?= host
 MODEL ?= smollm2-135m
-SPARSITY ?= 50
+SPARSITY ?= 30
 METHOD ?= h
 PORT ?=
 TEXT ?=
@@ -18,8 +18,8 @@ STAMP := $(VENV)/.ready
 .PHONY: help demo test setup fetch calibrate generate build flash validate perplexity bench chat boards models lint clean
 
 help: ## This list
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
-	@echo; echo "Variables: BOARD=$(BOARD) MODEL=$(MODEL) METHOD=$(METHOD) SPARSITY=$(SPARSITY) PORT=$(PORT) TEXT=$(TEXT)"
+	awk -F ':.*## ' '/^[a-z]+:.*## / { printf "%-14s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	echo "Variables: BOARD=$(BOARD) MODEL=$(MODEL) METHOD=$(METHOD) SPARSITY=$(SPARSITY) PORT=$(PORT) TEXT=$(TEXT)"
 
 $(STAMP): requirements.txt pyproject.toml
 	python3 -m venv $(VENV)

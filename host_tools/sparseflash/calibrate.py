@@ -28,6 +28,7 @@ import sys
 import zipfile
 import zlib
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -256,9 +257,10 @@ def assert_disjoint(
             raise UsageError(f"calibration used text {name!r} too; evaluate on another text")
     shared = np.isin(_chunk_hashes(eval_ids, 1), calibration.chunks)
     if shared.any():
+        names = ", ".join(texts) or "unnamed"
         raise UsageError(
             f"{int(shared.sum())} runs of {CHUNK} tokens, the first at token "
-            f"{int(np.argmax(shared))}, were used by calibration ({', '.join(texts) or 'unnamed'}); "
+            f"{int(np.argmax(shared))}, were used by calibration ({names}); "
             "evaluate on another text"
         )
 
@@ -370,8 +372,15 @@ def calibrate(
     counts = np.zeros((spec.n_layers, len(SITES), BINS), np.int64)
 
     def count(layer: int, site: str, values: torch.Tensor) -> None:
+        """Called at most once at a time for a layer and site."""
         if site in sites:
             counts[layer, SITES.index(site)] += histogram(values)
+
+    def count_act(layer: int, gate: torch.Tensor) -> None:
+        if "act" in sites:
+            count(layer, "act", _activation(spec.activation, gate.detach()))
+
+    pool = ThreadPoolExecutor(max_workers=2)
 
     class Count(Hooks):
         """Adds every value that passes to the histograms and changes none."""
@@ -379,12 +388,12 @@ def calibrate(
         def ffn(
             self, layer: int, gate: torch.Tensor | None, up: torch.Tensor, h: torch.Tensor
         ) -> torch.Tensor:
+            jobs = [pool.submit(count, layer, "up", up), pool.submit(count, layer, "h", h)]
             if gate is not None and spec.gated:
-                count(layer, "gate", gate)
-                if "act" in sites:
-                    count(layer, "act", _activation(spec.activation, gate))
-            count(layer, "up", up)
-            count(layer, "h", h)
+                jobs.append(pool.submit(count, layer, "gate", gate))
+                jobs.append(pool.submit(count_act, layer, gate))
+            for job in jobs:
+                job.result()
             return h
 
         def ffn_out(self, layer: int, o: torch.Tensor) -> torch.Tensor:
@@ -393,7 +402,8 @@ def calibrate(
 
     runner, hooks = TorchModel(model), Count()
     with (
-        torch.inference_mode(),
+        pool,
+        torch.no_grad(),
         Progress(console=Console(stderr=True), transient=True, disable=not progress) as bar,
     ):
         task = bar.add_task("calibrating", total=len(ids))

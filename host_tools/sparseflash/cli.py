@@ -71,7 +71,7 @@ def generate(
     model: ModelOption = "smollm2-135m",
     board: BoardOption = "host",
     method: MethodOption = "h",
-    sparsity: SparsityOption = 50,
+    sparsity: SparsityOption = 30,
     kv_len: KvOption = None,
 ) -> None:
     """Packs the model, plans it for the board and writes its C."""
@@ -317,7 +317,7 @@ def demo(
     model: ModelOption = "smollm2-135m",
     board: BoardOption = "host",
     method: MethodOption = "h",
-    sparsity: SparsityOption = 50,
+    sparsity: SparsityOption = 30,
 ) -> None:
     """The main job: pack, generate, build, flash, validate, bench, chat."""
     start = time.monotonic()

@@ -155,8 +155,8 @@ class Tokenizer:
             scores: list[float] = list(get("tokenizer.ggml.scores", None) or [])
             if len(scores) != len(tokens):
                 raise InputError("the tokenizer has no scores; convert the model again")
-            # Runs of spaces are tokens of their own in Gemma, written either way.
-            special = {t.replace(SPACE, " "): i for t, i in special.items()}
+            # User tokens (Gemma's runs of spaces) belong to the text, not between texts.
+            special = {t: i for t, i in special.items() if types[i] != USER}
             prefix = bool(get("tokenizer.ggml.add_space_prefix", True))
             texts = [_piece_bytes(t, k) for t, k in zip(tokens, types)]
             encode = _pieces(tokens, scores, types, prefix)
@@ -327,12 +327,26 @@ def _piece_bytes(text: str, kind: int) -> bytes:
 def _pieces(
     tokens: list[str], scores: list[float], types: list[int], prefix: bool
 ) -> Callable[[str], list[int]]:
-    """SentencePiece BPE: the neighbouring pair with the best score merges first."""
-    vocab = {t: i for i, (t, k) in enumerate(zip(tokens, types)) if k in (NORMAL, USER)}
+    """SentencePiece BPE: the neighbouring pair with the best score merges first.
+
+    User tokens are found before, the longest first, and never merge. ``prefix``
+    puts a space before the text.
+    """
+    user = {t.replace(" ", SPACE): i for i, (t, k) in enumerate(zip(tokens, types)) if k == USER}
+    user.pop("", None)
+    found = "|".join(re.escape(t) for t in sorted(user, key=len, reverse=True))
+    split = re.compile(f"({found})") if found else None
+    vocab = {t: i for i, (t, k) in enumerate(zip(tokens, types)) if k == NORMAL}
     fallback = {int(t[3:5], 16): i for i, (t, k) in enumerate(zip(tokens, types)) if k == BYTE}
 
     def encode(text: str) -> list[int]:
         text = (SPACE if prefix else "") + text.replace(" ", SPACE)
+        ids: list[int] = []
+        for chunk in split.split(text) if split else [text]:
+            ids += [user[chunk]] if chunk in user else merge(chunk)
+        return ids
+
+    def merge(text: str) -> list[int]:
         part: list[str] = list(text)
         after = [*range(1, len(part)), -1]
         before = list(range(-1, len(part) - 1))

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+
 from conftest import random_model
 from sparseflash import calibrate as cal
 from sparseflash.calibrate import BINS, CHUNK, SITES, Calibration, assert_disjoint, calibrate

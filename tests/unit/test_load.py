@@ -67,7 +67,7 @@ def peer(config: Any, seed: int = 3) -> Any:
     model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager")
     with torch.no_grad():
         for p in model.parameters():
-            p += torch.randn_like(p) * (0.15 if p.ndim == 1 else 0.05)
+            p.add_(torch.randn_like(p) * (0.15 if p.ndim == 1 else 0.05))
     return model.eval()
 
 
@@ -324,6 +324,59 @@ def test_other_gguf_architectures_are_not_permuted(tmp_path: Path) -> None:
     want = write_gguf(path, random_model(ffn_dim=96), "qwen2")
     k_proj = as_float32(load_model(path).layers[1].k_proj)
     np.testing.assert_allclose(k_proj, want[1].k_proj, atol=1e-7)
+
+
+GGUF_NAMES = {
+    **{field: f"{name}.weight" for field, (name, _) in PROJECTIONS.items()},
+    **{f"{x}_bias": f"attn_{x}.bias" for x in "qkv"},
+    **{f"{x}_norm": f"attn_{x}_norm.weight" for x in "qk"},
+    "attn_norm": "attn_norm.weight",
+    "ffn_norm": "ffn_norm.weight",
+    "post_attn_norm": "post_attention_norm.weight",
+    "post_ffn_norm": "post_ffw_norm.weight",
+}
+
+
+@pytest.mark.parametrize("arch", ["qwen2", "qwen3", "gemma3"])
+def test_gguf_families_agree_with_transformers(arch: str, tmp_path: Path) -> None:
+    """The same float32 weights under GGUF names and metadata give the same logits."""
+    config = CONFIGS[{"gemma3": "gemma3_text"}.get(arch, arch)]()
+    if arch == "gemma3":
+        config.query_pre_attn_scalar = config.head_dim  # as every size but the largest
+    theirs = peer(config)
+    theirs.save_pretrained(tmp_path / "hf")
+    model = load_model(tmp_path / "hf")
+    s = model.spec
+    w = gguf.GGUFWriter(tmp_path / "m.gguf", arch)
+    w.add_block_count(s.n_layers)
+    w.add_context_length(s.context)
+    w.add_embedding_length(s.dim)
+    w.add_feed_forward_length(s.ffn_dim)
+    w.add_head_count(s.n_heads)
+    w.add_head_count_kv(s.n_kv_heads)
+    w.add_key_length(s.head_dim)
+    w.add_layer_norm_rms_eps(s.norm_eps)
+    w.add_rope_freq_base(s.layers[-1].rope_theta if arch != "gemma3" else 1e6)
+    if arch == "gemma3":
+        w.add_sliding_window(s.layers[0].window)
+    w.add_tensor("token_embd.weight", as_float32(model.embed))
+    w.add_tensor("output_norm.weight", model.final_norm)
+    if model.head is not None:
+        w.add_tensor("output.weight", as_float32(model.head))
+    for i, layer in enumerate(model.layers):
+        for field, name in GGUF_NAMES.items():
+            value = getattr(layer, field)
+            if value is not None:
+                w.add_tensor(f"blk.{i}.{name}", as_float32(value))
+    w.write_header_to_file()
+    w.write_kv_data_to_file()
+    w.write_tensors_to_file()
+    w.close()
+    ids = some_ids(160)
+    with torch.no_grad():
+        want = theirs(ids).logits
+    ours = TorchModel(load_model(tmp_path / "m.gguf")).forward(ids)
+    torch.testing.assert_close(ours, want, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("keep", [0.0, 0.001, 0.01, 0.1, 0.5, 0.9, 0.9999])

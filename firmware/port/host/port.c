@@ -9,6 +9,7 @@
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <poll.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <sys/mman.h>
@@ -99,6 +100,7 @@ static bool wait_input(int fd) {
 
 bool host_tcp_accept(int listener) {
     const int one = 1;
+    signal(SIGPIPE, SIG_IGN); /* a client that leaves is an error of write(), not our end */
     if (line >= 0) {
         close(line);
         line = -1;

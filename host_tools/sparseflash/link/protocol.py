@@ -201,7 +201,8 @@ def parse_hello(payload: bytes) -> Info:
         texts.append(raw.decode("utf-8", "replace"))
         at += 1 + n
     board, model = texts
-    return Info(*numbers, model_sha=sha.hex(), plan_digest=plan.hex(), board=board, model=model)
+    fields = [*numbers, sha.hex(), plan.hex(), board, model]
+    return Info(*fields)
 
 
 def prefill(position: int, tokens: Sequence[int], logits: bool) -> bytes:

@@ -85,7 +85,7 @@ def _rope(cfg: Config, kind: str = "", theta: float = 10000.0) -> tuple[float, f
             f"RoPE scaling {rope_type!r} is not supported; only linear scaling is"
         )
     scale = float(scaling.get("factor", 1.0)) if rope_type == "linear" else 1.0
-    return float(parameters.get("rope_theta", cfg.get("rope_theta") or theta)), scale
+    return float(parameters.get("rope_theta") or cfg.get("rope_theta") or theta), scale
 
 
 def _eos(cfg: Config) -> tuple[int, ...]:
@@ -176,7 +176,7 @@ def gemma3_spec(cfg: Config) -> ModelSpec:
         ]
     full_theta, full_scale = _rope(cfg, "full_attention", 1e6)
     local = (cfg.get("rope_parameters") or {}).get("sliding_attention") or {}
-    local_theta = float(local.get("rope_theta", cfg.get("rope_local_base_freq") or 10000.0))
+    local_theta = float(local.get("rope_theta") or cfg.get("rope_local_base_freq") or 10000.0)
     window = int(cfg.get("sliding_window") or 4096)
     scalar = float(cfg.get("query_pre_attn_scalar") or 256)
     return ModelSpec(

@@ -92,11 +92,12 @@ def _layer_specs(f: _Fields, arch: str, n: int) -> tuple[LayerSpec, ...]:
     window = int(f.get(f"{arch}.attention.sliding_window", 0) or 0)
     if arch != "gemma3":
         return tuple(LayerSpec(window=window, rope_theta=theta, rope_scale=scale) for _ in range(n))
+    local = float(f.get(f"{arch}.rope.freq_base_swa", 10000.0))
     # Gemma 3: five local layers with theta 10,000 for each global one.
     return tuple(
         LayerSpec(rope_theta=theta, rope_scale=scale)
         if i % 6 == 5
-        else LayerSpec(window=window, rope_theta=10000.0)
+        else LayerSpec(window=window, rope_theta=local)
         for i in range(n)
     )
 

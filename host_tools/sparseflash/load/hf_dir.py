@@ -52,7 +52,7 @@ class _Tensors:
         self.where: dict[str, Any] = {}
         for shard in self.shards:
             try:
-                handle = safe_open(shard, framework="pt")
+                handle: Any = safe_open(shard, framework="pt")
             except (SafetensorError, OSError) as e:
                 raise InputError(
                     f"{shard}: missing, truncated or damaged ({e}); download it again"
