@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
@@ -46,41 +47,52 @@ class Row:
     tokens: int
 
 
-def float_logits(model: Model, windows: np.ndarray, progress: Callable[[], None]) -> np.ndarray:
-    """float32 logits of the dequantised model, (W, T, vocab), kept as float16 differences.
+def float_logits(
+    model: Model, windows: np.ndarray, progress: Callable[[], None]
+) -> tuple[np.ndarray, list[np.ndarray]]:
+    """Logits of the dequantised model less their maximum, float16 (W, T, vocab), and the losses.
 
-    Logits of each position are stored minus their maximum in float16: 2^-11 relative, far
-    under what the comparison resolves, and half the memory.
+    The halves only serve KL and the top token, and halve the memory; losses are from float32.
     """
     runner = TorchModel(model)
     out = np.empty((*windows.shape, model.spec.vocab), np.float16)
+    losses = []
     for i, w in enumerate(windows):
         logits = runner.forward(torch.from_numpy(w)[None])[0]
+        losses.append(token_nll(logits[:-1].numpy(), w[1:]))
         out[i] = (logits - logits.max(-1, keepdim=True).values).numpy()
         progress()
-    return out
+    return out, losses
 
 
 _state: dict[str, Any] = {}
+"""What a worker needs; set before the fork, so the float logits are shared and not copied."""
 
 
 def _open(library: Path, image: Path) -> None:
     _state["engine"] = Engine(library, Image(image, verify=False))
 
 
-def _window(job: tuple[np.ndarray, np.ndarray]) -> tuple[np.ndarray, dict[str, int]]:
-    """float16 logits of a window and the counters it cost."""
-    ids, thresholds = job
+def _window(
+    job: tuple[int, np.ndarray],
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, dict[str, int]]:
+    """Loss, KL and same top of every predicted token of a window, and the counters it cost."""
+    index, thresholds = job
     engine: Engine = _state["engine"]
+    ids = _state["windows"][index]
     engine.set_thresholds(thresholds)
     engine.reset()
     engine.counters(clear=True)
-    out = np.empty((len(ids), engine.image.spec.vocab), np.float16)
+    loss, kl, top = [], [], []
     for i, token in enumerate(ids):
-        logits = engine.step(int(token))
-        assert logits is not None
-        out[i] = logits - logits.max()
-    return out, engine.counters()
+        got = engine.step(int(token))
+        assert got is not None
+        if i + 1 < len(ids):
+            want = _state["want"][index, i][None].astype(np.float32)
+            loss.append(token_nll(got[None], ids[i + 1 : i + 2]))
+            kl.append(token_kl(want, got[None]))
+            top.append(same_top(want, got[None]))
+    return np.concatenate(loss), np.concatenate(kl), np.concatenate(top), engine.counters()
 
 
 def measure(
@@ -93,23 +105,23 @@ def measure(
     workers: int = 2,
 ) -> list[Row]:
     """Rows for the float model and each (method, percent, thresholds) on windows (W, T)."""
-    want = float_logits(model, windows, progress)
-    targets = [w[1:] for w in windows]
-    base = [token_nll(x[:-1].astype(np.float32), y) for x, y in zip(want, targets)]
+    want, base = float_logits(model, windows, progress)
     p = perplexity(base)
-    count = sum(len(t) for t in targets)
+    count = sum(len(b) for b in base)
     rows = [Row("fp32", "fp32", 0.0, p.value, p.error, 1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, count)]
-    with ProcessPoolExecutor(workers, initializer=_open, initargs=(library, image.path)) as pool:
+    _state.update(want=want, windows=windows)
+    context = multiprocessing.get_context("fork")
+    with ProcessPoolExecutor(
+        workers, mp_context=context, initializer=_open, initargs=(library, image.path)
+    ) as pool:
         for method, percent, thresholds in variants:
             losses, kls, tops = [], [], []
             total: dict[str, int] = {}
-            jobs = [(w, thresholds) for w in windows]
-            for i, (logits, counters) in enumerate(pool.map(_window, jobs)):
-                got = logits[:-1].astype(np.float32)
-                ref = want[i][:-1].astype(np.float32)
-                losses.append(token_nll(got, targets[i]))
-                kls.append(token_kl(ref, got))
-                tops.append(same_top(ref, got))
+            jobs = [(i, thresholds) for i in range(len(windows))]
+            for loss, kl_window, top, counters in pool.map(_window, jobs):
+                losses.append(loss)
+                kls.append(kl_window)
+                tops.append(top)
                 for k, v in counters.items():
                     total[k] = total.get(k, 0) + v
                 progress()
