@@ -74,7 +74,7 @@ lint: setup ## ruff, mypy, clang-format
 	$(VENV)/bin/ruff check host_tools tests
 	$(VENV)/bin/ruff format --check host_tools tests
 	$(VENV)/bin/mypy
-	$(VENV)/bin/clang-format --dry-run -Werror $$(find firmware -name '*.[ch]')
+	$(VENV)/bin/clang-format --dry-run -Werror $$(find firmware tests -name '*.[ch]')
 
 clean: ## Removes what was built (not the venv and the downloads)
 	rm -rf build

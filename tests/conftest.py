@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 from sparseflash.boards import Board, load_board
 from sparseflash.files import root
 from sparseflash.spec import Layer, LayerSpec, Model, ModelSpec

@@ -5,19 +5,19 @@
 #include <stdint.h>
 #include <string.h>
 
-#define SF_GROUP 32u      /* elements that share a scale */
-#define SF_TILE 16u       /* most rows a kernel takes at once */
-#define SF_SHIFT_SPAN 12  /* widest distance between group exponents of a vector */
-#define SF_S_MIN (-40)    /* activation exponents are kept in this range, */
-#define SF_S_MAX 80       /* so that every power of two below is a normal float */
+#define SF_GROUP 32u     /* elements that share a scale */
+#define SF_TILE 16u      /* most rows a kernel takes at once */
+#define SF_SHIFT_SPAN 12 /* widest distance between group exponents of a vector */
+#define SF_S_MIN (-40)   /* activation exponents are kept in this range, */
+#define SF_S_MAX 80      /* so that every power of two below is a normal float */
 
 /* An activation vector: element i of group g is q[32*g + i] * 2^-(s + span - k[g]). */
 typedef struct {
-    int8_t *q;      /* [groups*32], zero padded */
-    int32_t *sum;   /* [groups] sum of q << k */
-    uint8_t *k;     /* [groups] left shift that aligns the group, 0..SF_SHIFT_SPAN */
+    int8_t *q;    /* [groups*32], zero padded */
+    int32_t *sum; /* [groups] sum of q << k */
+    uint8_t *k;   /* [groups] left shift that aligns the group, 0..SF_SHIFT_SPAN */
     uint32_t groups;
-    int32_t s;      /* smallest exponent of a non-zero group */
+    int32_t s; /* smallest exponent of a non-zero group */
 } sf_bfp;
 
 static inline uint32_t sf_bits(float x) {
@@ -66,8 +66,10 @@ int32_t sf_quantize8(const float *x, uint32_t n, int8_t *q);
 void sf_dot_q4(const uint8_t *const *row, uint32_t n, const sf_bfp *x, float *out);
 void sf_dot_q8(const uint8_t *const *row, uint32_t n, const sf_bfp *x, float *out);
 /* isum[j] += sum_r h[r] * col[r][j] for n <= SF_GROUP columns of dim weights. */
-void sf_axpy_q4(const uint8_t *const *col, const int8_t *h, uint32_t n, uint32_t dim, int32_t *isum);
-void sf_axpy_q8(const uint8_t *const *col, const int8_t *h, uint32_t n, uint32_t dim, int32_t *isum);
+void sf_axpy_q4(const uint8_t *const *col, const int8_t *h, uint32_t n, uint32_t dim,
+                int32_t *isum);
+void sf_axpy_q8(const uint8_t *const *col, const int8_t *h, uint32_t n, uint32_t dim,
+                int32_t *isum);
 /* acc[j] += (isum[j] << k) * d[j] + sum * m[j]; scales as in the image; clears isum. */
 void sf_scale_q4(const uint8_t *scales, uint32_t k, int32_t sum, uint32_t dim, int32_t *isum,
                  int64_t *acc);
@@ -98,14 +100,14 @@ void sf_rope(float *head, const float *cs, uint32_t half);
 
 /* One query head over positions first..last of a cache with the given stride. */
 typedef struct {
-    const int8_t *k;   /* [kv_len][stride] */
-    const int8_t *v;   /* [kv_len][stride] */
-    const int8_t *ks;  /* [kv_len][estride] exponents */
-    const int8_t *vs;  /* [kv_len][estride] */
+    const int8_t *k;  /* [kv_len][stride] */
+    const int8_t *v;  /* [kv_len][stride] */
+    const int8_t *ks; /* [kv_len][estride] exponents */
+    const int8_t *vs; /* [kv_len][estride] */
     uint32_t stride, estride;
     uint32_t first, last; /* inclusive */
     uint32_t head_dim;
-    float scale;       /* score scale * log2(e) */
+    float scale; /* score scale * log2(e) */
 } sf_attn;
 /* q16 [head_dim] scratch, score [kv_len] scratch, acc [head_dim] scratch, out [head_dim]. */
 void sf_attention(const sf_attn *a, const float *q, int16_t *q16, float *score, int32_t *acc,

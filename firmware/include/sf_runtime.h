@@ -16,12 +16,12 @@ enum {
 
 /* Sites a trace records, in the order they are computed in a layer. */
 enum sf_site {
-    SF_SITE_ATTN_IN = 0, /* normed input of attention [dim] */
-    SF_SITE_Q = 1,       /* query after RoPE [q_dim] */
-    SF_SITE_ATTN = 2,    /* heads, before o_proj [q_dim] */
-    SF_SITE_FFN_IN = 3,  /* normed input of the FFN [dim] */
-    SF_SITE_H = 4,       /* act(gate)*up after the mask [ffn_dim] */
-    SF_SITE_FFN_OUT = 5, /* down_proj output [dim] */
+    SF_SITE_ATTN_IN = 0,  /* normed input of attention [dim] */
+    SF_SITE_Q = 1,        /* query after RoPE [q_dim] */
+    SF_SITE_ATTN = 2,     /* heads, before o_proj [q_dim] */
+    SF_SITE_FFN_IN = 3,   /* normed input of the FFN [dim] */
+    SF_SITE_H = 4,        /* act(gate)*up after the mask [ffn_dim] */
+    SF_SITE_FFN_OUT = 5,  /* down_proj output [dim] */
     SF_SITE_RESIDUAL = 6, /* residual stream after the layer [dim] */
     SF_SITES = 7
 };
@@ -39,11 +39,11 @@ enum sf_threshold {
 /* Counters since sf_counters_clear(). */
 typedef struct {
     uint64_t tokens;
-    uint64_t bytes;         /* all weight bytes requested through the flash interface */
-    uint64_t bytes_ffn;     /* of those, FFN records and down scales */
-    uint64_t reads;         /* read requests (after merging adjacent rows) */
-    uint64_t neurons;       /* FFN neurons that contributed to down_proj */
-    uint64_t time_attn;     /* port ticks by stage */
+    uint64_t bytes;     /* all weight bytes requested through the flash interface */
+    uint64_t bytes_ffn; /* of those, FFN records and down scales */
+    uint64_t reads;     /* read requests (after merging adjacent rows) */
+    uint64_t neurons;   /* FFN neurons that contributed to down_proj */
+    uint64_t time_attn; /* port ticks by stage */
     uint64_t time_ffn;
     uint64_t time_head;
     uint64_t time_total;
@@ -55,8 +55,8 @@ typedef struct {
     const uint8_t *model_sha;   /* [32] SHA-256 stored in the image */
     const uint8_t *plan_digest; /* [32] SHA-256 of plan.json */
     uint32_t vocab, dim, ffn_dim, n_layers, n_heads, n_kv_heads, head_dim, kv_len;
-    uint32_t arena_bytes;       /* static SRAM of the model */
-    uint32_t ticks_per_second;  /* unit of the time counters, 0 when the port has no clock */
+    uint32_t arena_bytes;      /* static SRAM of the model */
+    uint32_t ticks_per_second; /* unit of the time counters, 0 when the port has no clock */
 } sf_info;
 
 /* Checks the image in flash against the compiled-in SHA-256; call once. */

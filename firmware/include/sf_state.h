@@ -6,9 +6,10 @@
 #include "sf_runtime.h"
 
 #define SF_RUNTIME_VERSION 1
-/* Groups of the longest activation vector. */
-#define SF_BFP_GROUPS \
-    ((SF_FFN > SF_DIM ? (SF_FFN > SF_Q_DIM ? SF_FFN : SF_Q_DIM) : (SF_DIM > SF_Q_DIM ? SF_DIM : SF_Q_DIM)) / 32u + 1u)
+/* Length of the longest activation vector, and its groups. */
+#define SF_MAX(a, b) ((a) > (b) ? (a) : (b))
+#define SF_LONGEST SF_MAX(SF_FFN, SF_MAX(SF_DIM, SF_Q_DIM))
+#define SF_BFP_GROUPS (SF_LONGEST / 32u + 1u)
 
 extern const char sf_model_name[];
 extern const uint8_t sf_model_sha[32];

@@ -18,7 +18,7 @@ void sf_attention(const sf_attn *a, const float *q, int16_t *q16, float *score, 
         best = t == 0 || score[t] > best ? score[t] : best;
     }
 
-    /* Probability t is m * 2^-(16+e); with the exponent of v it is a coefficient of v's integers. */
+    /* Probability t is m * 2^-(16+e); with v's exponent it is a coefficient of v's integers. */
     uint64_t total = 0;
     int32_t lowest = 1000;
     for (uint32_t t = 0; t < n; t++) {
@@ -31,7 +31,8 @@ void sf_attention(const sf_attn *a, const float *q, int16_t *q16, float *score, 
         lowest = exponent < lowest ? exponent : lowest;
         score[t] = x; /* kept for the second walk */
     }
-    int32_t headroom = 1; /* coefficients get fewer bits past 512 positions: the sums stay in 32 bits */
+    /* Coefficients get fewer bits past 512 positions: the sums stay in 32 bits. */
+    int32_t headroom = 1;
     while ((n - 1u) >> (8 + headroom)) {
         headroom++;
     }

@@ -38,8 +38,8 @@ void sf_scale_q4(const uint8_t *scales, uint32_t k, int32_t sum, uint32_t dim, i
         __m256i *y = (__m256i *)(void *)(isum + j);
         const __m256i s = _mm256_sllv_epi32(_mm256_loadu_si256(y), _mm256_set1_epi32((int)k));
         __m512i a = _mm512_loadu_si512(acc + j);
-        a = _mm512_add_epi64(
-            a, _mm512_mul_epi32(_mm512_cvtepi32_epi64(s), _mm512_cvtepi32_epi64(d)));
+        a = _mm512_add_epi64(a,
+                             _mm512_mul_epi32(_mm512_cvtepi32_epi64(s), _mm512_cvtepi32_epi64(d)));
         a = _mm512_add_epi64(a, _mm512_mul_epi32(total, _mm512_cvtepi32_epi64(m)));
         _mm512_storeu_si512(acc + j, a);
         _mm256_storeu_si256(y, _mm256_setzero_si256());
@@ -48,7 +48,8 @@ void sf_scale_q4(const uint8_t *scales, uint32_t k, int32_t sum, uint32_t dim, i
 
 #else
 
-void sf_axpy_q4(const uint8_t *const *col, const int8_t *h, uint32_t n, uint32_t dim, int32_t *isum) {
+void sf_axpy_q4(const uint8_t *const *col, const int8_t *h, uint32_t n, uint32_t dim,
+                int32_t *isum) {
     for (uint32_t r = 0; r < n; r++) {
         const uint8_t *w = col[r];
         const int32_t a = h[r];
@@ -76,7 +77,8 @@ void sf_scale_q4(const uint8_t *scales, uint32_t k, int32_t sum, uint32_t dim, i
 
 #endif
 
-void sf_axpy_q8(const uint8_t *const *col, const int8_t *h, uint32_t n, uint32_t dim, int32_t *isum) {
+void sf_axpy_q8(const uint8_t *const *col, const int8_t *h, uint32_t n, uint32_t dim,
+                int32_t *isum) {
     for (uint32_t r = 0; r < n; r++) {
         const int8_t *w = (const int8_t *)col[r];
         const int32_t a = h[r];

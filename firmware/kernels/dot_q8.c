@@ -3,7 +3,7 @@
 
 void sf_dot_q8(const uint8_t *const *row, uint32_t n, const sf_bfp *x, float *out) {
     for (uint32_t r = 0; r < n; r++) {
-        /* Signed loads: GCC 12 with VNNI takes (int8_t)unsigned_byte for an unsigned dot product. */
+        /* Signed loads: GCC 12 with VNNI takes (int8_t)unsigned_byte for an unsigned product. */
         const int8_t *w = (const int8_t *)row[r];
         const uint8_t *scales = row[r] + x->groups * SF_GROUP;
         const int8_t *q = x->q;

@@ -1,4 +1,4 @@
-/* Activations to block floating point: powers of two only, so no division and no rounding of scales. */
+/* Activations to block floating point: scales are powers of two, so nothing is divided. */
 #include "sf_kernels.h"
 
 /* Exponent that brings a magnitude with these bits to [2^top, 2^(top+1)). */

@@ -9,7 +9,7 @@
 #include <string.h>
 
 enum {
-    HEAD = 2,  /* seq, type */
+    HEAD = 2, /* seq, type */
     CRC = 2,
     FRAME = HEAD + SF_LINK_MAX_PAYLOAD + CRC,
     WIRE = FRAME + FRAME / 254 + 2 /* stuffing and the zero */
@@ -20,7 +20,7 @@ static struct {
     size_t in_n;
     bool in_lost; /* longer than any frame: skip to the next zero */
     uint8_t reply[FRAME];
-    size_t reply_n; /* with HEAD */
+    size_t reply_n;     /* with HEAD */
     uint8_t wire[WIRE]; /* the last reply as sent, kept to answer a repeated request */
     size_t wire_n;
     uint8_t last_seq;
@@ -37,8 +37,8 @@ static struct {
     /* Generation */
     sf_sampler sampler;
     bool generating;
-    bool to_run;   /* token was sent and waits to be run */
-    bool to_send;  /* token was sampled and waits for room */
+    bool to_run;  /* token was sent and waits to be run */
+    bool to_send; /* token was sampled and waits for room */
     uint32_t token;
     uint32_t left;
 } s;

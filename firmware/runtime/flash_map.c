@@ -21,7 +21,8 @@ bool sf_stream_next(sf_stream *s, sf_tile *t) {
         const uint32_t i = s->next + r;
         const uint32_t row = s->idx ? s->idx[i] : i;
         /* Neighbours whose bytes touch are one read. */
-        const bool touches = i > 0 && s->stride == s->bytes && (!s->idx || s->idx[i - 1u] + 1u == row);
+        const bool touches =
+            i > 0 && s->stride == s->bytes && (!s->idx || s->idx[i - 1u] + 1u == row);
         t->row[r] = base + s->at + s->stride * row;
         reads += touches ? 0u : 1u;
     }

@@ -5,14 +5,12 @@
 
 #include <string.h>
 
-#define TAP_MAX (SF_FFN > SF_DIM ? (SF_FFN > SF_Q_DIM ? SF_FFN : SF_Q_DIM) : (SF_DIM > SF_Q_DIM ? SF_DIM : SF_Q_DIM))
-
 static sf_counters counters;
 static bool in_ffn;
 static bool tracing;
 static uint32_t hash[SF_LAYERS][SF_SITES];
 static uint32_t tap_layer = UINT32_MAX, tap_site, tap_count;
-static float tap[TAP_MAX];
+static float tap[SF_LONGEST];
 
 void sf_observe(uint32_t layer, uint32_t site, const float *v, uint32_t n) {
     if (tracing) {

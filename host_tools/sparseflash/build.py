@@ -39,7 +39,7 @@ def run(command: list[str], show: bool = False) -> None:
         print(" ".join(command), flush=True)
     if shutil.which(command[0]) is None:
         raise ToolError(f"{command[0]} is not installed; install a C compiler (Debian: gcc)")
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise ToolError(f"{command[0]} failed ({done.returncode}):\n{done.stdout}{done.stderr}")
 

@@ -14,7 +14,9 @@ from rich.table import Table
 
 from sparseflash.errors import SparseflashError, UsageError
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True, help=__doc__)
+app = typer.Typer(
+    add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True, help=__doc__
+)
 console = Console()
 
 BoardOption = Annotated[str, typer.Option("--board", help="a folder of firmware/port")]
@@ -48,9 +50,10 @@ def fetch(model: ModelOption = "smollm2-135m", texts: bool = False) -> None:
     _say(f"model {recipes.fetch(recipes.load_recipe(model))}")
     if texts:
         for name, source in recipes.text_sources().items():
-            if source.source.kind == "file" and not recipes.root().joinpath(
-                source.source.path
-            ).exists():
+            if (
+                source.source.kind == "file"
+                and not recipes.root().joinpath(source.source.path).exists()
+            ):
                 _say(f"text {name}: not here, tests that need it are skipped")
                 continue
             _say(f"text {recipes.text_path(name)}")
@@ -358,5 +361,3 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
-
-

@@ -91,7 +91,7 @@ class Engine:
 
     def counters(self, clear: bool = False) -> dict[str, int]:
         c = self._lib.sf_get_counters().contents
-        out = {n: int(getattr(c, n)) for n, _ in Counters._fields_}
+        out = {field[0]: int(getattr(c, field[0])) for field in Counters._fields_}
         if clear:
             self._lib.sf_counters_clear()
         return out

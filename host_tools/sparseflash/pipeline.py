@@ -122,7 +122,9 @@ def calibrated(model: Model, recipe: Recipe) -> Calibration:
     return result
 
 
-def thresholds_for(image: Image, calibration: Calibration, method: str, percent: float) -> np.ndarray:
+def thresholds_for(
+    image: Image, calibration: Calibration, method: str, percent: float
+) -> np.ndarray:
     """float32 (layers, 5): the method's sites at ``percent`` of magnitudes below."""
     if method not in METHODS:
         raise UsageError(f"method {method!r} is unknown; there are {', '.join(METHODS)}")
@@ -242,8 +244,9 @@ class Difference:
         )
 
 
-def validate(device: Device, image: Image, ids: np.ndarray, thresholds: np.ndarray,
-             progress: Any = None) -> Difference | None:
+def validate(
+    device: Device, image: Image, ids: np.ndarray, thresholds: np.ndarray, progress: Any = None
+) -> Difference | None:
     """Compares every site of every layer and all logits of ``ids`` bit by bit."""
     want = Reference(image).run(ids, thresholds)
     hashes = want.hashes()
@@ -268,9 +271,7 @@ def validate(device: Device, image: Image, ids: np.ndarray, thresholds: np.ndarr
     return None
 
 
-def _locate(
-    device: Device, want: np.ndarray, ids: np.ndarray, layer: int, site: int
-) -> Difference:
+def _locate(device: Device, want: np.ndarray, ids: np.ndarray, layer: int, site: int) -> Difference:
     """Runs the sequence again and fetches the values of the site that differs."""
     device.reset()
     device.tap(layer, site)

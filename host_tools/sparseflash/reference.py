@@ -137,7 +137,7 @@ def sigmoid(x: np.ndarray) -> np.ndarray:
     m, e = exp2n(t.astype(np.int64))
     inverse = 0xFFFFFFFF // (65536 + (m >> e))
     negative = (m * inverse).astype(F32) * pow2(-32 - e)
-    return np.where(x < 0, negative, inverse.astype(F32) * pow2(-16))
+    return np.where(x < 0, negative, inverse.astype(F32) * F32(2.0**-16))
 
 
 def activate(kind: Activation, x: np.ndarray) -> np.ndarray:

@@ -282,7 +282,7 @@ class Image:
         if table != HEADER.size + DIMS.size or table + ENTRY.size * count > size:
             raise InputError(f"{path}: the section table lies outside the file; pack it again")
         self.sha256: bytes = sha
-        if verify and hashlib.sha256(self._data[HEADER.size :]).digest() != sha:
+        if verify and hashlib.sha256(self._data[HEADER.size :].data).digest() != sha:
             raise InputError(f"{path}: SHA-256 does not match, the file is damaged; pack it again")
         self.sections: dict[tuple[Section, int], tuple[int, int]] = {}
         for i in range(count):

@@ -25,9 +25,19 @@ int sf_init(void) {
 const sf_info *sf_get_info(void) {
     static uint8_t sha[32], plan[32];
     static const sf_info info = {
-        .board = "host", .model = "fake", .model_sha = sha, .plan_digest = plan,
-        .vocab = VOCAB, .dim = 64, .ffn_dim = 172, .n_layers = LAYERS, .n_heads = 8,
-        .n_kv_heads = 4, .head_dim = 8, .kv_len = KV, .arena_bytes = sizeof f,
+        .board = "host",
+        .model = "fake",
+        .model_sha = sha,
+        .plan_digest = plan,
+        .vocab = VOCAB,
+        .dim = 64,
+        .ffn_dim = 172,
+        .n_layers = LAYERS,
+        .n_heads = 8,
+        .n_kv_heads = 4,
+        .head_dim = 8,
+        .kv_len = KV,
+        .arena_bytes = sizeof f,
         .ticks_per_second = 1000000000u,
     };
     memset(sha, 0xa5, sizeof sha);

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 from conftest import random_model
 from sparseflash.boards import Board
 from sparseflash.build import build_library
@@ -79,7 +80,10 @@ SHAPES: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("fmt", ["q4", "q8"])
 def test_families(shape: str, fmt: str, host: Board, tmp_path: Path) -> None:
     engine = engine_for(
-        random_model(**SHAPES[shape]), host, tmp_path, Formats(fmt, fmt, "q8" if fmt == "q4" else "q4")
+        random_model(**SHAPES[shape]),
+        host,
+        tmp_path,
+        Formats(fmt, fmt, "q8" if fmt == "q4" else "q4"),
     )
     compare(engine, dense_thresholds(engine.image))
     compare(engine, mixed_thresholds(engine))
@@ -133,7 +137,5 @@ def test_generation_is_deterministic(host: Board, tmp_path: Path, monkeypatch: A
         pack(model, folder / "model.sfm")
         image = Image(folder / "model.sfm")
         files = generate(make_plan(image, host, dense_thresholds(image)), folder / "gen")
-        outputs.append(
-            [p.read_bytes() for p in files] + [(folder / "model.sfm").read_bytes()]
-        )
+        outputs.append([p.read_bytes() for p in files] + [(folder / "model.sfm").read_bytes()])
     assert outputs[0] == outputs[1]
