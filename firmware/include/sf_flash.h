@@ -1,4 +1,5 @@
-/* Weights in flash, in tiles of rows. */
+/* Weights in flash. The forward pass names parts and takes tiles of rows; where a part lies
+ * (mapped, pinned in RAM, streamed) is the plan's business and that of firmware/flash/. */
 #ifndef SF_FLASH_H
 #define SF_FLASH_H
 
@@ -8,26 +9,54 @@
 #include <stddef.h>
 #include <stdint.h>
 
-/* Rows in flash, all or those of an ascending index list. */
+/* Rows that are read together: a matrix, or one plane of the FFN records. */
 typedef struct {
+    uint32_t at;     /* byte offset of row 0 in the image */
+    uint32_t stride; /* from row to row */
+    uint32_t bytes;  /* of a row */
+    uint32_t rows;
+    uint32_t pin; /* offset in the pinned RAM, or SF_NOT_PINNED */
+    bool ffn;     /* counts as FFN bytes */
+} sf_part;
+
+#define SF_NOT_PINNED UINT32_MAX
+
+/* Rows of a part, all from 0 on or those of an ascending index list. */
+typedef struct {
+    const sf_part *part;
     const uint16_t *idx;
-    uint32_t at, stride, bytes, n, next;
+    uint32_t n;       /* rows to give */
+    uint32_t next;    /* rows given */
+    uint32_t ahead;   /* rows submitted (streamed parts) */
+    uint32_t in_slot; /* rows of the oldest slot already given */
 } sf_stream;
 
 typedef struct {
-    const uint8_t *row[SF_TILE];
-    uint32_t first; /* position of row[0] in the list */
+    const uint8_t *row[SF_TILE]; /* valid until the next call on the stream */
+    uint32_t first;              /* position of row[0] in the list */
     uint32_t rows;
 } sf_tile;
 
-/* n rows of `bytes` at offset at + stride * (idx ? idx[i] : i). */
-void sf_stream_open(sf_stream *s, uint32_t at, uint32_t stride, uint32_t bytes, const uint16_t *idx,
-                    uint32_t n);
-/* The next rows, valid until the call after; false at the end. */
+void sf_stream_open(sf_stream *s, const sf_part *part, const uint16_t *idx, uint32_t n);
+/* The next rows; false at the end, or after a failed read (sf_flash_error). */
 bool sf_stream_next(sf_stream *s, sf_tile *t);
-/* One counted read. */
-const uint8_t *sf_flash_read(uint32_t at, uint32_t bytes);
-/* Small constant data (vectors, tables), not counted. */
+/* One row by number, valid until the next call of this function. */
+const uint8_t *sf_flash_row(const sf_part *part, uint32_t row);
+/* Small constant data (vectors, tables), mapped and not counted. */
 const uint8_t *sf_flash_map(uint32_t at, uint32_t bytes);
+/* A token begins; head: it will read the head. */
+void sf_flash_token(bool head);
+/* Loads the pinned parts; SF_ERR_FLASH when a read fails. */
+int sf_flash_start(void);
+/* SF_OK, or SF_ERR_FLASH once any read failed; clears. */
+int sf_flash_error(void);
+
+/* The asynchronous reads under it, one implementation a board: submit never blocks for data,
+ * a ticket is waited for exactly once, and tickets may finish in any order. */
+typedef uint32_t sf_ticket;
+#define SF_NO_TICKET UINT32_MAX /* the queue is full: wait for an older one first */
+sf_ticket sf_flash_submit(uint32_t offset, uint32_t bytes, void *buffer);
+bool sf_flash_poll(sf_ticket t);
+int sf_flash_wait(sf_ticket t);
 
 #endif

@@ -47,6 +47,8 @@ typedef struct {
     uint64_t time_ffn;
     uint64_t time_head;
     uint64_t time_total;
+    uint64_t time_wait;  /* of those, waiting for flash */
+    uint64_t bytes_read; /* read from flash, alignment and gaps included */
 } sf_counters;
 
 typedef struct {

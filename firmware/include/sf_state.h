@@ -2,10 +2,11 @@
 #ifndef SF_STATE_H
 #define SF_STATE_H
 
+#include "sf_flash.h"
 #include "sf_model.h"
 #include "sf_runtime.h"
 
-#define SF_RUNTIME_VERSION 1
+#define SF_RUNTIME_VERSION 2
 /* Length of the longest activation vector, and its groups. */
 #define SF_MAX(a, b) ((a) > (b) ? (a) : (b))
 #define SF_LONGEST SF_MAX(SF_FFN, SF_MAX(SF_DIM, SF_Q_DIM))
@@ -18,14 +19,19 @@ extern float sf_threshold[SF_LAYERS][SF_THRESHOLDS];
 extern const uint32_t sf_eos[];
 extern const uint32_t sf_eos_count;
 extern const uint32_t sf_arena_bytes;
+extern const sf_part sf_parts[SF_PARTS];
 
 /* Trace and tap: hashes the site, keeps its values when tapped. */
 void sf_observe(uint32_t layer, uint32_t site, const float *v, uint32_t n);
+/* A part of a layer that these thresholds always read whole. */
+bool sf_reads_all(uint32_t layer, uint32_t kind);
 void sf_count_neurons(uint32_t n);
+/* Weight bytes the forward pass used, and those that were read from flash for it. */
+void sf_count_used(uint32_t bytes, bool ffn);
 void sf_count_read(uint32_t bytes, uint32_t reads);
+void sf_count_wait(uint64_t time);
 void sf_count_time(uint64_t attn, uint64_t ffn, uint64_t head);
 void sf_count_token(uint64_t time);
-void sf_stage_ffn(bool on);
 float *sf_logits_scratch(void);
 
 #endif

@@ -275,6 +275,8 @@ static int counters(const uint8_t *p) {
     put64(c->time_ffn);
     put64(c->time_head);
     put64(c->time_total);
+    put64(c->time_wait);
+    put64(c->bytes_read);
     if (p[0] != 0) {
         sf_counters_clear();
     }

@@ -6,7 +6,6 @@
 #include <string.h>
 
 static sf_counters counters;
-static bool in_ffn;
 static bool tracing;
 static uint32_t hash[SF_LAYERS][SF_SITES];
 static uint32_t tap_layer = UINT32_MAX, tap_site, tap_count;
@@ -74,18 +73,31 @@ void sf_counters_clear(void) {
     memset(&counters, 0, sizeof counters);
 }
 
+bool sf_reads_all(uint32_t layer, uint32_t kind) {
+    const float *t = sf_threshold[layer];
+    const bool up = !(t[SF_T_GATE] > 0.0f || t[SF_T_ACT] > 0.0f);
+    if (kind == SF_PART_UP) {
+        return up;
+    }
+    return kind != SF_PART_DOWN || (up && !(t[SF_T_UP] > 0.0f || t[SF_T_H] > 0.0f));
+}
+
 void sf_count_neurons(uint32_t n) {
     counters.neurons += n;
 }
 
-void sf_stage_ffn(bool on) {
-    in_ffn = on;
+void sf_count_used(uint32_t bytes, bool ffn) {
+    counters.bytes += bytes;
+    counters.bytes_ffn += ffn ? bytes : 0u;
 }
 
 void sf_count_read(uint32_t bytes, uint32_t reads) {
-    counters.bytes += bytes;
-    counters.bytes_ffn += in_ffn ? bytes : 0u;
+    counters.bytes_read += bytes;
     counters.reads += reads;
+}
+
+void sf_count_wait(uint64_t time) {
+    counters.time_wait += time;
 }
 
 void sf_count_time(uint64_t attn, uint64_t ffn, uint64_t head) {
@@ -106,8 +118,9 @@ int sf_init(void) {
         return SF_ERR_MODEL;
     }
     sf_reset();
+    const int code = sf_flash_start();
     sf_counters_clear();
-    return SF_OK;
+    return code;
 }
 
 const sf_info *sf_get_info(void) {

@@ -23,10 +23,11 @@ STRICT = [
 ]
 
 
-def runtime_sources() -> list[Path]:
-    """Portable C that every build contains."""
+def runtime_sources(flash: str = "map") -> list[Path]:
+    """Portable C that every build contains, with one way to reach the flash."""
     fw = root() / "firmware"
-    return sorted((fw / "kernels").glob("*.c")) + sorted((fw / "runtime").glob("*.c"))
+    sources = sorted((fw / "kernels").glob("*.c")) + sorted((fw / "runtime").glob("*.c"))
+    return [*sources, fw / "flash" / f"{flash}.c"]
 
 
 def run(command: list[str], show: bool = False) -> None:
@@ -62,7 +63,7 @@ def build_firmware(board: Board, gen: Path, target: Path, show: bool = False) ->
     fw = root() / "firmware"
     sources = [
         gen / "sf_model.c",
-        *runtime_sources(),
+        *runtime_sources("stream" if "stream" in board.raw else "map"),
         *sorted((fw / "link").glob("*.c")),
         *[board.folder / s for s in board.sources],
     ]
@@ -72,10 +73,20 @@ def build_firmware(board: Board, gen: Path, target: Path, show: bool = False) ->
 
 
 def build_library(
-    gen: Path, target: Path, cc: str = "cc", flags: list[str] | None = None, show: bool = False
+    gen: Path,
+    target: Path,
+    cc: str = "cc",
+    flags: list[str] | None = None,
+    show: bool = False,
+    faulty: bool = False,
 ) -> Path:
-    """The same C as a shared library that the host calls (firmware/port/library)."""
+    """The same C as a shared library that the host calls (firmware/port/library).
+
+    ``faulty`` streams from the flash that misbehaves on request, firmware/flash/fault.c.
+    """
     port = root() / "firmware" / "port" / "library" / "port.c"
-    sources = [gen / "sf_model.c", *runtime_sources(), port]
+    sources = [gen / "sf_model.c", *runtime_sources("stream" if faulty else "map"), port]
+    if faulty:
+        sources.append(root() / "firmware" / "flash" / "fault.c")
     flags = flags if flags is not None else ["-O3", "-march=native"]
     return _compile(cc, [*flags, "-shared", "-fPIC"], sources, gen, target, show)

@@ -76,6 +76,7 @@ def generate(
     method: MethodOption = "h",
     sparsity: SparsityOption = 30,
     kv_len: KvOption = None,
+    ram: Annotated[int | None, typer.Option("--ram", help="bytes to stay within")] = None,
 ) -> None:
     """Packs the model, plans it for the board and writes its C."""
     from sparseflash import pipeline, recipes
@@ -83,14 +84,14 @@ def generate(
 
     recipe, target = recipes.load_recipe(model), load_board(board)
     loaded = pipeline.open_model(recipe)
-    image = pipeline.pack_model(loaded, recipe)
+    image = pipeline.pack_model(loaded, recipe, target.raw.get("layout", "joint"))
     percent = 0.0 if method == "dense" else sparsity
     limits = np.zeros((image.spec.n_layers, 5), np.float32)
     if percent:
         limits = pipeline.thresholds_for(
             image, pipeline.calibrated(loaded, recipe), method, percent
         )
-    plan = pipeline.plan_and_generate(image, target, limits, recipe, method, percent, kv_len)
+    plan = pipeline.plan_and_generate(image, target, limits, recipe, method, percent, kv_len, ram)
     table = Table("SRAM", "bytes", title=f"{model} on {board}")
     for name, size in plan["memory"].items():
         table.add_row(name, f"{size:,}")
@@ -327,7 +328,7 @@ def demo(
     for title, step in (
         ("fetch", lambda: fetch(model)),
         ("calibrate", lambda: calibrate(model)),
-        ("generate", lambda: generate(model, board, method, sparsity, None)),
+        ("generate", lambda: generate(model, board, method, sparsity, None, None)),
         ("flash", lambda: flash(model, board)),
         ("validate", lambda: validate(model, board, None, 64)),
         ("bench", lambda: bench(model, board, None, 64, 3)),

@@ -27,6 +27,8 @@ class Counters(ctypes.Structure):
             "time_ffn",
             "time_head",
             "time_total",
+            "time_wait",
+            "bytes_read",
         )
     ]
 

@@ -57,7 +57,11 @@ class Places:
 
     @property
     def image(self) -> Path:
-        return self.folder / "model.sfm"
+        """The image in the layout that the board asks for."""
+        return self.image_of(load_board(self.board).raw.get("layout", "joint"))
+
+    def image_of(self, layout: str) -> Path:
+        return self.folder / ("model.sfm" if layout == "joint" else f"model.{layout}.sfm")
 
     @property
     def calibration(self) -> Path:
@@ -87,10 +91,10 @@ def open_model(recipe: Recipe) -> Model:
     return model
 
 
-def pack_model(model: Model, recipe: Recipe) -> Image:
-    """model.sfm, written when the source or the formats changed."""
-    path = Places(recipe.name).image
-    formats = Formats(**recipe.formats)
+def pack_model(model: Model, recipe: Recipe, layout: str = "joint") -> Image:
+    """model.sfm, or its split twin, written when the source or the formats changed."""
+    path = Places(recipe.name).image_of(layout)
+    formats = Formats(**recipe.formats, layout=layout)
     if path.is_file():
         try:
             image = Image(path)
@@ -147,10 +151,11 @@ def plan_and_generate(
     method: str,
     percent: float,
     kv_len: int | None = None,
+    ram: int | None = None,
 ) -> dict[str, Any]:
     """plan.json and the C of a board."""
     places = Places(recipe.name, board.id)
-    plan = make_plan(image, board, thresholds, kv_len or recipe.kv_len, method, percent)
+    plan = make_plan(image, board, thresholds, kv_len or min(recipe.kv_len, board.kv_len_default), method, percent, ram)
     generate(plan, places.target / "gen")
     write_json(places.plan, plan)
     return plan

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 
 from sparseflash.boards import Board
 from sparseflash.errors import TooSmallError, UnsupportedError
-from sparseflash.quantize import row_bytes
-from sparseflash.sfm import Image, Section, record_layout, vector_layout
+from sparseflash.placement import NOT_PINNED, Part, parts_of, place, summary
+from sparseflash.sfm import Image, Section, vector_layout
 
-RUNTIME_VERSION = 1
+RUNTIME_VERSION = 2
 
 
 def memory_table(image: Image, kv_len: int) -> dict[str, int]:
@@ -35,6 +36,49 @@ def memory_table(image: Image, kv_len: int) -> dict[str, int]:
     return table
 
 
+def _flash_and_parts(
+    image: Image, board: Board, memory: dict[str, int], ram: int, method: str, sparsity: float
+) -> tuple[dict[str, Any], list[Part]]:
+    """How weights are reached, and where each part lies; adds its buffers to ``memory``."""
+    keep = 1.0 - sparsity / 100
+    alive = {"dense": 1.0, "h": keep, "cats": keep}.get(method, keep * keep)
+    parts = parts_of(image, alive, 1.0 if method in ("dense", "h") else keep)
+    stream = board.raw.get("stream")
+    if stream is None:
+        return {"mode": "map"}, parts
+    if image.formats.layout != "split":
+        raise UnsupportedError(
+            f"board {board.id} streams its flash in blocks and needs the split layout; generate "
+            "the model for this board again"
+        )
+    flash = {"mode": "stream"} | {
+        k: int(stream[k])
+        for k in ("align", "gap", "ring_buffers", "ring_bytes", "pick_buffers", "pick_bytes")
+    }
+    flash["row_bytes"] = max(p.bytes for p in parts) // flash["align"] * flash["align"]
+    flash["row_bytes"] += 3 * flash["align"]
+    memory["flash buffers"] = (
+        flash["ring_buffers"] * flash["ring_bytes"]
+        + flash["pick_buffers"] * flash["pick_bytes"]
+        + 2 * flash["row_bytes"]
+    )
+    memory["program and stack"] = int(stream["program_bytes"])
+    del memory["total"]
+    budget = ram - sum(memory.values())
+    where = f"board {board.id}, {ram:,} bytes of RAM"
+    if budget < 0:
+        worst = max(memory, key=lambda k: memory[k])
+        raise TooSmallError(
+            f"{where}: working memory alone takes {ram - budget:,}, most of it {worst!r} with "
+            f"{memory[worst]:,}; give more RAM (--ram) or shorten the KV cache (--kv-len)"
+        )
+    parts = place(parts, budget, image.spec.tied_head, where)
+    pinned = max((p.pin + p.size for p in parts if p.pin != NOT_PINNED), default=0)
+    memory["pinned weights"] = flash["pinned_bytes"] = pinned
+    memory["total"] = sum(memory.values())
+    return flash, parts
+
+
 def make_plan(
     image: Image,
     board: Board,
@@ -42,8 +86,9 @@ def make_plan(
     kv_len: int | None = None,
     method: str = "dense",
     sparsity: float = 0.0,
+    ram: int | None = None,
 ) -> dict[str, Any]:
-    """The plan as plain data; ``thresholds`` float32 (layers, 5).
+    """The plan as plain data; ``thresholds`` float32 (layers, 5), ``ram`` bytes to stay within.
 
     Raises:
         TooSmallError: SRAM or flash of the board does not hold it; names the line that overflows.
@@ -65,13 +110,14 @@ def make_plan(
             f"{board.sram_bytes:,}; the largest line is {worst!r} with {memory[worst]:,}: "
             "shorten the KV cache (--kv-len) or choose a smaller model"
         )
-    lay = record_layout(s, f.ffn)
+    flash, parts = _flash_and_parts(
+        image, board, memory, min(ram or board.sram_bytes, board.sram_bytes), method, sparsity
+    )
     vectors: dict[str, int] = {}
     at = 0
     for name, size in vector_layout(s):
         vectors[name] = at
         at += size
-    head = Section.EMBED if s.tied_head else Section.HEAD
     return {
         "name": image.name,
         "board": board.id,
@@ -103,33 +149,20 @@ def make_plan(
         "image": {
             "bytes": image.size,
             "tokens": image.offset(Section.TOKENS),
-            "embed": image.offset(Section.EMBED),
-            "head": image.offset(head),
-            "embed_row": row_bytes(s.dim, f.embed),
             "vectors": image.offset(Section.VECTORS),
             "rope": image.offset(Section.ROPE),
-            "attn_row": row_bytes(s.dim, f.attn),
-            "o_row": row_bytes(s.q_dim, f.attn),
-            "record": lay["stride"],
-            "record_up": lay["up"],
-            "record_down": lay["down"],
-            "column": lay["column"],
-            "scales_block": s.dim * (4 if f.ffn == "q4" else 2),
         },
         "vectors": vectors,
         "vector_layer": at,
         "windows": any(x.window for x in s.layers),
         "layers": [
-            {
-                "attn": image.offset(Section.ATTN, i),
-                "records": image.offset(Section.RECORDS, i),
-                "scales": image.offset(Section.SCALES, i),
-                "window": s.layers[i].window,
-            }
-            for i in range(s.n_layers)
+            {"window": s.layers[i].window} for i in range(s.n_layers)
         ],
         "thresholds": [[float(v) for v in row] for row in np.asarray(thresholds, np.float32)],
         "memory": memory,
+        "flash": flash,
+        "parts": [asdict(p) for p in parts],
+        "placement": summary(parts) if flash["mode"] == "stream" else {},
     }
 
 

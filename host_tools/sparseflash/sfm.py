@@ -64,6 +64,9 @@ class Formats:
     attn: str = "q4"
     ffn: str = "q4"
     embed: str = "q8"
+    layout: str = "joint"
+    """FFN records: ``joint`` keeps a neuron contiguous, ``split`` keeps its gate row, up row and
+    down column in a plane each, for flash that is read in large blocks."""
 
 
 def _rope_increments(theta: float, scale: float, head_dim: int) -> np.ndarray:
@@ -110,21 +113,40 @@ def vector_layout(spec: ModelSpec) -> list[tuple[str, int]]:
     return v
 
 
-def record_layout(spec: ModelSpec, fmt: str) -> dict[str, int]:
-    """Byte offsets inside a neuron record, and its stride."""
-    row = row_bytes(spec.dim, fmt)
-    column = spec.dim // 2 if fmt == "q4" else spec.dim
-    return {"gate": 0, "up": row, "down": 2 * row, "column": column, "stride": 2 * row + column}
+@dataclass(frozen=True)
+class RecordLayout:
+    """Where neuron i's pieces lie in RECORDS: part offset + i * part stride, in bytes."""
+
+    row: int
+    column: int
+    gate: int
+    up: int
+    down: int
+    row_stride: int
+    column_stride: int
 
 
-def _records(gate: Blocks, up: Blocks, down: Blocks, ffn: int) -> np.ndarray:
-    """Neuron records (ffn, stride): gate row, up row, down column."""
+def record_layout(spec: ModelSpec, formats: Formats) -> RecordLayout:
+    """The layout of the FFN records."""
+    row = row_bytes(spec.dim, formats.ffn)
+    column = spec.dim // 2 if formats.ffn == "q4" else spec.dim
+    if formats.layout == "joint":
+        stride = 2 * row + column
+        return RecordLayout(row, column, 0, row, 2 * row, stride, stride)
+    return RecordLayout(row, column, 0, spec.ffn_dim * row, 2 * spec.ffn_dim * row, row, column)
+
+
+def _records(gate: Blocks, up: Blocks, down: Blocks, ffn: int, layout: str) -> bytes:
+    """Gate rows, up rows and down columns, by neuron or by plane."""
     column = down.q[:, :ffn].T
     if isinstance(down, Q4Blocks):
         body = pack_nibbles(np.ascontiguousarray(column))
     else:
         body = np.ascontiguousarray(column).view(np.uint8)
-    return np.concatenate([pack_rows(gate), pack_rows(up), body], axis=1)
+    pieces = [pack_rows(gate), pack_rows(up), body]
+    if layout == "joint":
+        return np.concatenate(pieces, axis=1).tobytes()
+    return b"".join(p.tobytes() for p in pieces)
 
 
 def _down_scales(down: Blocks) -> np.ndarray:
@@ -193,7 +215,8 @@ def pack(model: Model, path: Path, formats: Formats | None = None) -> None:
         gate = quantize(layer.gate_proj, formats.ffn, f"layer {i} gate_proj")
         up = quantize(layer.up_proj, formats.ffn, f"layer {i} up_proj")
         down = quantize(layer.down_proj, formats.ffn, f"layer {i} down_proj")
-        sections.append((Section.RECORDS, i, _records(gate, up, down, spec.ffn_dim).tobytes()))
+        records = _records(gate, up, down, spec.ffn_dim, formats.layout)
+        sections.append((Section.RECORDS, i, records))
         sections.append((Section.SCALES, i, _down_scales(down).tobytes()))
     _write(path, spec, formats, sections)
 
@@ -351,11 +374,18 @@ class Image:
     def ffn(self, layer: int) -> tuple[Blocks, Blocks, Blocks]:
         """gate_proj, up_proj (ffn, dim) and down_proj (dim, ffn padded to 32)."""
         s, fmt = self.spec, self.formats.ffn
-        lay = record_layout(s, fmt)
-        rec = self.section(Section.RECORDS, layer).reshape(s.ffn_dim, lay["stride"])
-        gate = unpack_rows(rec[:, : lay["up"]], s.dim, fmt)
-        up = unpack_rows(rec[:, lay["up"] : lay["down"]], s.dim, fmt)
-        body = np.ascontiguousarray(rec[:, lay["down"] :])
+        lay = record_layout(s, self.formats)
+        data = self.section(Section.RECORDS, layer)
+
+        def plane(at: int, stride: int, size: int) -> np.ndarray:
+            view = np.lib.stride_tricks.as_strided(
+                data[at:], (s.ffn_dim, size), (stride, 1), writeable=False
+            )
+            return np.ascontiguousarray(view)
+
+        gate = unpack_rows(plane(lay.gate, lay.row_stride, lay.row), s.dim, fmt)
+        up = unpack_rows(plane(lay.up, lay.row_stride, lay.row), s.dim, fmt)
+        body = plane(lay.down, lay.column_stride, lay.column)
         blocks = -(-s.ffn_dim // GROUP)
         scales = np.ascontiguousarray(self.section(Section.SCALES, layer)).view("<f2")
         extra = blocks * GROUP - s.ffn_dim

@@ -1,6 +1,7 @@
 /* A process as a board: the flash is a mapped file, the line a terminal or a socket. */
 #define _GNU_SOURCE
 #include "host.h"
+#include "storage.h"
 
 #include "sf_port.h"
 
@@ -24,7 +25,10 @@ static uint32_t flash_bytes;
 static int line = -1;
 static bool follow;
 
+const char *host_flash_path;
+
 bool host_flash_open(const char *path) {
+    host_flash_path = path;
     struct stat st;
     const int fd = open(path, O_RDONLY | O_CLOEXEC);
     if (fd < 0) {

@@ -250,11 +250,13 @@ COUNTERS = (
     "time_ffn",
     "time_head",
     "time_total",
+    "time_wait",
+    "bytes_read",
 )
 
 
 def parse_counters(payload: bytes) -> dict[str, int]:
-    return dict(zip(COUNTERS, struct.unpack("<9Q", payload), strict=True))
+    return dict(zip(COUNTERS, struct.unpack(f"<{len(COUNTERS)}Q", payload), strict=True))
 
 
 def set_thresholds(layer: int, five: Sequence[float]) -> bytes:

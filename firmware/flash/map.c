@@ -1,0 +1,56 @@
+/* Memory-mapped flash: a read is a pointer, and is counted. */
+#include "sf_flash.h"
+
+#include "sf_port.h"
+#include "sf_state.h"
+
+void sf_stream_open(sf_stream *s, const sf_part *part, const uint16_t *idx, uint32_t n) {
+    *s = (sf_stream){.part = part, .idx = idx, .n = n};
+}
+
+bool sf_stream_next(sf_stream *s, sf_tile *t) {
+    const sf_part *p = s->part;
+    const uint8_t *base = sf_port_flash_base() + p->at;
+    uint32_t reads = 0;
+    if (s->next >= s->n) {
+        return false;
+    }
+    t->first = s->next;
+    t->rows = s->n - s->next < SF_TILE ? s->n - s->next : SF_TILE;
+    for (uint32_t r = 0; r < t->rows; r++) {
+        const uint32_t i = s->next + r;
+        const uint32_t row = s->idx ? s->idx[i] : i;
+        /* Neighbours whose bytes touch are one read. */
+        const bool touches =
+            i > 0 && p->stride == p->bytes && (!s->idx || s->idx[i - 1u] + 1u == row);
+        t->row[r] = base + p->stride * row;
+        reads += touches ? 0u : 1u;
+    }
+    s->next += t->rows;
+    sf_count_used(t->rows * p->bytes, p->ffn);
+    sf_count_read(t->rows * p->bytes, reads);
+    return true;
+}
+
+const uint8_t *sf_flash_row(const sf_part *part, uint32_t row) {
+    sf_count_used(part->bytes, part->ffn);
+    sf_count_read(part->bytes, 1);
+    return sf_port_flash_base() + part->at + part->stride * row;
+}
+
+const uint8_t *sf_flash_map(uint32_t at, uint32_t bytes) {
+    (void)bytes;
+    return sf_port_flash_base() + at;
+}
+
+void sf_flash_token(bool head) {
+    (void)head;
+}
+
+int sf_flash_start(void) {
+    return SF_OK;
+}
+
+int sf_flash_error(void) {
+    return SF_OK;
+}

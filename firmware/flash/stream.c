@@ -1,0 +1,312 @@
+/* Parts pinned in RAM at the start, the others streamed through rings of buffers.
+ *
+ * Parts that are always read whole come in the same order for every token, so the ring runs ahead
+ * of the forward pass without a predictor: the reads of the next layers, and of the next token, are
+ * in flight while this one computes. Rows picked by a mask use a second ring, filled as soon as
+ * the mask is known. Depth, buffer count and timing change no output bit. */
+#include "sf_flash.h"
+
+#include "sf_port.h"
+#include "sf_state.h"
+
+#define ALIGN_DOWN(x) ((x) / SF_FLASH_ALIGN * SF_FLASH_ALIGN)
+
+typedef struct {
+    const uint8_t *data; /* of the first row */
+    uint32_t part, first, rows;
+    sf_ticket ticket;
+    bool waiting;
+} slot;
+
+static _Alignas(SF_FLASH_ALIGN) uint8_t pinned[SF_PINNED_BYTES + SF_FLASH_ALIGN];
+static _Alignas(SF_FLASH_ALIGN) uint8_t ring_memory[SF_RING_BUFFERS][SF_RING_BYTES];
+static _Alignas(SF_FLASH_ALIGN) uint8_t pick_memory[SF_PICK_BUFFERS][SF_PICK_BYTES];
+static _Alignas(SF_FLASH_ALIGN) uint8_t row_memory[SF_ROW_BYTES];
+
+static slot ring[SF_RING_BUFFERS];
+static uint32_t ring_head, ring_count;
+static uint32_t ahead_part, ahead_row; /* what the ring submits next */
+static bool with_head = true;          /* the last token ran the head, so the next one may */
+static slot pick[SF_PICK_BUFFERS];
+static uint32_t pick_head, pick_count;
+static int error;
+
+static bool resident(const sf_part *p) {
+    return p->pin != SF_NOT_PINNED;
+}
+
+/* The ring carries it: it comes in its turn for every token. */
+static bool whole(uint32_t part) {
+    const uint32_t layer = part / SF_LAYER_PARTS, kind = part % SF_LAYER_PARTS;
+    if (layer >= SF_LAYERS) {
+        return part == SF_PART_HEAD && with_head;
+    }
+    return kind != SF_PART_SCALES && sf_reads_all(layer, kind);
+}
+
+/* Aligned read of bytes at `at` into memory; returns where the first byte will be. */
+static const uint8_t *submit(uint32_t at, uint32_t bytes, uint8_t *memory, sf_ticket *ticket) {
+    const uint32_t from = ALIGN_DOWN(at);
+    const uint32_t to = ALIGN_DOWN(at + bytes + SF_FLASH_ALIGN - 1u);
+    *ticket = sf_flash_submit(from, to - from, memory);
+    if (*ticket == SF_NO_TICKET) {
+        return NULL;
+    }
+    sf_count_read(to - from, 1);
+    return memory + (at - from);
+}
+
+static void wait_slot(slot *s) {
+    if (s->waiting) {
+        const uint64_t start = sf_port_ticks();
+        if (sf_flash_wait(s->ticket) != SF_OK) {
+            error = SF_ERR_FLASH;
+        }
+        sf_count_wait(sf_port_ticks() - start);
+        s->waiting = false;
+    }
+}
+
+static uint32_t rows_that_fit(const sf_part *p, uint32_t capacity) {
+    return (capacity - 2u * SF_FLASH_ALIGN) / p->stride;
+}
+
+static void ring_fill(void) {
+    uint32_t passed = 0;
+    while (ring_count < SF_RING_BUFFERS && passed <= SF_PARTS) {
+        const sf_part *p = &sf_parts[ahead_part];
+        if (ahead_row >= p->rows || resident(p) || !whole(ahead_part)) {
+            ahead_part = (ahead_part + 1u) % SF_PARTS;
+            ahead_row = 0;
+            passed++;
+            continue;
+        }
+        const uint32_t k = (ring_head + ring_count) % SF_RING_BUFFERS;
+        const uint32_t most = rows_that_fit(p, SF_RING_BYTES);
+        const uint32_t rows = p->rows - ahead_row < most ? p->rows - ahead_row : most;
+        slot *s = &ring[k];
+        s->data = submit(p->at + ahead_row * p->stride, (rows - 1u) * p->stride + p->bytes,
+                         ring_memory[k], &s->ticket);
+        if (s->data == NULL) {
+            return;
+        }
+        s->part = ahead_part;
+        s->first = ahead_row;
+        s->rows = rows;
+        s->waiting = true;
+        ahead_row += rows;
+        ring_count++;
+        passed = 0;
+    }
+}
+
+static void ring_pop(void) {
+    wait_slot(&ring[ring_head]);
+    ring_head = (ring_head + 1u) % SF_RING_BUFFERS;
+    ring_count--;
+}
+
+/* The slot that begins with this row; what was read ahead for another course is dropped. */
+static slot *ring_at(uint32_t part, uint32_t row) {
+    while (ring_count > 0 && (ring[ring_head].part != part || ring[ring_head].first != row)) {
+        ring_pop();
+    }
+    if (ring_count == 0) {
+        ahead_part = part;
+        ahead_row = row;
+    }
+    ring_fill();
+    wait_slot(&ring[ring_head]);
+    return &ring[ring_head];
+}
+
+/* Submits picked rows; rows whose gap costs less than another read share one. */
+static void pick_fill(sf_stream *s) {
+    const sf_part *p = s->part;
+    while (pick_count < SF_PICK_BUFFERS && s->ahead < s->n) {
+        const uint32_t k = (pick_head + pick_count) % SF_PICK_BUFFERS;
+        const uint32_t most = rows_that_fit(p, SF_PICK_BYTES);
+        const uint32_t first = s->idx ? s->idx[s->ahead] : s->ahead;
+        uint32_t last = first, count = 1;
+        while (s->ahead + count < s->n && count < SF_TILE) {
+            const uint32_t row = s->idx ? s->idx[s->ahead + count] : s->ahead + count;
+            if (row - first >= most || (row - last - 1u) * p->stride > SF_FLASH_GAP) {
+                break;
+            }
+            last = row;
+            count++;
+        }
+        slot *q = &pick[k];
+        q->data = submit(p->at + first * p->stride, (last - first) * p->stride + p->bytes,
+                         pick_memory[k], &q->ticket);
+        if (q->data == NULL) {
+            return;
+        }
+        q->first = first;
+        q->rows = count;
+        q->waiting = true;
+        s->ahead += count;
+        pick_count++;
+    }
+}
+
+void sf_stream_open(sf_stream *s, const sf_part *part, const uint16_t *idx, uint32_t n) {
+    *s = (sf_stream){.part = part, .idx = idx, .n = n};
+    while (pick_count > 0) { /* left over from a stream that was not read to its end */
+        wait_slot(&pick[pick_head]);
+        pick_head = (pick_head + 1u) % SF_PICK_BUFFERS;
+        pick_count--;
+    }
+}
+
+static bool next_resident(sf_stream *s, sf_tile *t) {
+    const uint8_t *base = pinned + s->part->pin;
+    for (uint32_t r = 0; r < t->rows; r++) {
+        const uint32_t i = s->next + r;
+        t->row[r] = base + s->part->stride * (s->idx ? s->idx[i] : i);
+    }
+    return true;
+}
+
+static bool next_whole(sf_stream *s, sf_tile *t) {
+    const uint32_t part = (uint32_t)(s->part - sf_parts);
+    if (s->next > 0 && s->in_slot == ring[ring_head].rows) {
+        ring_pop();
+        s->in_slot = 0;
+    }
+    const slot *q = ring_at(part, s->next - s->in_slot);
+    if (error != SF_OK || ring_count == 0) {
+        error = SF_ERR_FLASH;
+        return false;
+    }
+    t->rows = q->rows - s->in_slot < t->rows ? q->rows - s->in_slot : t->rows;
+    for (uint32_t r = 0; r < t->rows; r++) {
+        t->row[r] = q->data + (s->in_slot + r) * s->part->stride;
+    }
+    s->in_slot += t->rows;
+    return true;
+}
+
+static bool next_picked(sf_stream *s, sf_tile *t) {
+    if (s->next > 0) {
+        pick_head = (pick_head + 1u) % SF_PICK_BUFFERS;
+        pick_count--;
+    }
+    pick_fill(s);
+    if (pick_count == 0) {
+        error = SF_ERR_FLASH;
+        return false;
+    }
+    const slot *q = &pick[pick_head];
+    wait_slot(&pick[pick_head]);
+    if (error != SF_OK) {
+        return false;
+    }
+    t->rows = q->rows;
+    for (uint32_t r = 0; r < t->rows; r++) {
+        const uint32_t i = s->next + r;
+        t->row[r] = q->data + ((s->idx ? s->idx[i] : i) - q->first) * s->part->stride;
+    }
+    return true;
+}
+
+bool sf_stream_next(sf_stream *s, sf_tile *t) {
+    bool ok;
+    if (s->next >= s->n) {
+        if (s->n > 0 && !resident(s->part)) {
+            if (s->idx == NULL && whole((uint32_t)(s->part - sf_parts))) {
+                ring_pop();
+                ring_fill();
+            } else {
+                pick_head = (pick_head + 1u) % SF_PICK_BUFFERS;
+                pick_count--;
+            }
+        }
+        s->n = 0;
+        return false;
+    }
+    t->first = s->next;
+    t->rows = s->n - s->next < SF_TILE ? s->n - s->next : SF_TILE;
+    if (resident(s->part)) {
+        ok = next_resident(s, t);
+    } else if (s->idx == NULL && whole((uint32_t)(s->part - sf_parts))) {
+        ok = next_whole(s, t);
+    } else {
+        ok = next_picked(s, t);
+    }
+    if (!ok) {
+        s->n = 0;
+        return false;
+    }
+    s->next += t->rows;
+    sf_count_used(t->rows * s->part->bytes, s->part->ffn);
+    return true;
+}
+
+const uint8_t *sf_flash_row(const sf_part *part, uint32_t row) {
+    sf_count_used(part->bytes, part->ffn);
+    if (resident(part)) {
+        return pinned + part->pin + row * part->stride;
+    }
+    slot s = {.waiting = true};
+    s.data = submit(part->at + row * part->stride, part->bytes, row_memory, &s.ticket);
+    while (s.data == NULL && ring_count > 0) { /* the queue is full of what runs ahead */
+        ring_pop();
+        s.data = submit(part->at + row * part->stride, part->bytes, row_memory, &s.ticket);
+    }
+    if (s.data == NULL) {
+        error = SF_ERR_FLASH;
+        return row_memory;
+    }
+    wait_slot(&s);
+    return s.data;
+}
+
+const uint8_t *sf_flash_map(uint32_t at, uint32_t bytes) {
+    (void)bytes;
+    return sf_port_flash_base() + at;
+}
+
+static int load(uint32_t at, uint32_t bytes, uint8_t *to) {
+    uint32_t done = 0;
+    while (done < bytes) {
+        const uint32_t room = SF_RING_BYTES - 2u * SF_FLASH_ALIGN;
+        const uint32_t n = bytes - done < room ? bytes - done : room;
+        slot s = {.waiting = true};
+        s.data = submit(at + done, n, ring_memory[0], &s.ticket);
+        if (s.data == NULL) {
+            return SF_ERR_FLASH;
+        }
+        wait_slot(&s);
+        if (error != SF_OK) {
+            return error;
+        }
+        memcpy(to + done, s.data, n);
+        done += n;
+    }
+    return SF_OK;
+}
+
+void sf_flash_token(bool head) {
+    with_head = head;
+}
+
+int sf_flash_start(void) {
+    int code = SF_OK;
+    ring_head = ring_count = pick_head = pick_count = 0;
+    ahead_part = ahead_row = 0;
+    error = SF_OK;
+    for (uint32_t i = 0; i < SF_PARTS && code == SF_OK; i++) {
+        const sf_part *p = &sf_parts[i];
+        if (resident(p)) {
+            code = load(p->at, (p->rows - 1u) * p->stride + p->bytes, pinned + p->pin);
+        }
+    }
+    return code;
+}
+
+int sf_flash_error(void) {
+    const int code = error;
+    error = SF_OK;
+    return code;
+}

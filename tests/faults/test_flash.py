@@ -1,0 +1,130 @@
+"""Streaming from a flash that is late, reorders or fails: the bits stay, or the failure is named."""
+
+from __future__ import annotations
+
+import ctypes
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import random_model
+from sparseflash.boards import Board
+from sparseflash.build import build_library
+from sparseflash.engine import Engine, dense_thresholds
+from sparseflash.errors import SparseflashError, TooSmallError
+from sparseflash.generate import generate
+from sparseflash.plan import make_plan
+from sparseflash.reference import Reference
+from sparseflash.sfm import Formats, Image, pack
+
+POSITIONS = 12
+STREAM = {
+    "align": 512,
+    "gap": 256,
+    "ring_buffers": 3,
+    "ring_bytes": 4096,
+    "pick_buffers": 2,
+    "pick_bytes": 2048,
+    "program_bytes": 1000,
+}
+
+
+def stream_board(host: Board, **changes: int) -> Board:
+    return replace(host, raw={**host.raw, "layout": "split", "stream": STREAM | changes})
+
+
+@pytest.fixture(scope="module")
+def image(tmp_path_factory: pytest.TempPathFactory) -> Image:
+    path = tmp_path_factory.mktemp("image") / "model.sfm"
+    pack(random_model(n_layers=3), path, Formats(layout="split"))
+    return Image(path)
+
+
+@pytest.fixture(scope="module")
+def ids(image: Image) -> np.ndarray:
+    return np.random.default_rng(3).integers(0, image.spec.vocab, POSITIONS)
+
+
+def masks(image: Image) -> dict[str, np.ndarray]:
+    dense = dense_thresholds(image)
+    h, both = dense.copy(), dense.copy()
+    h[:, 3] = 0.2
+    both[0] = (0.3, 0.1, 0.2, 0.05, 0.02)
+    both[1, 1] = 0.15
+    return {"dense": dense, "h": h, "mixed": both}
+
+
+def engine(image: Image, board: Board, ram: int, folder: Path) -> Engine:
+    plan = make_plan(image, board, dense_thresholds(image), kv_len=32, ram=ram)
+    generate(plan, folder / "gen")
+    flags = ["-O1", "-g", "-fsanitize=undefined", "-fno-sanitize-recover=all"]
+    return Engine(build_library(folder / "gen", folder / "lib.so", "cc", flags, faulty=True), image)
+
+
+def fault(e: Engine, seed: int, depth: int, fail: int = 0) -> None:
+    e._lib.sf_fault_set(ctypes.c_uint32(seed), ctypes.c_uint32(depth), ctypes.c_uint32(fail))
+
+
+@pytest.mark.parametrize("ram", [60_000, 120_000, 170_000, 10_000_000])
+@pytest.mark.parametrize("buffers", [2, 5])
+def test_same_bits(
+    image: Image, ids: np.ndarray, host: Board, tmp_path: Path, ram: int, buffers: int
+) -> None:
+    """Every budget, buffer count, queue depth and order of completion gives the same logits."""
+    e = engine(image, stream_board(host, ring_buffers=buffers), ram, tmp_path)
+    for name, t in masks(image).items():
+        want = Reference(image).run(ids, t, keep_sites=False).logits
+        e.set_thresholds(t)
+        for seed, depth in ((1, 64), (7, 8), (11, buffers + 4)):
+            fault(e, seed, depth)
+            e.reset()
+            for p, token in enumerate(ids):
+                # Heads that are skipped change what the ring has read ahead.
+                got = e.step(int(token), p % 3 != 1)
+                if got is not None:
+                    assert np.array_equal(got, want[p]), (name, seed, depth, p)
+
+
+def test_counters(image: Image, ids: np.ndarray, host: Board, tmp_path: Path) -> None:
+    """What is used does not depend on the budget; what is read shrinks with it."""
+    used, read = [], []
+    for k, ram in enumerate((60_000, 120_000, 10_000_000)):
+        e = engine(image, stream_board(host), ram, tmp_path / str(k))
+        fault(e, 1, 64)
+        e.set_thresholds(masks(image)["h"])
+        for token in ids:
+            e.step(int(token))
+        c = e.counters()
+        used.append((c["bytes"], c["neurons"]))
+        read.append(c["bytes_read"])
+    assert len(set(used)) == 1
+    assert read[0] > read[1] > read[2] == 0
+
+
+def test_failed_reads_are_named(
+    image: Image, ids: np.ndarray, host: Board, tmp_path: Path
+) -> None:
+    """The n-th read fails, for many n: that token reports it, and a retry is right."""
+    e = engine(image, stream_board(host), 60_000, tmp_path)
+    t = masks(image)["h"]
+    e.set_thresholds(t)
+    want = Reference(image).run(ids, t, keep_sites=False).logits
+    failures = 0
+    for n in range(1, 150, 7):
+        fault(e, n, 64, n)
+        e.reset()
+        for p, token in enumerate(ids[:3]):
+            try:
+                got = e.step(int(token))
+            except SparseflashError as error:
+                assert "-1" in str(error)
+                failures += 1
+                got = e.step(int(token))
+            assert got is not None and np.array_equal(got, want[p]), (n, p)
+    assert failures > 10
+
+
+def test_too_small(image: Image, host: Board) -> None:
+    with pytest.raises(TooSmallError, match="--ram"):
+        make_plan(image, stream_board(host), dense_thresholds(image), kv_len=32, ram=20_000)
