@@ -58,12 +58,18 @@ def make_plan(
             f"{board.flash_bytes:,}; choose a smaller model or a board with more flash"
         )
     memory = memory_table(image, kv_len)
-    if memory["total"] > board.sram_bytes:
+    kept = sum(board.reserve.values())
+    if memory["total"] + kept > board.sram_bytes:
+        over = memory["total"] + kept - board.sram_bytes
         worst = max((k for k in memory if k != "total"), key=lambda k: memory[k])
+        beside = ", ".join(f"{k} {v:,}" for k, v in board.reserve.items())
+        a_position = memory["KV cache"] // kv_len + 4
+        most = kv_len + (-over) // a_position
+        advice = f"--kv-len {most} fits" if most >= 16 else "choose a smaller model"
         raise TooSmallError(
             f"board {board.id}: the plan takes {memory['total']:,} bytes of SRAM and the board has "
-            f"{board.sram_bytes:,}; the largest line is {worst!r} with {memory[worst]:,}: "
-            "shorten the KV cache (--kv-len) or choose a smaller model"
+            f"{board.sram_bytes - kept:,}{f' beside {beside}' if beside else ''}; the largest line "
+            f"is {worst!r} with {memory[worst]:,}: {advice}"
         )
     lay = record_layout(s, f.ffn)
     vectors: dict[str, int] = {}
