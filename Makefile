@@ -49,8 +49,9 @@ generate: setup ## Packs MODEL and writes the C for BOARD
 build: setup ## Compiles what generate wrote
 	$(SF) build $(ARGS)
 
-flash: setup ## Builds and flashes BOARD
-	$(SF) flash $(ARGS)
+flash: setup ## Builds and flashes BOARD (RUNNER=, HOST=, DRIVE=; DRY_RUN=1 prints the commands)
+	$(SF) flash $(ARGS) $(LINE) $(if $(RUNNER),--runner $(RUNNER)) $(if $(HOST),--host $(HOST)) \
+	    $(if $(DRIVE),--drive $(DRIVE)) $(if $(DRY_RUN),--dry-run)
 
 validate: setup ## Compares the device with the host, bit by bit
 	$(SF) validate $(ARGS) $(LINE)

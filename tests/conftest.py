@@ -76,6 +76,28 @@ def random_model(seed: int = 1, n_layers: int = 2, **changes: Any) -> Model:
     )
 
 
+def make_workspace(folder: Path) -> Path:
+    """A checkout of its own in ``folder``: sources and downloads are the real ones, build is not.
+
+    Use it as SPARSEFLASH_ROOT. ``models`` and ``firmware/port`` are folders, so a test can add to
+    them.
+    """
+    base = folder / "checkout"
+    (base / "models").mkdir(parents=True)
+    (base / "firmware" / "port").mkdir(parents=True)
+    (base / ".cache").mkdir()
+    for name in ("codegen_templates", "docs"):
+        (base / name).symlink_to(root() / name)
+    for place in ("models", "firmware", "firmware/port", ".cache"):
+        for path in (root() / place).glob("*"):
+            target = base / place / path.name
+            if not target.exists():
+                target.symlink_to(path)
+    (folder / "shared").mkdir()
+    (folder / "shared" / "data").symlink_to(data_folder())
+    return base
+
+
 @pytest.fixture(scope="session")
 def host() -> Board:
     return load_board("host")

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-import subprocess
+import re
 from pathlib import Path
 
 from sparseflash.boards import Board
-from sparseflash.errors import ToolError
-from sparseflash.files import root
+from sparseflash.errors import ToolError, TooSmallError
+from sparseflash.files import root, whole
+from sparseflash.programs import run
 
 STRICT = [
     "-std=c11",
@@ -30,46 +29,52 @@ def runtime_sources(flash: str = "map") -> list[Path]:
     return [*sources, fw / "flash" / f"{flash}.c"]
 
 
-def run(command: list[str], show: bool = False) -> None:
-    """Runs a build command.
-
-    Raises:
-        ToolError: the program is missing or failed; its output is part of the sentence.
-    """
-    if show:
-        print(" ".join(command), flush=True)
-    if shutil.which(command[0]) is None:
-        raise ToolError(f"{command[0]} is not installed; install a C compiler (Debian: gcc)")
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise ToolError(f"{command[0]} failed ({done.returncode}):\n{done.stdout}{done.stderr}")
-
-
 def _compile(
     cc: str, flags: list[str], sources: list[Path], gen: Path, target: Path, show: bool
 ) -> Path:
     fw = root() / "firmware"
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(target.name + ".part")
-    includes = [f"-I{gen}", f"-I{fw / 'include'}", f"-I{fw / 'link'}"]
-    command = [cc, *STRICT, *flags, *includes, *map(str, sources), "-o", str(temporary), "-lm"]
-    run(command, show)
-    os.replace(temporary, target)
+    places = [gen, fw / "include", fw / "link", fw / "port" / "common"]
+    includes = [f"-I{place}" for place in places]
+    with whole(target) as temporary:
+        run([cc, *STRICT, *flags, *includes, *map(str, sources), "-o", str(temporary), "-lm"], show)
     return target
 
 
 def build_firmware(board: Board, gen: Path, target: Path, show: bool = False) -> Path:
-    """The board's program at ``target``, from the sources generated in ``gen``."""
+    """The board's program at ``target``, from the sources generated in ``gen``.
+
+    A bare board also gets ``target`` with the suffixes ``.bin`` and ``.map``.
+
+    Raises:
+        TooSmallError: it does not fit the memories of the board.
+        ToolError: the compiler is missing or failed.
+    """
     fw = root() / "firmware"
     sources = [
         gen / "sf_model.c",
         *runtime_sources("stream" if "stream" in board.raw else "map"),
         *sorted((fw / "link").glob("*.c")),
-        *[board.folder / s for s in board.sources],
+        *[(board.folder / s).resolve() for s in board.sources],
     ]
     chain = board.toolchain
     flags = [*chain["cflags"], *chain.get("ldflags", [])]
-    return _compile(chain["cc"], flags, sources, gen, target, show)
+    if board.memories:
+        flags += [f"-Wl,-T,{gen / 'board.ld'}", f"-Wl,-Map,{target}.map"]
+    try:
+        _compile(chain["cc"], flags, sources, gen, target, show)
+    except ToolError as e:
+        full = re.search(r"region `(\w+)' overflowed by (\d+) bytes", str(e))
+        if not full:
+            raise
+        held = next(m for m in board.memories if m.name.upper() == full[1])
+        raise TooSmallError(
+            f"board {board.id}: {', '.join(held.holds)} of the linked program take "
+            f"{held.length + int(full[2]):,} bytes of memory {held.name!r} and it has "
+            f"{held.length:,}: shorten the KV cache (--kv-len) or choose a smaller model"
+        ) from e
+    if "objcopy" in chain:
+        run([chain["objcopy"], "-O", "binary", str(target), f"{target}.bin"], show)
+    return target
 
 
 def build_library(

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import shlex
 import sys
 import time
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import numpy as np
 import typer
@@ -12,7 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from sparseflash.errors import SparseflashError, UsageError
+from sparseflash.errors import Exit, SparseflashError, UsageError
 
 app = typer.Typer(
     add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True, help=__doc__
@@ -24,7 +26,9 @@ ModelOption = Annotated[str, typer.Option("--model", help="a recipe of models/")
 PortOption = Annotated[str | None, typer.Option("--port", help="serial port or pyserial URL")]
 MethodOption = Annotated[str, typer.Option("--method", help="dense, h, cats, paper, paper-gate-up")]
 SparsityOption = Annotated[float, typer.Option("--sparsity", help="percent below the threshold")]
-KvOption = Annotated[int | None, typer.Option("--kv-len", help="positions of KV cache")]
+KvOption = Annotated[int | None, typer.Option("--kv-len", min=1, help="positions of KV cache")]
+Count = Annotated[int, typer.Option(min=1)]
+CountOrDefault = Annotated[int, typer.Option(min=0, help="0: the recipe's")]
 
 
 def _bar() -> Progress:
@@ -83,6 +87,7 @@ def generate(
     from sparseflash.boards import load_board
 
     recipe, target = recipes.load_recipe(model), load_board(board)
+    pipeline.check_method(method, sparsity)
     loaded = pipeline.open_model(recipe)
     image = pipeline.pack_model(loaded, recipe, target.raw.get("layout", "joint"))
     percent = 0.0 if method == "dense" else sparsity
@@ -94,6 +99,8 @@ def generate(
     plan = pipeline.plan_and_generate(image, target, limits, recipe, method, percent, kv_len, ram)
     table = Table("SRAM", "bytes", title=f"{model} on {board}")
     for name, size in plan["memory"].items():
+        table.add_row(name, f"{size:,}")
+    for name, size in target.reserve.items():
         table.add_row(name, f"{size:,}")
     table.add_row("of the board", f"{target.sram_bytes:,}")
     console.print(table)
@@ -110,14 +117,30 @@ def build(model: ModelOption = "smollm2-135m", board: BoardOption = "host") -> N
 
 
 @app.command()
-def flash(model: ModelOption = "smollm2-135m", board: BoardOption = "host") -> None:
-    """Builds, and puts image and firmware on the board."""
+def flash(
+    model: ModelOption = "smollm2-135m",
+    board: BoardOption = "host",
+    runner: Annotated[str | None, typer.Option(help="one of the board's, not its first")] = None,
+    port: PortOption = None,
+    host: Annotated[str, typer.Option(help="user@machine of runner ssh")] = "",
+    drive: Annotated[str, typer.Option(help="folder of the drive of runner uf2")] = "",
+    dry_run: bool = False,
+) -> None:
+    """Builds, and puts image and firmware on the board; --dry-run only prints the commands."""
     from sparseflash import pipeline
     from sparseflash.boards import load_board
 
     target = load_board(board)
-    pipeline.build_board(target, model)
-    _say(f"flashed {pipeline.flash_board(target, model)}")
+    asked = {"port": port or "", "host": host, "drive": drive}
+    target.settings(runner)
+    if not dry_run:
+        pipeline.build_board(target, model)
+    commands = pipeline.flash_board(target, model, runner, asked, dry_run)
+    if dry_run:
+        for command in commands:
+            print(shlex.join(command))
+    place = pipeline.Places(model, board).flashed
+    _say(f"{'would flash' if dry_run else 'flashed'} {place if not commands else board}")
 
 
 def _validation_ids(session: Any, model: str, positions: int) -> np.ndarray:
@@ -137,7 +160,7 @@ def validate(
     model: ModelOption = "smollm2-135m",
     board: BoardOption = "host",
     port: PortOption = None,
-    positions: int = 64,
+    positions: Count = 64,
 ) -> None:
     """Compares logits and every layer of the device with the reference, bit by bit."""
     from sparseflash import pipeline
@@ -163,8 +186,8 @@ def bench(
     model: ModelOption = "smollm2-135m",
     board: BoardOption = "host",
     port: PortOption = None,
-    tokens: int = 64,
-    repetitions: int = 3,
+    tokens: Count = 64,
+    repetitions: Count = 3,
 ) -> None:
     """Tokens a second, bytes a token, time by stage: table, JSON and CSV."""
     from sparseflash import __version__, pipeline
@@ -196,44 +219,45 @@ def chat(
     model: ModelOption = "smollm2-135m",
     board: BoardOption = "host",
     port: PortOption = None,
-    most: int = 120,
-    temperature: float = 0.0,
-    top_p: float = 0.9,
-    seed: int = 1,
+    most: Count = 120,
+    temperature: Annotated[float, typer.Option(min=0, help="0 is greedy")] = 0.0,
+    top_p: Annotated[float, typer.Option(min=0, max=1)] = 0.9,
+    seed: Annotated[int, typer.Option(min=0)] = 1,
 ) -> None:
     """Talks to the device; with a message, one question and its answer."""
     from sparseflash import pipeline, recipes
+    from sparseflash.chat import Chat
 
     loaded = pipeline.open_model(recipes.load_recipe(model))
     if loaded.tokenizer is None:
         raise UsageError(f"{model} has no tokenizer, so it cannot chat; give another MODEL")
     with pipeline.Session(model, board, port) as session:
-        history: list[dict[str, str]] = []
+        talk = Chat(session.device, loaded.tokenizer, loaded.spec.eos_ids)
         while True:
             text = message or console.input("[bold]> [/bold]")
             if not text:
                 return
-            history.append({"role": "user", "content": text})
-            answer = b""
-            session.device.reset()
-            for _, piece in session.device.generate(
-                loaded.tokenizer.chat(history), most, temperature, top_p, seed
-            ):
-                answer += piece
+            for piece in talk.ask(text, most, temperature, top_p, seed):
                 sys.stdout.buffer.write(piece)
                 sys.stdout.buffer.flush()
             print(flush=True)
             if message:
                 return
-            history.append({"role": "assistant", "content": answer.decode("utf-8", "replace")})
+
+
+def _numbers(option: str, text: str) -> list[float]:
+    try:
+        return [float(s) for s in text.split(",")]
+    except ValueError:
+        raise UsageError(f"{option} {text!r} is not numbers with commas; write 30,50") from None
 
 
 @app.command()
 def perplexity(
     model: ModelOption = "smollm2-135m",
     text: Annotated[str | None, typer.Option("--text", help="a declared text or a file")] = None,
-    tokens: int = 0,
-    window: int = 0,
+    tokens: CountOrDefault = 0,
+    window: CountOrDefault = 0,
     sparsities: str = "50",
     methods: str = "h,cats,paper-gate-up",
 ) -> None:
@@ -244,6 +268,9 @@ def perplexity(
     from sparseflash.perplexity import measure, write_report
 
     recipe = recipes.load_recipe(model)
+    wanted = [(m, s) for m in methods.split(",") for s in _numbers("--sparsities", sparsities)]
+    for method, percent in wanted:
+        pipeline.check_method(method, percent)
     loaded = pipeline.open_model(recipe)
     if loaded.tokenizer is None:
         raise UsageError(f"{model} has no tokenizer, so it has no perplexity of a text")
@@ -252,17 +279,18 @@ def perplexity(
     name = text or str(recipe.evaluation["text"])
     tokens = tokens or int(recipe.evaluation["tokens"])
     window = window or int(recipe.evaluation["window"])
+    if not 2 <= window <= loaded.spec.context:
+        raise UsageError(f"--window {window} is not in 2 to the model's {loaded.spec.context}")
     ids = np.array(loaded.tokenizer.encode(recipes.text(name)[: 12 * tokens]))[:tokens]
     if len(ids) < window:
         raise UsageError(f"text {name} has {len(ids)} tokens, fewer than a window of {window}")
     ids = ids[: len(ids) // window * window].reshape(-1, window)
-    assert_disjoint(calibration, ids)
+    assert_disjoint(calibration, ids, recipes.file_sha256(recipes.text_path(name)))
     pipeline.host_engine(image, recipe, window)
     variants: list[tuple[str, float, np.ndarray]] = [("dense", 0.0, dense_thresholds(image))]
-    for method in methods.split(","):
-        for percent in (float(s) for s in sparsities.split(",")):
-            limits = pipeline.thresholds_for(image, calibration, method, percent)
-            variants.append((method, percent, limits))
+    for method, percent in wanted:
+        limits = pipeline.thresholds_for(image, calibration, method, percent)
+        variants.append((method, percent, limits))
     folder = pipeline.Places(model).folder
     with _bar() as bar:
         task = bar.add_task("windows", total=len(ids) * (1 + len(variants)))
@@ -342,21 +370,35 @@ def demo(
     console.rule(f"done ({time.monotonic() - start:.0f} s)")
 
 
+def _stop(sentence: str, code: int) -> NoReturn:
+    Console(stderr=True, soft_wrap=True, emoji=False).print(
+        f"error: {sentence}", style="red", highlight=False, markup=False
+    )
+    sys.exit(code)
+
+
 def main() -> None:
-    """Entry point: errors become one sentence and their exit code."""
+    """Entry point: errors become one sentence and their exit code (docs/EXIT_CODES.md)."""
     try:
         app(standalone_mode=False)
     except SparseflashError as e:
-        Console(stderr=True).print(f"error: {e}", style="red", highlight=False, markup=False)
-        sys.exit(int(e.code))
-    except (KeyboardInterrupt, EOFError):
+        _stop(str(e), int(e.code))
+    except (KeyboardInterrupt, EOFError, typer.Abort):
         sys.exit(130)
     except typer.Exit as e:
         sys.exit(e.exit_code)
+    except BrokenPipeError:
+        # Who read our output left; what is still buffered has nowhere to go.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(int(Exit.FAILED))
+    except OSError as e:
+        where = e.filename or "a file"
+        _stop(
+            f"{where}: {e.strerror or e}; check the path, its permissions and the disk", Exit.INPUT
+        )
     except Exception as e:
-        if hasattr(e, "format_message"):
-            Console(stderr=True).print(f"error: {e.format_message()}", style="red")
-            sys.exit(2)
+        if hasattr(e, "format_message"):  # wrong options
+            _stop(e.format_message(), Exit.USAGE)
         raise
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +15,21 @@ def root() -> Path:
     return Path(os.environ.get("SPARSEFLASH_ROOT") or Path(__file__).resolve().parents[2])
 
 
-def write_bytes(path: Path, data: bytes) -> None:
+@contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """A temporary name to write to: becomes ``path`` at the end, is removed on an exception."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".part")
-    temporary.write_bytes(data)
-    os.replace(temporary, path)
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    with whole(path) as temporary:
+        temporary.write_bytes(data)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -6,11 +6,13 @@ import selectors
 import subprocess
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Literal
 
 from sparseflash.errors import LinkError, MismatchError, SparseflashError, ToolError
+from sparseflash.programs import missing
 
 START_SECONDS = 30.0
 
@@ -65,19 +67,25 @@ def _first_line(process: subprocess.Popen[bytes]) -> bytes:
 
 
 def start_host_device(
-    exe: Path, image: Path, transport: Literal["pty", "tcp"] = "pty"
+    exe: Path,
+    image: Path,
+    transport: Literal["pty", "tcp"] = "pty",
+    launcher: Sequence[str] = (),
 ) -> HostProcess:
-    """Starts ``exe`` with ``image`` as its flash.
+    """Starts ``exe`` with ``image`` as its flash, under ``launcher`` when its CPU is not ours.
 
     Raises:
         ToolError: the program is missing or does not start.
         MismatchError: it was built for another image.
     """
+    absent = missing(launcher[0]) if launcher else None
+    if absent:
+        raise ToolError(absent)
     way = ["--pty"] if transport == "pty" else ["--tcp", "0"]
     log = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the process
     try:
         process = subprocess.Popen(
-            [str(exe), "--flash", str(image), *way, "--follow-stdin"],
+            [*launcher, str(exe), "--flash", str(image), *way, "--follow-stdin"],
             stdin=subprocess.PIPE,  # its end tells the process that we are gone
             stdout=subprocess.PIPE,
             stderr=log,

@@ -7,7 +7,6 @@ build/<board>/<model>/   plan.json, gen/, firmware, flashed/, bench.*
 from __future__ import annotations
 
 import json
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,16 +20,18 @@ from sparseflash.calibrate import (
     calibrate,
     calibration_windows,
 )
+from sparseflash.emulator import EmulatorProcess
 from sparseflash.engine import Engine, dense_thresholds
-from sparseflash.errors import InputError, ToolError, UsageError
-from sparseflash.files import root, write_bytes, write_json
+from sparseflash.errors import InputError, MismatchError, UsageError
+from sparseflash.files import root, write_json
 from sparseflash.generate import generate
-from sparseflash.host_board import HostProcess, start_host_device
+from sparseflash.host_board import HostProcess
 from sparseflash.link.client import Device
 from sparseflash.load import load_model
 from sparseflash.plan import make_plan, plan_digest
 from sparseflash.recipes import Recipe, fetch, fetch_tokenizer
 from sparseflash.reference import SITES, THRESHOLDS, Reference
+from sparseflash.runners import Files, flash_files, reply_seconds, start_board
 from sparseflash.sfm import Formats, Image, pack
 from sparseflash.spec import Model
 
@@ -126,14 +127,19 @@ def calibrated(model: Model, recipe: Recipe) -> Calibration:
     return result
 
 
-def thresholds_for(
-    image: Image, calibration: Calibration, method: str, percent: float
-) -> np.ndarray:
-    """float32 (layers, 5): the method's sites at ``percent`` of magnitudes below."""
+def check_method(method: str, percent: float) -> None:
+    """Refuses a method that does not exist, and a sparsity out of range."""
     if method not in METHODS:
         raise UsageError(f"method {method!r} is unknown; there are {', '.join(METHODS)}")
     if not 0 <= percent < 100:
         raise UsageError(f"sparsity {percent:g} is out of range; give 0 up to below 100 percent")
+
+
+def thresholds_for(
+    image: Image, calibration: Calibration, method: str, percent: float
+) -> np.ndarray:
+    """float32 (layers, 5): the method's sites at ``percent`` of magnitudes below."""
+    check_method(method, percent)
     out = dense_thresholds(image)
     for site in METHODS[method]:
         column = THRESHOLDS.index(site)
@@ -155,10 +161,31 @@ def plan_and_generate(
 ) -> dict[str, Any]:
     """plan.json and the C of a board."""
     places = Places(recipe.name, board.id)
-    plan = make_plan(image, board, thresholds, kv_len or min(recipe.kv_len, board.kv_len_default), method, percent, ram)
-    generate(plan, places.target / "gen")
+    positions = kv_len or min(recipe.kv_len, board.kv_len_default)
+    plan = make_plan(image, board, thresholds, positions, method, percent, ram)
+    generate(plan, places.target / "gen", board)
     write_json(places.plan, plan)
     return plan
+
+
+def read_plan(path: Path) -> dict[str, Any]:
+    """A plan.json. Raises InputError when it is damaged."""
+    try:
+        plan = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as e:
+        raise InputError(f"{path}: no readable plan ({e}); run make generate flash again") from e
+    if not isinstance(plan, dict) or not {"model_sha", "thresholds", "memory"} <= set(plan):
+        raise InputError(f"{path}: not a plan; run make generate flash again")
+    return plan
+
+
+def check_image(places: Places) -> None:
+    """Whether model.sfm is sound and the one that the plan was made for."""
+    image, plan = Image(places.image), read_plan(places.plan)
+    if image.sha256.hex() != plan["model_sha"]:
+        raise MismatchError(
+            f"{places.plan} was made for another image than {places.image}; run make generate again"
+        )
 
 
 def build_board(board: Board, model: str, show: bool = True) -> Path:
@@ -169,28 +196,25 @@ def build_board(board: Board, model: str, show: bool = True) -> Path:
     return build_firmware(board, places.target / "gen", places.firmware, show)
 
 
-def flash_board(board: Board, model: str) -> Path:
-    """Puts image and firmware on the board and verifies them; for ``host``, a folder."""
+def flash_board(
+    board: Board,
+    model: str,
+    runner: str | None = None,
+    asked: dict[str, str] | None = None,
+    dry: bool = False,
+) -> list[list[str]]:
+    """Puts image and firmware on the board and verifies them; returns the commands of it."""
     places = Places(model, board.id)
-    if board.runner != "process":
-        raise ToolError(f"runner {board.runner!r} of board {board.id} is not supported")
-    for source, name in ((places.image, "model.sfm"), (places.firmware, "firmware")):
-        data = source.read_bytes()
-        target = places.flashed / name
-        write_bytes(target, data)
-        if target.read_bytes() != data:
-            raise ToolError(f"{target} does not read back what was written; check the disk")
-        shutil.copymode(source, target)
-    write_bytes(places.flashed / "plan.json", places.plan.read_bytes())
-    return places.flashed
+    if not dry:
+        check_image(places)
+    files = Files(places.firmware, places.image, places.plan)
+    return flash_files(board, files, places.flashed, runner, asked, dry)
 
 
 class Session:
-    """A device under its plan: starts the host process, or opens ``port``. A context manager."""
+    """A device under its plan: starts its process, or opens ``port``. A context manager."""
 
-    def __init__(
-        self, model: str, board_id: str, port: str | None = None, timeout: float = 30.0
-    ) -> None:
+    def __init__(self, model: str, board_id: str, port: str | None = None) -> None:
         board = load_board(board_id)
         places = Places(model, board_id)
         plan_path = places.flashed / "plan.json"
@@ -199,18 +223,21 @@ class Session:
                 f"{model} is not flashed on {board_id}; run make generate flash BOARD={board_id} "
                 f"MODEL={model}"
             )
-        self.plan: dict[str, Any] = json.loads(plan_path.read_text())
+        self.plan: dict[str, Any] = read_plan(plan_path)
         self.image = Image(places.flashed / "model.sfm")
-        self._process: HostProcess | None = None
-        if port is None and board.runner == "process":
-            self._process = start_host_device(places.flashed / "firmware", self.image.path)
-            port = self._process.url
+        self._process: HostProcess | EmulatorProcess | None = None
         if port is None:
-            raise UsageError(f"board {board_id} needs PORT=, the serial port it is on")
+            self._process = start_board(board, places.flashed)
+            if self._process is None:
+                raise UsageError(f"board {board_id} needs PORT=, the serial port it is on")
+            port = self._process.url
+        timeout = reply_seconds(board)
+        sha, digest = self.image.sha256, plan_digest(self.plan)
         try:
-            self.device = Device.open(
-                port, self.image.sha256, plan_digest(self.plan), timeout=timeout
-            )
+            if isinstance(self._process, EmulatorProcess):
+                self.device = Device.connect(self._process.port, port, sha, digest, timeout)
+            else:
+                self.device = Device.open(port, sha, digest, timeout=timeout)
         except BaseException:
             self._stop()
             raise

@@ -51,10 +51,8 @@ def _flash_and_parts(
             f"board {board.id} streams its flash in blocks and needs the split layout; generate "
             "the model for this board again"
         )
-    flash = {"mode": "stream"} | {
-        k: int(stream[k])
-        for k in ("align", "gap", "ring_buffers", "ring_bytes", "pick_buffers", "pick_bytes")
-    }
+    names = ("align", "gap", "ring_buffers", "ring_bytes", "pick_buffers", "pick_bytes")
+    flash = {k: int(stream[k]) for k in names}
     flash["row_bytes"] = max(p.bytes for p in parts) // flash["align"] * flash["align"]
     flash["row_bytes"] += 3 * flash["align"]
     memory["flash buffers"] = (
@@ -62,9 +60,9 @@ def _flash_and_parts(
         + flash["pick_buffers"] * flash["pick_bytes"]
         + 2 * flash["row_bytes"]
     )
-    memory["program and stack"] = int(stream["program_bytes"])
+    memory["program and stack"] = int(stream.get("program_bytes", 0))
     del memory["total"]
-    budget = ram - sum(memory.values())
+    budget = ram - sum(memory.values()) - sum(board.reserve.values())
     where = f"board {board.id}, {ram:,} bytes of RAM"
     if budget < 0:
         worst = max(memory, key=lambda k: memory[k])
@@ -76,7 +74,7 @@ def _flash_and_parts(
     pinned = max((p.pin + p.size for p in parts if p.pin != NOT_PINNED), default=0)
     memory["pinned weights"] = flash["pinned_bytes"] = pinned
     memory["total"] = sum(memory.values())
-    return flash, parts
+    return {"mode": "stream", **flash}, parts
 
 
 def make_plan(
@@ -103,12 +101,18 @@ def make_plan(
             f"{board.flash_bytes:,}; choose a smaller model or a board with more flash"
         )
     memory = memory_table(image, kv_len)
-    if memory["total"] > board.sram_bytes:
+    kept = sum(board.reserve.values())
+    if memory["total"] + kept > board.sram_bytes:
+        over = memory["total"] + kept - board.sram_bytes
         worst = max((k for k in memory if k != "total"), key=lambda k: memory[k])
+        beside = ", ".join(f"{k} {v:,}" for k, v in board.reserve.items())
+        a_position = memory["KV cache"] // kv_len + 4
+        most = kv_len + (-over) // a_position
+        advice = f"--kv-len {most} fits" if most >= 16 else "choose a smaller model"
         raise TooSmallError(
             f"board {board.id}: the plan takes {memory['total']:,} bytes of SRAM and the board has "
-            f"{board.sram_bytes:,}; the largest line is {worst!r} with {memory[worst]:,}: "
-            "shorten the KV cache (--kv-len) or choose a smaller model"
+            f"{board.sram_bytes - kept:,}{f' beside {beside}' if beside else ''}; the largest line "
+            f"is {worst!r} with {memory[worst]:,}: {advice}"
         )
     flash, parts = _flash_and_parts(
         image, board, memory, min(ram or board.sram_bytes, board.sram_bytes), method, sparsity
@@ -155,9 +159,7 @@ def make_plan(
         "vectors": vectors,
         "vector_layer": at,
         "windows": any(x.window for x in s.layers),
-        "layers": [
-            {"window": s.layers[i].window} for i in range(s.n_layers)
-        ],
+        "layers": [{"window": s.layers[i].window} for i in range(s.n_layers)],
         "thresholds": [[float(v) for v in row] for row in np.asarray(thresholds, np.float32)],
         "memory": memory,
         "flash": flash,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import struct
 import zlib
 from dataclasses import asdict, dataclass
@@ -15,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from sparseflash.errors import InputError, UnsupportedError
+from sparseflash.files import write_bytes
 from sparseflash.quantize import (
     GROUP,
     Blocks,
@@ -258,10 +258,7 @@ def _write(
     header = HEADER.pack(
         MAGIC, VERSION, HEADER.size, 0, len(sections), HEADER.size + len(body), table_at, 0, sha
     )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".part")
-    temporary.write_bytes(header + body)
-    os.replace(temporary, path)
+    write_bytes(path, header + body)
 
 
 def _spec_from_meta(d: dict[str, Any]) -> ModelSpec:

@@ -1,4 +1,4 @@
-"""Streaming from a flash that is late, reorders or fails: the bits stay, or the failure is named."""
+"""A flash that is late, reorders or fails: the bits stay, or the failure is named."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from conftest import random_model
 from sparseflash.boards import Board
 from sparseflash.build import build_library
@@ -102,9 +103,7 @@ def test_counters(image: Image, ids: np.ndarray, host: Board, tmp_path: Path) ->
     assert read[0] > read[1] > read[2] == 0
 
 
-def test_failed_reads_are_named(
-    image: Image, ids: np.ndarray, host: Board, tmp_path: Path
-) -> None:
+def test_failed_reads_are_named(image: Image, ids: np.ndarray, host: Board, tmp_path: Path) -> None:
     """The n-th read fails, for many n: that token reports it, and a retry is right."""
     e = engine(image, stream_board(host), 60_000, tmp_path)
     t = masks(image)["h"]

@@ -5,6 +5,8 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+/* The image that host_flash_open() was given, for ports that read it themselves. */
+extern const char *host_flash_path;
 bool host_flash_open(const char *path);
 /* Both print `PORT url` on stdout. */
 bool host_pty_open(void);

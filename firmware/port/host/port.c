@@ -1,7 +1,6 @@
 /* A process as a board: the flash is a mapped file, the line a terminal or a socket. */
 #define _GNU_SOURCE
 #include "host.h"
-#include "storage.h"
 
 #include "sf_port.h"
 

@@ -26,6 +26,8 @@ from sparseflash.link.protocol import DeviceError, Done, Info, Type
 T = TypeVar("T")
 
 RETRIES = 3
+GREETING = 1.0
+"""Seconds of silence after which a greeting is repeated."""
 STREAM_CREDIT = 32
 
 
@@ -50,6 +52,7 @@ class Device:
         self._frames: list[p.Frame] = []
         self._seq = os.urandom(1)[0]
         self._heard = 0
+        self._understood = False
         self._failed: str | None = None
         self._info: Info | None = None
         self._position = 0
@@ -111,7 +114,7 @@ class Device:
             return info
 
         try:
-            info = self._request(Type.HELLO, p.hello(nonce), parse)
+            info = self._first_reply(p.hello(nonce), parse)
         except LinkError as e:
             heard = f"{self._heard} bytes of something else came" if self._heard else "it is silent"
             raise LinkError(
@@ -140,6 +143,24 @@ class Device:
         self._info = info
         self.reset()
 
+    def _first_reply(self, hello: bytes, parse: Callable[[bytes], T]) -> T:
+        """Greets in a hurry; once more with patience, as a device may be busy with a token.
+
+        A line that gives bytes and none of our frames is somebody else's, and not waited for.
+        """
+        patience = self._timeout
+        try:
+            self._timeout = min(patience, GREETING)
+            return self._request(Type.HELLO, hello, parse)
+        except LinkError:
+            if patience <= GREETING or (self._heard and not self._understood):
+                raise
+            self._failed = None
+            self._timeout = patience / (1 + RETRIES)
+            return self._request(Type.HELLO, hello, parse)
+        finally:
+            self._timeout = patience
+
     # ---- transport ----
 
     def _fail(self, why: str) -> LinkError:
@@ -164,6 +185,7 @@ class Device:
                 frame = p.decode_frame(wire)
                 if frame is not None:
                     self._frames.append(frame)
+                    self._understood |= frame.type >= p.REPLY
         return self._frames.pop(0)
 
     def _attempt(self, seq: int, kind: Type, wire: bytes) -> bytes | None:

@@ -5,8 +5,6 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-extern const char *host_flash_path;
-
 /* Opens host_flash_path once; -1 on failure. *size gets its bytes. */
 int storage_open(uint32_t *size);
 

@@ -1,6 +1,8 @@
 #define _GNU_SOURCE
 #include "storage.h"
 
+#include "../host/host.h"
+
 #include <fcntl.h>
 #include <stdio.h>
 #include <sys/stat.h>

@@ -1,0 +1,20 @@
+/* What the parts of a bare board's port share. */
+#ifndef SF_BARE_H
+#define SF_BARE_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+/* A device register. */
+static inline volatile uint32_t *sf_reg(uint32_t address) {
+    return (volatile uint32_t *)(uintptr_t)address;
+}
+
+int main(void);
+/* Clocks, pins and the flash window; before the line is set up. */
+void sf_board_init(void);
+void sf_uart_init(void);
+/* Whether a byte came in; whether its interrupt is raised while it waits. */
+bool sf_uart_waiting(void);
+
+#endif

@@ -1,0 +1,5 @@
+/* A board that is ready after reset. */
+#include "bare.h"
+
+void sf_board_init(void) {
+}

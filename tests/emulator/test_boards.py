@@ -1,0 +1,153 @@
+"""Boards under their emulators: bit-equal to the reference over pyserial, dense and sparse."""
+
+from __future__ import annotations
+
+import hashlib
+import subprocess
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from conftest import data_folder
+from sparseflash.boards import Board, board_ids, load_board
+from sparseflash.build import build_firmware, build_library
+from sparseflash.emulator import EmulatorProcess
+from sparseflash.engine import Engine, dense_thresholds
+from sparseflash.generate import generate
+from sparseflash.link.client import Device
+from sparseflash.load import load_model
+from sparseflash.pipeline import validate
+from sparseflash.plan import make_plan, plan_digest
+from sparseflash.programs import missing
+from sparseflash.reference import Reference
+from sparseflash.runners import Files, flash_files, reply_seconds, start_board
+from sparseflash.sfm import Formats, Image, pack
+from sparseflash.spec import Model
+
+POSITIONS = 64
+TOKENS = 32
+EMULATED = [
+    b for b in board_ids() if b[:4] != "host" and load_board(b).runner in ("process", "emulator")
+]
+
+
+@cache
+def stories() -> Model:
+    model = load_model(data_folder() / "stories260K.bin", data_folder() / "tok512.bin")
+    model.name = "stories260k"
+    return model
+
+
+@pytest.fixture(scope="session")
+def image(tmp_path_factory: pytest.TempPathFactory) -> Image:
+    if not (data_folder() / "stories260K.bin").is_file():
+        pytest.skip("no stories260K.bin in the data folder (SPARSEFLASH_DATA)")
+    path = tmp_path_factory.mktemp("image") / "model.sfm"
+    pack(stories(), path, Formats("q8", "q8", "q8"))
+    return Image(path)
+
+
+@pytest.fixture(scope="session")
+def ids(image: Image) -> np.ndarray:
+    tokenizer = stories().tokenizer
+    assert tokenizer is not None
+    text = "Once upon a time, a small board read only the weights it needed. " * 8
+    return np.array(tokenizer.encode(text)[:POSITIONS])
+
+
+@pytest.fixture(scope="session")
+def sparse(image: Image, ids: np.ndarray) -> np.ndarray:
+    """Thresholds that drop about half of the neurons, by the gate and by h."""
+    sites = Reference(image).run(ids, dense_thresholds(image)).sites
+    t = dense_thresholds(image)
+    for i, site in enumerate(sites):
+        t[i, 3] = np.quantile(np.abs(site["h"]), 0.5)
+        t[i, 0] = 0.05
+    return t
+
+
+@pytest.fixture(scope="session")
+def host_digest(
+    image: Image, sparse: np.ndarray, host: Board, tmp_path_factory: pytest.TempPathFactory
+) -> str:
+    folder = tmp_path_factory.mktemp("host")
+    generate(make_plan(image, host, sparse), folder)
+    engine = Engine(build_library(folder, folder / "lib.so"), image)
+    token, out = 1, []
+    for _ in range(TOKENS):
+        logits = engine.step(token)
+        assert logits is not None
+        token = int(np.argmax(logits))
+        out.append(token)
+    return digest(out)
+
+
+def digest(tokens: list[int]) -> str:
+    return hashlib.sha256(repr(tokens).encode()).hexdigest()[:16]
+
+
+def need(board: Board) -> None:
+    settings = board.settings()
+    programs = [board.toolchain["cc"], *(settings.get("command") or settings["launcher"])[:1]]
+    for absent in filter(None, map(missing, programs)):
+        pytest.skip(absent)
+
+
+def flashed(board: Board, image: Image, thresholds: np.ndarray, folder: Path) -> tuple[Path, bytes]:
+    """Generated, built and flashed; the folder and the digest of the plan."""
+    plan = make_plan(image, board, thresholds)
+    generate(plan, folder / "gen", board)
+    firmware = build_firmware(board, folder / "gen", folder / "firmware")
+    (folder / "plan.json").write_text("{}")
+    files = Files(firmware, Path(image.path), folder / "plan.json")
+    flash_files(board, files, folder / "flashed")
+    return folder / "flashed", plan_digest(plan)
+
+
+@pytest.mark.parametrize("name", EMULATED)
+def test_board(
+    name: str,
+    image: Image,
+    ids: np.ndarray,
+    sparse: np.ndarray,
+    host_digest: str,
+    tmp_path: Path,
+) -> None:
+    board = load_board(name)
+    need(board)
+    place, plan = flashed(board, image, sparse, tmp_path)
+    process = start_board(board, place)
+    assert process is not None
+    with process:
+        timeout = reply_seconds(board)
+        if isinstance(process, EmulatorProcess):
+            device = Device.connect(process.port, process.url, image.sha256, plan, timeout)
+        else:
+            device = Device.open(process.url, image.sha256, plan, timeout=timeout)
+        with device:
+            assert device.info().board == name
+            assert validate(device, image, ids, sparse) is None
+            neurons = device.counters()["neurons"]
+            device.reset()
+            tokens = [t for t, _ in device.generate([1], TOKENS)]
+            assert digest(tokens) == host_digest
+            dense = dense_thresholds(image)
+            for i, row in enumerate(dense):
+                device.set_thresholds(i, row)
+            assert validate(device, image, ids, dense) is None
+            assert 0 < neurons < 0.6 * POSITIONS * image.spec.n_layers * image.spec.ffn_dim
+
+
+@pytest.mark.parametrize("name", [b for b in EMULATED if load_board(b).kind == "bare"])
+def test_no_heap(name: str, image: Image, tmp_path: Path) -> None:
+    board = load_board(name)
+    need(board)
+    generate(make_plan(image, board, dense_thresholds(image)), tmp_path, board)
+    firmware = build_firmware(board, tmp_path, tmp_path / "firmware")
+    nm = board.toolchain["objcopy"].replace("objcopy", "nm")
+    names = subprocess.run([nm, firmware], capture_output=True, text=True, check=True).stdout
+    assert "sf_step" in names
+    for forbidden in ("malloc", "calloc", "realloc", "free", "_sbrk"):
+        assert f" {forbidden}\n" not in names
