@@ -15,7 +15,7 @@ PLAN := --method $(METHOD) --sparsity $(SPARSITY)
 LINE := $(if $(PORT),--port $(PORT))
 STAMP := $(VENV)/.ready
 
-.PHONY: help demo test setup fetch calibrate generate build flash validate perplexity bench chat boards models lint clean
+.PHONY: help demo test setup fetch calibrate generate build flash size stack validate perplexity bench chat boards models lint clean
 
 help: ## This list
 	awk -F ':.*## ' '/^[a-z]+:.*## / { printf "%-14s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -52,6 +52,12 @@ build: setup ## Compiles what generate wrote
 flash: setup ## Builds and flashes BOARD (RUNNER=, HOST=, DRIVE=; DRY_RUN=1 prints the commands)
 	$(SF) flash $(ARGS) $(LINE) $(if $(RUNNER),--runner $(RUNNER)) $(if $(HOST),--host $(HOST)) \
 	    $(if $(DRIVE),--drive $(DRIVE)) $(if $(DRY_RUN),--dry-run)
+
+size: setup ## Bytes of the program for BOARD, by part and section
+	$(SF) size $(ARGS)
+
+stack: setup ## Deepest stack of the program for BOARD, against its limit
+	$(SF) stack $(ARGS)
 
 validate: setup ## Compares the device with the host, bit by bit
 	$(SF) validate $(ARGS) $(LINE)

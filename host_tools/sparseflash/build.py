@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from pathlib import Path
 
 from sparseflash.boards import Board
@@ -29,21 +30,32 @@ def runtime_sources(flash: str = "map") -> list[Path]:
     return [*sources, fw / "flash" / f"{flash}.c"]
 
 
-def _compile(
+def _command(
     cc: str, flags: list[str], sources: list[Path], gen: Path, target: Path, show: bool
-) -> Path:
+) -> None:
     fw = root() / "firmware"
     places = [gen, fw / "include", fw / "link", fw / "port" / "common"]
     includes = [f"-I{place}" for place in places]
+    libraries = [] if "-c" in flags else ["-lm"]
+    run(
+        [cc, *STRICT, *flags, *includes, *map(str, sources), "-o", str(target), *libraries],
+        show,
+    )
+
+
+def _compile(
+    cc: str, flags: list[str], sources: list[Path], gen: Path, target: Path, show: bool
+) -> Path:
     with whole(target) as temporary:
-        run([cc, *STRICT, *flags, *includes, *map(str, sources), "-o", str(temporary), "-lm"], show)
+        _command(cc, flags, sources, gen, temporary, show)
     return target
 
 
 def build_firmware(board: Board, gen: Path, target: Path, show: bool = False) -> Path:
     """The board's program at ``target``, from the sources generated in ``gen``.
 
-    A bare board also gets ``target`` with the suffixes ``.bin`` and ``.map``.
+    A bare board also gets ``objects/`` (with call graphs when GCC compiles), and ``target`` with
+    the suffixes ``.bin`` and ``.map``.
 
     Raises:
         TooSmallError: it does not fit the memories of the board.
@@ -57,11 +69,30 @@ def build_firmware(board: Board, gen: Path, target: Path, show: bool = False) ->
         *[(board.folder / s).resolve() for s in board.sources],
     ]
     chain = board.toolchain
-    flags = [*chain["cflags"], *chain.get("ldflags", [])]
-    if board.memories:
-        flags += [f"-Wl,-T,{gen / 'board.ld'}", f"-Wl,-Map,{target}.map"]
+    if not board.memories:
+        flags = [*chain["cflags"], *chain.get("ldflags", [])]
+        return _compile(chain["cc"], flags, sources, gen, target, show)
+
+    graphs = ["-fcallgraph-info=su,da"] if chain["cc"].endswith("gcc") else []
+    shutil.rmtree(target.parent / "objects", ignore_errors=True)
+    objects = []
+    for source in sources:
+        part = "model" if source.parent == gen else source.parent.name
+        objects.append(target.parent / "objects" / part / f"{source.stem}.o")
+        objects[-1].parent.mkdir(parents=True, exist_ok=True)
+        flags = [*chain.get("machine", []), *chain["cflags"], *graphs, "-c"]
+        _command(chain["cc"], flags, [source], gen, objects[-1], show)
+    script = [f"-Wl,-T,{gen / 'board.ld'}", f"-Wl,-Map,{target}.map"]
+    link = [
+        chain.get("ld", chain["cc"]),
+        *chain.get("machine", []),
+        *chain["cflags"],
+        *chain.get("ldflags", []),
+        *script,
+    ]
     try:
-        _compile(chain["cc"], flags, sources, gen, target, show)
+        with whole(target) as temporary:
+            run([*link, *map(str, objects), "-o", str(temporary), "-lm"], show)
     except ToolError as e:
         full = re.search(r"region `(\w+)' overflowed by (\d+) bytes", str(e))
         if not full:

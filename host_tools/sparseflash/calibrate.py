@@ -44,6 +44,8 @@ from sparseflash.spec import Activation, Model
 if TYPE_CHECKING:
     import torch
 
+    from sparseflash.torch_model import TorchModel
+
 SITES = ("gate", "act", "up", "h", "down")
 """In the order of ``reference.THRESHOLDS``."""
 DEFAULT_TEXTS = ("wiki", "c4", "tiny")
@@ -335,6 +337,7 @@ def calibrate(
     seed: int = 1,
     batch: int = 1,
     progress: bool = True,
+    runner: TorchModel | None = None,
 ) -> Calibration:
     """Runs the dense float model over the tokens and counts the magnitudes at the sites.
 
@@ -347,6 +350,7 @@ def calibrate(
         seed: the one the windows were drawn with, kept for the record.
         batch: windows in one forward pass.
         progress: show a bar on the standard error.
+        runner: the model in torch, when the caller has it already.
     """
     import torch
     from rich.console import Console
@@ -400,7 +404,7 @@ def calibrate(
             count(layer, "down", o)
             return o
 
-    runner, hooks = TorchModel(model), Count()
+    runner, hooks = runner or TorchModel(model), Count()
     with (
         pool,
         torch.no_grad(),

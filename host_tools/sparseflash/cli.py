@@ -117,6 +117,35 @@ def build(model: ModelOption = "smollm2-135m", board: BoardOption = "host") -> N
 
 
 @app.command()
+def size(model: ModelOption = "smollm2-135m", board: BoardOption = "host") -> None:
+    """Bytes of the built program by part and section."""
+    from sparseflash import footprint, pipeline
+    from sparseflash.boards import load_board
+
+    target = load_board(board)
+    pipeline.build_board(target, model, show=False)
+    rows = footprint.sizes(target, pipeline.Places(model, board).firmware)
+    table = Table("part", *footprint.SECTIONS, title=f"{model} on {board}, bytes")
+    rows["total"] = {s: sum(r.get(s, 0) for r in rows.values()) for s in footprint.SECTIONS}
+    for part, row in rows.items():
+        table.add_row(part, *(f"{row.get(s, 0):,}" for s in footprint.SECTIONS))
+    console.print(table)
+
+
+@app.command()
+def stack(model: ModelOption = "smollm2-135m", board: BoardOption = "host") -> None:
+    """The deepest stack of the built program, against the board's limit."""
+    from sparseflash import footprint, pipeline
+    from sparseflash.boards import load_board
+
+    target = load_board(board)
+    pipeline.build_board(target, model, show=False)
+    found = footprint.stack(target, pipeline.Places(model, board).firmware)
+    _say(" -> ".join(f.rpartition(":")[2] for f in found.path))
+    _say(f"{found.bytes:,} bytes of {found.limit:,}, {found.interrupt:,} of them for an interrupt")
+
+
+@app.command()
 def flash(
     model: ModelOption = "smollm2-135m",
     board: BoardOption = "host",
@@ -276,9 +305,11 @@ def perplexity(
         raise UsageError(f"{model} has no tokenizer, so it has no perplexity of a text")
     image = pipeline.pack_model(loaded, recipe)
     calibration = pipeline.calibrated(loaded, recipe)
-    name = text or str(recipe.evaluation["text"])
-    tokens = tokens or int(recipe.evaluation["tokens"])
-    window = window or int(recipe.evaluation["window"])
+    name = text or str(recipe.evaluation.get("text", ""))
+    if not name:
+        raise UsageError(f"the recipe of {model} names no text for evaluation; give --text")
+    tokens = tokens or int(recipe.evaluation.get("tokens", 40960))
+    window = window or int(recipe.evaluation.get("window", 1024))
     if not 2 <= window <= loaded.spec.context:
         raise UsageError(f"--window {window} is not in 2 to the model's {loaded.spec.context}")
     ids = np.array(loaded.tokenizer.encode(recipes.text(name)[: 12 * tokens]))[:tokens]

@@ -16,6 +16,9 @@ import numpy as np
 from sparseflash.boards import Board, load_board
 from sparseflash.build import build_firmware, build_library
 from sparseflash.calibrate import (
+    DEFAULT_TEXTS,
+    DEFAULT_TOKENS,
+    DEFAULT_WINDOW,
     Calibration,
     calibrate,
     calibration_windows,
@@ -117,7 +120,8 @@ def calibrated(model: Model, recipe: Recipe) -> Calibration:
                 return old
         except InputError:
             pass
-    settings = recipe.calibration
+    settings = {"texts": DEFAULT_TEXTS, "tokens": DEFAULT_TOKENS, "window": DEFAULT_WINDOW, "seed": 1}
+    settings |= recipe.calibration
     window, seed = int(settings["window"]), int(settings["seed"])
     ids, texts = calibration_windows(
         model, list(settings["texts"]), int(settings["tokens"]), window, seed

@@ -15,6 +15,8 @@ from sparseflash.boards import Board, board_ids, load_board
 from sparseflash.build import build_firmware, build_library
 from sparseflash.emulator import EmulatorProcess
 from sparseflash.engine import Engine, dense_thresholds
+from sparseflash.errors import SparseflashError
+from sparseflash.footprint import SECTIONS, sizes, stack
 from sparseflash.generate import generate
 from sparseflash.link.client import Device
 from sparseflash.load import load_model
@@ -91,6 +93,7 @@ def digest(tokens: list[int]) -> str:
 def need(board: Board) -> None:
     settings = board.settings()
     programs = [board.toolchain["cc"], *(settings.get("command") or settings["launcher"])[:1]]
+    programs += ["npm"] if "npm" in settings else []
     for absent in filter(None, map(missing, programs)):
         pytest.skip(absent)
 
@@ -140,14 +143,55 @@ def test_board(
             assert 0 < neurons < 0.6 * POSITIONS * image.spec.n_layers * image.spec.ffn_dim
 
 
-@pytest.mark.parametrize("name", [b for b in EMULATED if load_board(b).kind == "bare"])
-def test_no_heap(name: str, image: Image, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", [b for b in board_ids() if load_board(b).kind == "bare"])
+def test_footprint(name: str, image: Image, tmp_path: Path) -> None:
+    """No heap, a stack within the board's limit, and every byte of the sections has a part."""
     board = load_board(name)
-    need(board)
+    for absent in filter(None, [missing(board.toolchain["cc"])]):
+        pytest.skip(absent)
     generate(make_plan(image, board, dense_thresholds(image)), tmp_path, board)
     firmware = build_firmware(board, tmp_path, tmp_path / "firmware")
-    nm = board.toolchain["objcopy"].replace("objcopy", "nm")
-    names = subprocess.run([nm, firmware], capture_output=True, text=True, check=True).stdout
+    tool = board.toolchain["objcopy"].removesuffix("objcopy")
+    names = subprocess.run(
+        [tool + "nm", firmware], capture_output=True, text=True, check=True
+    ).stdout
     assert "sf_step" in names
     for forbidden in ("malloc", "calloc", "realloc", "free", "_sbrk"):
         assert f" {forbidden}\n" not in names
+    assert 0 < stack(board, firmware).bytes <= board.reserve["stack"]
+    parts = sizes(board, firmware)
+    assert {"kernels", "model", "link", "runtime", "stack"} <= set(parts)
+    listed = subprocess.run(
+        [tool + "size", "-A", firmware], capture_output=True, text=True, check=True
+    ).stdout.splitlines()
+    for line in listed:
+        fields = line.split()
+        if len(fields) == 3 and fields[0] in SECTIONS:
+            found = sum(row.get(fields[0], 0) for row in parts.values())
+            assert abs(found - int(fields[1])) <= 256, f"{fields[0]}: {found} of {fields[1]}"
+
+
+UNBOUNDED = {
+    "recursion": "int f(int n) { return n < 2 ? 1 : f(n - 1) * f(n - 2) + n; }",
+    "variable-length": "int g(char *p); int f(int n) { char a[n]; return g(a) + a[0]; }",
+    "through a pointer": "int (*p)(int); int f(int n) { return p(n) + 1; }",
+}
+
+
+@pytest.mark.parametrize("what", UNBOUNDED)
+def test_unbounded_stack(what: str, tmp_path: Path) -> None:
+    board = load_board("mps2-an386")
+    for absent in filter(None, [missing(board.toolchain["cc"])]):
+        pytest.skip(absent)
+    source = tmp_path / "f.c"
+    source.write_text(
+        UNBOUNDED[what] + "\nint g(char *a) { return *a; }\nint f(int n);\n"
+        "int sf_start(void);\nint sf_start(void) { return f(3); }\n"
+    )
+    (tmp_path / "objects").mkdir()
+    chain = [board.toolchain["cc"], *board.toolchain["machine"], "-O1", "-fno-inline"]
+    flags = ["-fcallgraph-info=su,da", "-nostdlib", "-Wl,-e,sf_start", "-dumpdir"]
+    command = [*chain, *flags, f"{tmp_path / 'objects'}/", str(source), "-o", tmp_path / "firmware"]
+    subprocess.run(command, check=True)
+    with pytest.raises(SparseflashError, match=what):
+        stack(board, tmp_path / "firmware")
