@@ -120,8 +120,13 @@ def calibrated(model: Model, recipe: Recipe) -> Calibration:
                 return old
         except InputError:
             pass
-    settings = {"texts": DEFAULT_TEXTS, "tokens": DEFAULT_TOKENS, "window": DEFAULT_WINDOW, "seed": 1}
-    settings |= recipe.calibration
+    settings: dict[str, Any] = {
+        "texts": DEFAULT_TEXTS,
+        "tokens": DEFAULT_TOKENS,
+        "window": DEFAULT_WINDOW,
+        "seed": 1,
+        **recipe.calibration,
+    }
     window, seed = int(settings["window"]), int(settings["seed"])
     ids, texts = calibration_windows(
         model, list(settings["texts"]), int(settings["tokens"]), window, seed
@@ -219,7 +224,7 @@ class Session:
     """A device under its plan: starts its process, or opens ``port``. A context manager."""
 
     def __init__(self, model: str, board_id: str, port: str | None = None) -> None:
-        board = load_board(board_id)
+        self.board = board = load_board(board_id)
         places = Places(model, board_id)
         plan_path = places.flashed / "plan.json"
         if not plan_path.is_file():
