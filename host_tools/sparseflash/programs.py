@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+from pathlib import Path
 
 from sparseflash.errors import ToolError
+from sparseflash.files import root
 
 PACKAGES = {
     "aarch64-linux-gnu-gcc": "Debian: gcc-aarch64-linux-gnu libc6-dev-arm64-cross",
@@ -14,6 +16,8 @@ PACKAGES = {
     "cc": "Debian: gcc libc6-dev",
     "clang": "Debian: clang",
     "esptool": "pip install esptool",
+    "node": "Debian: nodejs",
+    "npm": "Debian: npm",
     "openocd": "Debian: openocd",
     "picotool": "Debian 13: picotool",
     "pyocd": "pip install pyocd",
@@ -50,3 +54,28 @@ def run(command: list[str], show: bool = False) -> str:
     if done.returncode:
         raise ToolError(f"{command[0]} failed ({done.returncode}):\n{done.stdout}{done.stderr}")
     return done.stdout + done.stderr
+
+
+def node_modules(folder: Path) -> Path:
+    """Where the packages that ``folder``/package-lock.json pins are; installs them on first use.
+
+    Raises:
+        ToolError: npm is missing or cannot install them.
+    """
+    locks = [folder / "package.json", folder / "package-lock.json"]
+    place = root() / ".cache" / "npm" / folder.parent.name
+    ready = place / "node_modules" / ".package-lock.json"
+    copies = [place / lock.name for lock in locks]
+    if ready.is_file() and all(
+        c.is_file() and c.read_bytes() == lock.read_bytes() for c, lock in zip(copies, locks)
+    ):
+        return place
+    place.mkdir(parents=True, exist_ok=True)
+    for copy, lock in zip(copies, locks):
+        shutil.copyfile(lock, copy)
+    try:
+        run(["npm", "ci", "--ignore-scripts", "--no-audit", "--no-fund", "--prefix", str(place)])
+    except ToolError:
+        copies[-1].unlink()  # so that the next use tries again
+        raise
+    return place

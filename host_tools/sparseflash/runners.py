@@ -15,10 +15,12 @@ from typing import Any
 
 from sparseflash.boards import Board
 from sparseflash.emulator import EmulatorProcess, start_emulator
-from sparseflash.errors import ToolError, UsageError
+from sparseflash.errors import ToolError, TooSmallError, UsageError
 from sparseflash.files import write_bytes
 from sparseflash.host_board import HostProcess, start_host_device
-from sparseflash.programs import missing, run
+from sparseflash.programs import missing, node_modules, run
+from sparseflash.rp2040 import seal
+from sparseflash.uf2 import uf2_bytes
 
 FOLDER = ("process", "emulator")
 """Runners that read a folder instead of writing to hardware."""
@@ -89,6 +91,8 @@ def runner_commands(
         **{k: v for k, v in settings.items() if k != "commands"},
         **{k: v for k, v in asked.items() if v},
     }
+    if "label" in settings and not asked.get("drive"):
+        values["drive"] = find_drive(settings["label"]) or f"/media/$USER/{settings['label']}"
     templates = settings.get("commands") or COMMANDS.get(runner)
     if templates is None:
         raise UsageError(f"runner {runner!r} of board {board.id} has no commands; see runners.py")
@@ -99,6 +103,34 @@ def runner_commands(
         raise UsageError(
             f"runner {runner!r} of board {board.id} needs {name.upper()}=; give it to make flash"
         ) from None
+
+
+def find_drive(label: str) -> Path | None:
+    """Where the USB drive of a boot loader is mounted."""
+    places = ("/media/*", "/run/media/*", "/media", "/mnt", "/Volumes")
+    for place in places:
+        for info in sorted(Path("/").glob(f"{place[1:]}/{label}/INFO_UF2.TXT")):
+            return info.parent
+    return None
+
+
+def write_uf2(board: Board, files: Files) -> Path:
+    """Program and image as one UF2 file beside the program."""
+    settings = board.raw["uf2"]
+    program = Path(f"{files.firmware}.bin").read_bytes()
+    if settings.get("boot_crc"):
+        program = seal(program)
+    start = board.memory("code").origin
+    room = board.flash["base"] - start
+    if len(program) > room:
+        raise TooSmallError(
+            f"board {board.id}: the program takes {len(program):,} bytes and the image begins "
+            f"{room:,} bytes behind its start; move flash.base in board.yaml"
+        )
+    target = Path(f"{files.firmware}.uf2")
+    regions = {start: program, board.flash["base"]: files.image.read_bytes()}
+    write_bytes(target, uf2_bytes(regions, int(settings["family"])))
+    return target
 
 
 def _put(source: Path, target: Path, size: int = 0) -> None:
@@ -133,16 +165,25 @@ def flash_files(
         if dry:
             return commands
         _put(files.firmware, flashed / "firmware")
-        if pad:
+        if "uf2" in board.raw:
+            _put(write_uf2(board, files), flashed / "flash.img")
+        elif pad:
             _put(files.image, flashed / "flash.img", board.flash_bytes)
     else:
         commands = runner_commands(board, name, files, asked or {})
         if dry:
             return commands
+        if "label" in settings and "$USER" in commands[0][-1]:
+            raise ToolError(
+                f"no drive {settings['label']} is mounted; hold BOOTSEL while you plug the board "
+                "in, or give DRIVE="
+            )
         for command in commands:
             absent = missing(command[0])
             if absent:
                 raise ToolError(absent)
+        if "uf2" in board.raw:
+            write_uf2(board, files)
         for command in commands:
             run(command, show=True)
     _put(files.image, flashed / "model.sfm")
@@ -163,8 +204,12 @@ def start_board(board: Board, flashed: Path) -> HostProcess | EmulatorProcess | 
         )
     if board.runner == "emulator":
         padded = flashed / "flash.img"
+        command = [a.replace("{board}", str(board.folder)) for a in settings["command"]]
+        if "npm" in settings:
+            modules = node_modules(board.folder / settings["npm"])
+            command = [a.replace("{modules}", str(modules)) for a in command]
         return start_emulator(
-            list(settings["command"]),
+            command,
             flashed / "firmware",
             padded if padded.is_file() else flashed / "model.sfm",
             seconds=float(settings.get("start_seconds", 30)),
