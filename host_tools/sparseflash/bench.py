@@ -9,12 +9,22 @@ from typing import Any
 
 from sparseflash.link.client import Device
 
+TIMES = {
+    "clock": "the device's clock",
+    "instructions": "instructions, counted by QEMU -icount shift=0; no model of cycles",
+    "none": "none: an emulator's seconds say nothing of the device",
+}
+"""What the ticks of a board mean: ``time`` of its runner in board.yaml."""
 
-def bench(device: Device, prompt: list[int], tokens: int, repetitions: int) -> dict[str, Any]:
+
+def bench(
+    device: Device, prompt: list[int], tokens: int, repetitions: int, time_model: str = "clock"
+) -> dict[str, Any]:
     """Greedy generation, repeated; medians with the spread, counters of the last repetition.
 
     ``tokens_per_second`` is the device's own clock over its steps (None without a clock);
-    ``link_tokens_per_second`` is the host's clock over the whole exchange.
+    ``link_tokens_per_second`` is the host's clock over the whole exchange. An emulator has
+    neither; where it counts instructions they are given instead.
     """
     own, wall, digests = [], [], []
     counters: dict[str, int] = {}
@@ -34,21 +44,27 @@ def bench(device: Device, prompt: list[int], tokens: int, repetitions: int) -> d
             own.append(counters["tokens"] * rate / counters["time_total"])
         digests.append(hashlib.sha256(repr(ids).encode()).hexdigest()[:16])
     n, total = counters["tokens"], counters["time_total"] or 1
+    timed = time_model == "clock"
+    rate = device.info().ticks_per_second
     return {
         "board": device.info().board,
         "model": device.info().model,
         "tokens": tokens,
         "prompt_tokens": len(prompt),
         "repetitions": repetitions,
-        "tokens_per_second": statistics.median(own) if own else None,
-        "deviation": statistics.stdev(own) if len(own) > 1 else 0.0,
-        "link_tokens_per_second": statistics.median(wall),
+        "time": TIMES[time_model],
+        "tokens_per_second": statistics.median(own) if own and timed else None,
+        "deviation": statistics.stdev(own) if len(own) > 1 and timed else None,
+        "link_tokens_per_second": statistics.median(wall) if timed else None,
+        "instructions_per_token": (
+            counters["time_total"] * 10**9 // (rate * n) if time_model == "instructions" else None
+        ),
         "bytes_per_token": counters["bytes"] / n,
         "ffn_bytes_per_token": counters["bytes_ffn"] / n,
         "reads_per_token": counters["reads"] / n,
         "neurons_per_token": counters["neurons"] / n,
-        "share_attention": counters["time_attn"] / total,
-        "share_ffn": counters["time_ffn"] / total,
-        "share_head": counters["time_head"] / total,
+        "share_attention": counters["time_attn"] / total if time_model != "none" else None,
+        "share_ffn": counters["time_ffn"] / total if time_model != "none" else None,
+        "share_head": counters["time_head"] / total if time_model != "none" else None,
         "digest": digests[0] if len(set(digests)) == 1 else "differs between repetitions",
     }

@@ -226,7 +226,8 @@ def bench(
     with pipeline.Session(model, board, port) as session:
         with console.status("benchmarking"):
             ids = [int(i) for i in _validation_ids(session, model, 16)]
-            result = run(session.device, ids, tokens, repetitions)
+            time_model = "clock" if port else str(session.board.settings().get("time", "clock"))
+            result = run(session.device, ids, tokens, repetitions, time_model)
         plan = session.plan
     result |= {"version": __version__, "method": plan["method"], "sparsity": plan["sparsity"]}
     result |= {"model_sha": plan["model_sha"], "seed": "greedy"}
@@ -238,6 +239,8 @@ def bench(
     )
     table = Table("figure", "value", title=f"{model} on {board}")
     for name, value in result.items():
+        if value is None:
+            continue
         table.add_row(name, f"{value:,.3f}" if isinstance(value, float) else str(value))
     console.print(table)
 

@@ -42,6 +42,10 @@ class Hooks:
         """Output of down_proj, before a sandwich norm and the residual add, (B, T, dim)."""
         return o
 
+    def matrix_in(self, layer: int, matrix: str, x: Tensor) -> Tensor:
+        """Input of one projection, after the hooks above: q, k, v, o, gate, up or down."""
+        return x
+
 
 @dataclass
 class Cache:
@@ -88,8 +92,8 @@ Angles = dict[tuple[float, float], tuple[Tensor, Tensor]]
 
 
 @dataclass
-class _Pass:
-    """What the layers of one pass share."""
+class Pass:
+    """What the branches of one pass share."""
 
     hooks: Hooks
     angles: Angles
@@ -199,15 +203,21 @@ class TorchModel:
                 )
         return out
 
-    def _block(self, i: int, x: Tensor, run: _Pass) -> Tensor:
+    def _block(self, i: int, x: Tensor, run: Pass) -> Tensor:
         """Layer ``i`` on (B, T, dim)."""
+        x = x + self.attention_branch(i, x, run)
+        return x + self.ffn_branch(i, x, run)
+
+    def attention_branch(self, i: int, x: Tensor, run: Pass) -> Tensor:
+        """What attention adds to the residual (B, T, dim)."""
         spec, w, kind = self.spec, self.layers[i], self.spec.layers[i]
         hooks, cache = run.hooks, run.cache
         b, t, _ = x.shape
         y = hooks.attn_in(i, self._norm(x, w.attn_norm, w.attn_norm_bias))
-        q = F.linear(y, w.q_proj, w.q_bias).view(b, t, spec.n_heads, spec.head_dim)
-        k = F.linear(y, w.k_proj, w.k_bias).view(b, t, spec.n_kv_heads, spec.head_dim)
-        v = F.linear(y, w.v_proj, w.v_bias).view(b, t, spec.n_kv_heads, spec.head_dim)
+        yq, yk, yv = (hooks.matrix_in(i, name, y) for name in "qkv")
+        q = F.linear(yq, w.q_proj, w.q_bias).view(b, t, spec.n_heads, spec.head_dim)
+        k = F.linear(yk, w.k_proj, w.k_bias).view(b, t, spec.n_kv_heads, spec.head_dim)
+        v = F.linear(yv, w.v_proj, w.v_bias).view(b, t, spec.n_kv_heads, spec.head_dim)
         if w.q_norm is not None and w.k_norm is not None:
             q, k = self._rms(q, w.q_norm), self._rms(k, w.k_norm)
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
@@ -232,24 +242,27 @@ class TorchModel:
             enable_gqa=spec.n_heads != spec.n_kv_heads,
         )
         heads = hooks.attn_out(i, heads.transpose(1, 2).reshape(b, t, spec.q_dim))
-        y = F.linear(heads, w.o_proj, w.o_bias)
+        y = F.linear(hooks.matrix_in(i, "o", heads), w.o_proj, w.o_bias)
         if w.post_attn_norm is not None:
             y = self._rms(y, w.post_attn_norm)
-        x = x + y
+        return y
 
+    def ffn_branch(self, i: int, x: Tensor, run: Pass) -> Tensor:
+        """What the FFN adds to the residual (B, T, dim)."""
+        spec, w, hooks = self.spec, self.layers[i], run.hooks
         y = hooks.ffn_in(i, self._norm(x, w.ffn_norm, w.ffn_norm_bias))
-        up = F.linear(y, w.up_proj, w.up_bias)
+        up = F.linear(hooks.matrix_in(i, "up", y), w.up_proj, w.up_bias)
         if w.gate_proj is not None:
-            gate = F.linear(y, w.gate_proj)
+            gate = F.linear(hooks.matrix_in(i, "gate", y), w.gate_proj)
             h = activate(spec.activation, gate) * up
         else:
             gate = up
             h = activate(spec.activation, up)
-        h = hooks.ffn(i, gate, up, h)
+        h = hooks.matrix_in(i, "down", hooks.ffn(i, gate, up, h))
         y = hooks.ffn_out(i, F.linear(h, w.down_proj, w.down_bias))
         if w.post_ffn_norm is not None:
             y = self._rms(y, w.post_ffn_norm)
-        return x + y
+        return y
 
     # Whole sequences ------------------------------------------------------
 
@@ -260,14 +273,22 @@ class TorchModel:
         Raises:
             UsageError: more tokens than a learned position table has rows for.
         """
+        x, run = self.begin(ids, hooks)
+        for i in range(self.spec.n_layers):
+            x = self._block(i, x, run)
+        return self.end(x)
+
+    def begin(self, ids: Tensor, hooks: Hooks | None = None) -> tuple[Tensor, Pass]:
+        """Input of the first layer (B, T, dim), and what the branches of this pass share."""
         ids = ids.to(self.device)
         t = int(ids.shape[1])
         self._check_length(t)
         positions = torch.arange(t, device=self.device)
-        x = self._start(ids, positions)
-        run = _Pass(hooks or _IDENTITY, self._angles(positions), self._masks(t))
-        for i in range(self.spec.n_layers):
-            x = self._block(i, x, run)
+        run = Pass(hooks or _IDENTITY, self._angles(positions), self._masks(t))
+        return self._start(ids, positions), run
+
+    def end(self, x: Tensor) -> Tensor:
+        """The final norm."""
         return self._norm(x, self.final_norm, self.final_norm_bias)
 
     @torch.no_grad()
@@ -304,7 +325,7 @@ class TorchModel:
             raise UsageError(f"the cache of {cache.max_len} positions is full; make a longer one")
         positions = torch.tensor([cache.length], device=self.device)
         x = self._start(torch.tensor([[token]], device=self.device), positions)
-        run = _Pass(hooks or _IDENTITY, self._angles(positions), {}, cache)
+        run = Pass(hooks or _IDENTITY, self._angles(positions), {}, cache)
         for i in range(self.spec.n_layers):
             x = self._block(i, x, run)
         cache.length += 1
