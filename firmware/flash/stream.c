@@ -28,6 +28,10 @@ SF_FLASH_BUFFER static _Alignas(SF_FLASH_ALIGN) uint8_t ring_memory[SF_RING_BUFF
 SF_FLASH_BUFFER static _Alignas(SF_FLASH_ALIGN) uint8_t pick_memory[SF_PICK_BUFFERS][SF_PICK_BYTES];
 SF_FLASH_BUFFER static _Alignas(SF_FLASH_ALIGN) uint8_t row_memory[SF_ROW_BYTES];
 
+#ifdef SF_CONST_BYTES /* the flash is not mapped while it streams */
+static _Alignas(4) uint8_t constants[SF_CONST_BYTES];
+#endif
+
 static slot ring[SF_RING_BUFFERS];
 static uint32_t ring_head, ring_count;
 static uint32_t ahead_part, ahead_row; /* what the ring submits next */
@@ -269,6 +273,11 @@ const uint8_t *sf_flash_row(const sf_part *part, uint32_t row) {
 
 const uint8_t *sf_flash_map(uint32_t at, uint32_t bytes) {
     (void)bytes;
+#ifdef SF_CONST_BYTES
+    if (at >= SF_CONST_AT && at - SF_CONST_AT < SF_CONST_BYTES) {
+        return constants + (at - SF_CONST_AT);
+    }
+#endif
     return sf_port_flash_base() + at;
 }
 
@@ -301,6 +310,9 @@ int sf_flash_start(void) {
     ring_head = ring_count = pick_head = pick_count = 0;
     ahead_part = ahead_row = 0;
     error = SF_OK;
+#ifdef SF_CONST_BYTES
+    code = load(SF_CONST_AT, SF_CONST_BYTES, constants);
+#endif
     for (uint32_t i = 0; i < SF_PARTS && code == SF_OK; i++) {
         const sf_part *p = &sf_parts[i];
         if (resident(p)) {

@@ -11,6 +11,11 @@
 #define SF_S_MIN (-40)   /* activation exponents are kept in this range, */
 #define SF_S_MAX 80      /* so that every power of two below is a normal float */
 
+/* The tier of cores without 64-bit products and with floats in software: kernels/armv6m.h. */
+#if defined(__ARM_ARCH_6M__) && !defined(SF_PLAIN)
+#define SF_ARMV6M 1
+#endif
+
 /* An activation vector: element i of group g is q[32*g + i] * 2^-(s + span - k[g]). */
 typedef struct {
     int8_t *q;    /* [groups*32], zero padded */
@@ -19,6 +24,12 @@ typedef struct {
     uint32_t groups;
     int32_t s; /* smallest exponent of a non-zero group */
 } sf_bfp;
+
+#ifdef __GNUC__
+#define SF_ALIGNED(p, n) __builtin_assume_aligned((p), (n))
+#else
+#define SF_ALIGNED(p, n) (p)
+#endif
 
 static inline uint32_t sf_bits(float x) {
     uint32_t u;
@@ -45,14 +56,15 @@ static inline int32_t sf_half(uint32_t h) {
     const int32_t v = (int32_t)(e ? (m | 0x400u) << (e - 1u) : m);
     return (h & 0x8000u) ? -v : v;
 }
+/* Rows and tables begin at whole words, so these are aligned. */
 static inline uint32_t sf_load32(const uint8_t *p) {
     uint32_t v;
-    memcpy(&v, p, sizeof v);
+    memcpy(&v, SF_ALIGNED(p, 4), sizeof v);
     return v;
 }
 static inline uint32_t sf_load16(const uint8_t *p) {
     uint16_t v;
-    memcpy(&v, p, sizeof v);
+    memcpy(&v, SF_ALIGNED(p, 2), sizeof v);
     return v;
 }
 
@@ -76,9 +88,13 @@ void sf_scale_q4(const uint8_t *scales, uint32_t k, int32_t sum, uint32_t dim, i
 void sf_scale_q8(const uint8_t *scales, uint32_t k, int32_t sum, uint32_t dim, int32_t *isum,
                  int64_t *acc);
 /* An accumulated sum as a float; s is the activation's. */
+#ifdef SF_ARMV6M
+float sf_sum_to_float(int64_t acc, int32_t s);
+#else
 static inline float sf_sum_to_float(int64_t acc, int32_t s) {
     return (float)acc * sf_pow2(-(24 + SF_SHIFT_SPAN + s));
 }
+#endif
 /* One row as floats: x [dim]. */
 void sf_row_q4(const uint8_t *row, uint32_t dim, float *x);
 void sf_row_q8(const uint8_t *row, uint32_t dim, float *x);

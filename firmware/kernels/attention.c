@@ -1,6 +1,8 @@
 /* One query head over an int8 KV cache: integer dot products, integer softmax, integer mixing. */
 #include "sf_kernels.h"
 
+#ifndef SF_ARMV6M
+
 void sf_attention(const sf_attn *a, const float *q, int16_t *q16, float *score, int32_t *acc,
                   float *out) {
     const uint32_t n = a->last - a->first + 1u;
@@ -59,3 +61,5 @@ void sf_attention(const sf_attn *a, const float *q, int16_t *q16, float *score, 
         out[i] = (float)acc[i] * factor;
     }
 }
+
+#endif

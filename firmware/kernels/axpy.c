@@ -46,7 +46,7 @@ void sf_scale_q4(const uint8_t *scales, uint32_t k, int32_t sum, uint32_t dim, i
     }
 }
 
-#else
+#elif !defined(SF_ARMV6M)
 
 void sf_axpy_q4(const uint8_t *const *col, const int8_t *h, uint32_t n, uint32_t dim,
                 int32_t *isum) {
@@ -77,6 +77,8 @@ void sf_scale_q4(const uint8_t *scales, uint32_t k, int32_t sum, uint32_t dim, i
 
 #endif
 
+#ifndef SF_ARMV6M
+
 void sf_axpy_q8(const uint8_t *const *col, const int8_t *h, uint32_t n, uint32_t dim,
                 int32_t *isum) {
     for (uint32_t r = 0; r < n; r++) {
@@ -97,3 +99,5 @@ void sf_scale_q8(const uint8_t *scales, uint32_t k, int32_t sum, uint32_t dim, i
         isum[j] = 0;
     }
 }
+
+#endif

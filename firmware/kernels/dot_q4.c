@@ -48,7 +48,7 @@ void sf_dot_q4(const uint8_t *const *row, uint32_t n, const sf_bfp *x, float *ou
     }
 }
 
-#else
+#elif !defined(SF_ARMV6M)
 
 void sf_dot_q4(const uint8_t *const *row, uint32_t n, const sf_bfp *x, float *out) {
     for (uint32_t r = 0; r < n; r++) {

@@ -1,6 +1,8 @@
 /* Symmetric 8-bit rows times an activation vector. Row: int8 [groups][32], then d [groups]. */
 #include "sf_kernels.h"
 
+#ifndef SF_ARMV6M
+
 void sf_dot_q8(const uint8_t *const *row, uint32_t n, const sf_bfp *x, float *out) {
     for (uint32_t r = 0; r < n; r++) {
         /* Signed loads: GCC 12 with VNNI takes (int8_t)unsigned_byte for an unsigned product. */
@@ -20,3 +22,5 @@ void sf_dot_q8(const uint8_t *const *row, uint32_t n, const sf_bfp *x, float *ou
         out[r] = sf_sum_to_float(acc, x->s);
     }
 }
+
+#endif

@@ -1,7 +1,13 @@
 /* Norm, activations and RoPE. Sums are integers; what is float is elementwise. */
+#include "armv6m.h"
 #include "sf_kernels.h"
 
 #include <math.h>
+
+/* A sum below 2^63 as a float. */
+static float sf_whole(uint64_t sum) {
+    return sf_sum_to_float((int64_t)sum, -(24 + SF_SHIFT_SPAN));
+}
 
 void sf_rmsnorm(const float *x, const float *w, uint32_t n, float eps, float *out) {
     uint32_t top = 0;
@@ -11,13 +17,17 @@ void sf_rmsnorm(const float *x, const float *w, uint32_t n, float eps, float *ou
     }
     int32_t s = 14 - ((int32_t)(top >> 23) - 127);
     s = s < SF_S_MIN ? SF_S_MIN : (s > 60 ? 60 : s);
-    const float scale = sf_pow2(s);
-    int64_t sum = 0;
+    uint64_t sum = 0;
     for (uint32_t i = 0; i < n; i++) {
-        const int32_t q = sf_rint(x[i] * scale);
-        sum += (int64_t)q * q;
+#ifdef SF_ARMV6M
+        const uint32_t q = (uint32_t)sf_v6m_round(sf_bits(x[i]), 150 - s);
+        sum += q * q; /* at most 2^30 */
+#else
+        const int32_t q = sf_rint(x[i] * sf_pow2(s));
+        sum += (uint64_t)((int64_t)q * q);
+#endif
     }
-    const float mean = (float)sum / (float)n * sf_pow2(-2 * s);
+    const float mean = sf_whole(sum) / (float)n * sf_pow2(-2 * s);
     const float inverse = 1.0f / sqrtf(mean + eps);
     for (uint32_t i = 0; i < n; i++) {
         const float y = x[i] * inverse;
@@ -34,6 +44,23 @@ uint32_t sf_exp2n(uint32_t x, uint32_t *e) {
     return 65536u - ((f * t) >> 16);
 }
 
+#ifdef SF_ARMV6M
+
+float sf_sigmoid(float x) {
+    const uint32_t limit = 0x49F80000u; /* 31 * 65536 */
+    uint32_t e, t = sf_bits(sf_from_bits(sf_bits(x) & 0x7FFFFFFFu) * 94548.46f);
+    t = t < limit ? t : limit; /* NaN too */
+    const uint32_t m = sf_exp2n(sf_v6m_truncate(t), &e);
+    const uint32_t inverse = 0xFFFFFFFFu / (65536u + (m >> e));
+    const uint32_t b = sf_bits(x);
+    if (b > 0x80000000u && b <= 0xFF800000u) { /* below 0 */
+        return sf_v6m_float((int64_t)(m * inverse), -32 - (int32_t)e);
+    }
+    return sf_v6m_float((int64_t)inverse, -16);
+}
+
+#else
+
 float sf_sigmoid(float x) {
     float t = sf_from_bits(sf_bits(x) & 0x7FFFFFFFu) * 94548.46f; /* log2(e) * 65536 */
     uint32_t e;
@@ -47,6 +74,8 @@ float sf_sigmoid(float x) {
     }
     return (float)inverse * sf_pow2(-16);
 }
+
+#endif
 
 float sf_silu(float x) {
     return x * sf_sigmoid(x);

@@ -60,6 +60,11 @@ def _flash_and_parts(
         + flash["pick_buffers"] * flash["pick_bytes"]
         + 2 * flash["row_bytes"]
     )
+    flash["constants"] = 0
+    if stream.get("constants"):
+        start, end = image.offset(Section.VECTORS), image.offset(Section.ROPE)
+        flash["constants"] = end + image.section(Section.ROPE).size - start
+        memory["vectors and tables"] = flash["constants"]
     memory["program and stack"] = int(stream.get("program_bytes", 0))
     del memory["total"]
     budget = ram - sum(memory.values()) - sum(board.reserve.values())

@@ -3,25 +3,27 @@
 #include "pico.h"
 #include "sf_board.h"
 
-#define SSI 0x18000000u
 #define XIP 0x14000000u
 
-enum { CTRLR0 = 0x00, CTRLR1 = 0x04, SSIENR = 0x08, BAUDR = 0x14, SR = 0x28, DR0 = 0x60 };
-enum { RX_SAMPLE_DLY = 0xF0, SPI_CTRLR0 = 0xF4 };
+enum { CTRLR0 = 0x00, CTRLR1 = 0x04, SSIENR = 0x08, BAUDR = 0x14, SR = 0x28, DMACR = 0x4C };
+enum { DR0 = SF_PICO_DR0, RX_SAMPLE_DLY = 0xF0, SPI_CTRLR0 = 0xF4 };
 enum { BUSY = 1 << 0, TX_EMPTY = 1 << 2 };
 enum { READ_STATUS1 = 0x05, READ_STATUS2 = 0x35, WRITE_STATUS2 = 0x31, WRITE_ENABLE = 0x06 };
 enum { QUAD_ENABLE = 2 };
 
 #define ONE_LANE_READ 0x001F0300u /* frames of 32 bits, "EEPROM read" */
 #define FOUR_LANE_READ 0x005F0300u
-#define PLAIN 0x00070000u    /* frames of 8 bits, both ways, one lane */
-#define READ_03 0x03000218u  /* command 03h, address of 24 bits */
-#define ENTER_EB 0x00002221u /* command in one lane; address, mode bits in four; 4 clocks of wait  \
+#define PLAIN 0x00070000u   /* frames of 8 bits, both ways, one lane */
+#define READ_03 0x03000218u /* command 03h, address of 24 bits */
+#define ENTER_EB                                                                                   \
+    0x00002221u              /* command in one lane; address, mode bits in four; 4 clocks of wait  \
                               */
 #define GO_ON_A0 0xA0002022u /* no command; address, mode bits A0h in four */
 
+static bool four_lanes;
+
 static volatile uint32_t *ssi(uint32_t at) {
-    return sf_reg(SSI + at);
+    return sf_reg(SF_PICO_SSI + at);
 }
 
 static void idle(void) {
@@ -84,10 +86,22 @@ void sf_pico_flash_fast(void) {
         idle();
         setup(FOUR_LANE_READ, GO_ON_A0, 2);
     }
-    if ((status & QUAD_ENABLE) == 0 || checksum() != want) {
+    four_lanes = (status & QUAD_ENABLE) != 0 && checksum() == want;
+    if (!four_lanes) {
         setup(ONE_LANE_READ, READ_03, 4);
     }
     *sf_reg(XIP + 4u) = 1; /* flush: nothing read in between may stay in the cache */
     (void)*sf_reg(XIP + 4u);
     __asm volatile("cpsie i" ::: "memory");
+}
+
+void sf_pico_ssi_frames(uint32_t words, bool dma) {
+    *ssi(SSIENR) = 0;
+    *ssi(CTRLR1) = words - 1u;
+    *ssi(DMACR) = dma ? 1u : 0u;
+    *ssi(SSIENR) = 1;
+}
+
+uint32_t sf_pico_read_word(uint32_t offset) {
+    return four_lanes ? offset << 8 | 0xA0u : 0x03000000u | offset;
 }

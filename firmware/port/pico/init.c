@@ -59,4 +59,5 @@ void sf_board_init(void) {
     *sf_reg(GPIO + 4u) = 2;    /* GPIO 0 and 1 are UART0 */
     *sf_reg(GPIO + 0x0Cu) = 2;
     sf_pico_flash_fast();
+    sf_flash_init();
 }

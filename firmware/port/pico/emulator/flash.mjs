@@ -1,10 +1,11 @@
 // Memory of the RP2040 as the core sees it: SRAM, and flash behind cache, streaming FIFO and SSI.
 //
 // The SSI and a W25Q128 behind it are modelled as far as firmware programs them: a wrong command,
-// address length or lane count reads garbage, and the cost of a read follows from the registers:
+// address length or lane count ends the emulation, and the cost of a read follows from the registers:
 // (command + address + wait + data clocks) * BAUDR. Parameters, chosen and not measured on a chip:
 //   overhead   system clocks a flash access takes beside its serial clocks
 //   refill     flash accesses of 32 bits that fill a cache line of 8 bytes
+// DMA takes no bus cycles from the core, and a read by DMA comes in one piece at its end.
 
 export function makeFlash({ BasePeripheral, mcu, clock, overhead, refill, quadEnable }) {
   const flash8 = mcu.flash;
@@ -12,7 +13,7 @@ export function makeFlash({ BasePeripheral, mcu, clock, overhead, refill, quadEn
   const flash32 = new Int32Array(flash8.buffer);
   const tags = new Int32Array(2048).fill(-1); // 1024 sets of two lines of 8 bytes
   const newest = new Uint8Array(1024);
-  const seen = { accesses: 0, hits: 0, refills: 0, stall: 0, streamed: 0 };
+  const seen = { accesses: 0, hits: 0, refills: 0, stall: 0, bursts: 0, burst_words: 0, burst_cycles: 0 };
 
   // ---- the flash chip: what it does with a transfer in SPI mode ----
   const chip = {
@@ -39,9 +40,10 @@ export function makeFlash({ BasePeripheral, mcu, clock, overhead, refill, quadEn
     constructor() {
       super(mcu, 'SSI');
       // As the boot ROM leaves it
-      this.reg = { 0x00: 0x001f0300, 0x04: 0, 0x08: 1, 0x10: 1, 0x14: 6, 0xf0: 0, 0xf4: 0x03000218 };
+      this.reg = { 0x00: 0x001f0300, 0x04: 0, 0x08: 1, 0x10: 1, 0x14: 6, 0x4c: 0, 0xf0: 0, 0xf4: 0x03000218 };
       this.queue = [];
       this.received = [];
+      this.running = false;
       this.update();
     }
 
@@ -60,23 +62,56 @@ export function makeFlash({ BasePeripheral, mcu, clock, overhead, refill, quadEn
       const wait = (control >>> 11) & 31;
       const mode = control >>> 24;
       const frame = ((this.reg[0x00] >>> 16) & 31) + 1;
-      const reads = ((this.reg[0x00] >>> 8) & 3) === 3 && this.reg[0x04] === 0 && frame === 32;
+      const reads = ((this.reg[0x00] >>> 8) & 3) === 3 && frame === 32;
+      const one = this.reg[0x04] === 0 && this.reg[0x4c] === 0;
       const serial = lanes === 1 && command === 8 && address === 24 && wait === 0 && mode === 0x03;
       const quad = lanes === 4 && address === 32 && wait === 4 && chip.status2 & 2;
       const entering = quad && kind === 1 && command === 8;
       const continuing = quad && kind === 2 && command === 0 && mode >>> 4 === 0xa;
       this.entering = entering;
-      this.works = Boolean(
-        this.enabled && reads && ((serial && !chip.continuous) || (continuing && chip.continuous)),
-      );
+      const right = (serial && !chip.continuous) || (continuing && chip.continuous);
+      this.works = Boolean(this.enabled && reads && one && right && !this.running);
+      this.burst = Boolean(this.enabled && reads && this.reg[0x4c] & 1 && right);
+      this.quad = continuing;
       const perLane = (bits, l) => bits / l;
+      const divider = this.reg[0x14] || 1;
       const clocks =
-        perLane(command, kind === 2 ? lanes : 1) +
-        perLane(address, kind === 0 ? 1 : lanes) +
-        wait +
-        perLane(frame, lanes);
-      this.clocks = clocks;
-      this.word = clocks * (this.reg[0x14] || 1) + overhead;
+        perLane(command, kind === 2 ? lanes : 1) + perLane(address, kind === 0 ? 1 : lanes) + wait;
+      this.more = perLane(frame, lanes) * divider; // a word that needs no address
+      this.word = clocks * divider + this.more + overhead;
+    }
+
+    // A read of several words into the DMA channel that waits for them.
+    start(value) {
+      const words = this.reg[0x04] + 1;
+      const address = this.quad ? value >>> 8 : value & 0xffffff;
+      if (this.quad ? (value & 0xf0) !== 0xa0 : value >>> 24 !== 0x03) {
+        throw new Error(`a flash read begins with ${value.toString(16)}`);
+      }
+      const channel = mcu.dma.channels.find(
+        (c) => c.active && c.treqValue === 39 && c.readAddr === 0x18000060,
+      );
+      if (!channel || channel.transCount !== words || (channel.ctrl & 0x40003c) !== 0x400028) {
+        throw new Error('no DMA channel takes the words of a flash read in their order');
+      }
+      this.running = true;
+      this.update();
+      const cycles = this.word + (words - 1) * this.more;
+      seen.bursts++;
+      seen.burst_words += words;
+      seen.burst_cycles += cycles;
+      const done = clock.createAlarm(() => {
+        const to = channel.writeAddr - 0x20000000;
+        mcu.sram.set(flash8.subarray(address, address + 4 * words), to);
+        channel.writeAddr += 4 * words;
+        channel.transCount = 0;
+        channel.ctrl &= ~(1 << 24);
+        this.running = false;
+        this.update();
+        mcu.dma.intRaw |= 1 << channel.index;
+        mcu.dma.checkInterrupts();
+      });
+      done.schedule((cycles * 1e9) / mcu.clkSys);
     }
 
     settle() {
@@ -110,7 +145,8 @@ export function makeFlash({ BasePeripheral, mcu, clock, overhead, refill, quadEn
 
     writeUint32(offset, value) {
       if (offset === 0x60) {
-        if (this.enabled) this.queue.push(value >>> 0);
+        if (this.burst) this.start(value >>> 0);
+        else if (this.enabled) this.queue.push(value >>> 0);
         return;
       }
       if (offset !== 0x08 && this.enabled && offset in this.reg && offset !== 0x10) {
@@ -118,6 +154,7 @@ export function makeFlash({ BasePeripheral, mcu, clock, overhead, refill, quadEn
         return;
       }
       if (!(offset in this.reg)) return super.writeUint32(offset, value);
+      if (this.running) throw new Error('the SSI is set up anew in the middle of a read');
       if (offset === 0x08 && !(value & 1)) {
         this.settle();
         this.received = [];
@@ -172,84 +209,18 @@ export function makeFlash({ BasePeripheral, mcu, clock, overhead, refill, quadEn
     tick() {},
   };
 
-  // ---- XIP control ----
+  // ---- XIP control; its streaming FIFO is not modelled ----
   class Xip extends BasePeripheral {
-    constructor() {
-      super(mcu, 'XIP');
-      this.address = 0;
-      this.left = 0;
-      this.fifo = [];
-      this.alarm = clock.createAlarm(() => this.arrive());
-      this.running = false;
-    }
-    kick() {
-      if (!this.running && this.left && this.fifo.length < 2) {
-        this.running = true;
-        this.alarm.schedule((ssi.word * 1e9) / mcu.clkSys);
-      }
-    }
-    arrive() {
-      this.running = false;
-      if (this.left) {
-        this.fifo.push(flash32[(this.address & 0xffffff) >> 2] >>> 0);
-        this.address += 4;
-        this.left--;
-        seen.streamed++;
-        mcu.dma.setDREQ(37);
-      }
-      this.kick();
-    }
-    pop() {
-      const v = this.fifo.length ? this.fifo.shift() : 0;
-      if (!this.fifo.length) mcu.dma.clearDREQ(37);
-      this.kick();
-      return v;
-    }
     readUint32(offset) {
-      switch (offset) {
-        case 0x00:
-          return 3; // cache on
-        case 0x04:
-          return 0;
-        case 0x08:
-          return 1 | (this.fifo.length ? 0 : 2) | (this.fifo.length > 1 ? 4 : 0);
-        case 0x0c:
-          return seen.hits >>> 0;
-        case 0x10:
-          return seen.accesses >>> 0;
-        case 0x14:
-          return this.address;
-        case 0x18:
-          return this.left;
-        case 0x1c:
-          return this.pop();
-        default:
-          return super.readUint32(offset);
-      }
+      const values = { 0x00: 3, 0x04: 0, 0x08: 3, 0x0c: seen.hits >>> 0, 0x10: seen.accesses >>> 0 };
+      return offset in values ? values[offset] : super.readUint32(offset);
     }
     writeUint32(offset, value) {
       if (offset === 0x04) tags.fill(-1);
-      else if (offset === 0x0c) seen.hits = 0;
-      else if (offset === 0x10) seen.accesses = 0;
-      else if (offset === 0x14) this.address = value & 0xfffffc;
-      else if (offset === 0x18) {
-        this.left = value & 0x3fffff;
-        if (!this.left) {
-          this.fifo = [];
-          mcu.dma.clearDREQ(37);
-        }
-        this.kick();
-      }
+      else super.writeUint32(offset, value);
     }
   }
-  const xip = new Xip();
-  class Aux extends BasePeripheral {
-    readUint32() {
-      return xip.pop();
-    }
-  }
-  mcu.peripherals[0x14000] = xip;
+  mcu.peripherals[0x14000] = new Xip(mcu, 'XIP');
   mcu.peripherals[0x18000] = ssi;
-  mcu.peripherals[0x50400] = new Aux(mcu, 'XIP_AUX');
   return { memory, seen, ssi, chip, tags };
 }

@@ -1,0 +1,271 @@
+/* The kernels of Armv6-M around the loops of armv6m_loops.S; they equal plain C bit for bit. */
+#include "armv6m.h"
+
+#include <stdbool.h>
+
+#ifdef SF_ARMV6M
+
+/* The arithmetic of armv6m_loops.S hands them the operands and results that are not normal. */
+float sf_v6m_multiply_rest(float x, float y);
+float sf_v6m_add_rest(float x, float y);
+
+/* n of any size, q of any alignment. */
+static void widen(const int8_t *q, uint32_t n, int32_t *out) {
+    for (uint32_t i = 0; i < n; i++) {
+        out[i] = q[i];
+    }
+}
+
+/* A group of all rows at a time: its activations are widened once for them. */
+void sf_dot_q8(const uint8_t *const *row, uint32_t n, const sf_bfp *x, float *out) {
+    int32_t wide[SF_GROUP];
+    int64_t acc[SF_TILE];
+    memset(acc, 0, n * sizeof *acc);
+    for (uint32_t g = 0; g < x->groups; g++) {
+        const sf_v6m_group group = {wide, g * SF_GROUP, x->groups * SF_GROUP + 2u * g,
+                                    (int32_t)x->k[g] - 1, 0};
+        sf_v6m_widen(x->q + g * SF_GROUP, SF_GROUP, wide);
+        sf_v6m_rows8(row, n, &group, acc);
+    }
+    for (uint32_t r = 0; r < n; r++) {
+        out[r] = sf_sum_to_float(acc[r], x->s);
+    }
+}
+
+void sf_dot_q4(const uint8_t *const *row, uint32_t n, const sf_bfp *x, float *out) {
+    int32_t pairs[SF_GROUP / 2u];
+    int64_t acc[SF_TILE];
+    memset(acc, 0, n * sizeof *acc);
+    for (uint32_t g = 0; g < x->groups; g++) {
+        const sf_v6m_group group = {pairs, g * (SF_GROUP / 2u),
+                                    x->groups * (SF_GROUP / 2u) + 4u * g, (int32_t)x->k[g] - 1,
+                                    x->sum[g] >> x->k[g]};
+        const int8_t *q = x->q + g * SF_GROUP;
+        /* In the order in which masks and shifts bring up the nibbles of a word. */
+        for (uint32_t i = 0; i < SF_GROUP / 2u; i += 4u, q += 4) {
+            pairs[i] = q[2] + q[0] * 65536;
+            pairs[i + 1u] = q[18] + q[16] * 65536;
+            pairs[i + 2u] = q[3] + q[1] * 65536;
+            pairs[i + 3u] = q[19] + q[17] * 65536;
+        }
+        sf_v6m_rows4(row, n, &group, acc);
+    }
+    for (uint32_t r = 0; r < n; r++) {
+        out[r] = sf_sum_to_float(acc[r], x->s);
+    }
+}
+
+/* Sixteen columns at a time: their sums have 16 bits. */
+void sf_axpy_q4(const uint8_t *const *col, const int8_t *h, uint32_t n, uint32_t dim,
+                int32_t *isum) {
+    int32_t wide[SF_GROUP];
+    widen(h, n, wide);
+    for (uint32_t from = 0; from < n; from += 16u) {
+        const uint32_t count = n - from < 16u ? n - from : 16u;
+        for (uint32_t j = 0; j < dim; j += SF_GROUP) {
+            for (uint32_t i = 0; i < SF_GROUP / 2u; i += 4u) {
+                sf_v6m_axpy4(col + from, wide + from, count, j / 2u + i, isum + j + i);
+            }
+        }
+    }
+}
+
+void sf_axpy_q8(const uint8_t *const *col, const int8_t *h, uint32_t n, uint32_t dim,
+                int32_t *isum) {
+    int32_t wide[SF_GROUP];
+    if (n == 0u) {
+        return;
+    }
+    widen(h, n, wide);
+    for (uint32_t j = 0; j < dim; j += 4u) {
+        sf_v6m_axpy8(col, wide, n, j, isum + j);
+    }
+}
+
+void sf_scale_q4(const uint8_t *scales, uint32_t k, int32_t sum, uint32_t dim, int32_t *isum,
+                 int64_t *acc) {
+    const int32_t unshifted = sum >> k;
+    for (uint32_t j = 0; j < dim; j++) {
+        const uint32_t dm = sf_load32(scales + 4u * j);
+        sf_v6m_scale(&acc[j], isum[j], dm & 0xFFFFu, k);
+        sf_v6m_scale(&acc[j], unshifted, dm >> 16, k);
+        isum[j] = 0;
+    }
+}
+
+void sf_scale_q8(const uint8_t *scales, uint32_t k, int32_t sum, uint32_t dim, int32_t *isum,
+                 int64_t *acc) {
+    (void)sum;
+    for (uint32_t j = 0; j < dim; j++) {
+        sf_v6m_scale(&acc[j], isum[j], sf_load16(scales + 2u * j), k);
+        isum[j] = 0;
+    }
+}
+
+/* Orders floats that are numbers as signed integers. */
+static int32_t ordered(float x) {
+    const int32_t b = (int32_t)sf_bits(x);
+    return b < 0 ? (int32_t)(0x80000000u - (uint32_t)b) : b;
+}
+
+/* x * 2^e; x is 0 or stays a normal float. */
+static uint32_t times_power(uint32_t bits, int32_t e) {
+    return bits << 1 == 0u ? bits : bits + ((uint32_t)e << 23);
+}
+
+void sf_attention(const sf_attn *a, const float *q, int16_t *q16, float *score, int32_t *acc,
+                  float *out) {
+    const uint32_t n = a->last - a->first + 1u;
+    const uint32_t limit = 0x49F80000u; /* 31 * 65536 */
+    const int32_t sq = sf_quantize16(q, a->head_dim, q16);
+    const int8_t *k = a->k + a->first * a->stride, *ks = a->ks + a->first * a->estride;
+    const int8_t *v = a->v + a->first * a->stride, *vs = a->vs + a->first * a->estride;
+    float best = 0.0f;
+    for (uint32_t i = 0; i < a->head_dim; i++) {
+        acc[i] = q16[i];
+    }
+    for (uint32_t t = 0; t < n; t++) {
+        const int32_t dot = sf_v6m_dot8(k + t * a->stride, acc, a->head_dim);
+        score[t] = sf_v6m_float(dot, -(sq + ks[t * a->estride])) * a->scale;
+        best = t == 0u || ordered(score[t]) > ordered(best) ? score[t] : best;
+    }
+    uint64_t total = 0;
+    int32_t lowest = 1000;
+    for (uint32_t t = 0; t < n; t++) {
+        uint32_t e, x = times_power(sf_bits(best - score[t]), 16);
+        x = x < limit ? x : limit;
+        const uint32_t m = sf_exp2n(sf_v6m_truncate(x), &e);
+        const int32_t exponent = (int32_t)e + vs[t * a->estride];
+        total += (m << 14) >> e;
+        lowest = exponent < lowest ? exponent : lowest;
+        score[t] = sf_from_bits(m << 5 | e); /* for the second walk */
+    }
+    int32_t headroom = 1;
+    while ((n - 1u) >> (8 + headroom)) {
+        headroom++;
+    }
+    int32_t *c = (int32_t *)(void *)score; /* same size; read as floats no more */
+    for (uint32_t t = 0; t < n; t++) {
+        const uint32_t me = sf_bits(score[t]);
+        const int32_t shift = (int32_t)(me & 31u) + vs[t * a->estride] - lowest + headroom;
+        int32_t value = 0;
+        if (shift <= 17) {
+            value = (int32_t)(((me >> 5) + (1u << (shift - 1))) >> shift);
+            value = value > 32767 ? 32767 : value;
+        }
+        memcpy(&c[t], &value, sizeof value);
+    }
+    const float factor = sf_pow2(headroom + 14 - lowest) / sf_v6m_float((int64_t)total, 0);
+    for (uint32_t i = 0; i < a->head_dim; i += 4u) {
+        int32_t sum[4] = {0, 0, 0, 0};
+        sf_v6m_mix(v + i, a->stride, c, n, sum);
+        for (uint32_t j = 0; j < 4u; j++) {
+            out[i + j] = sf_v6m_float(sum[j], 0) * factor;
+        }
+    }
+}
+
+/* Any product, by the definition: what __aeabi_fmul of armv6m_loops.S leaves over. */
+float sf_v6m_multiply_rest(float x, float y) {
+    const uint32_t a = sf_bits(x), b = sf_bits(y);
+    const uint32_t sign = (a ^ b) & 0x80000000u;
+    uint32_t ma = a & 0x7FFFFFFFu, mb = b & 0x7FFFFFFFu;
+    if (ma > 0x7F800000u || mb > 0x7F800000u) {
+        return sf_from_bits(0x7FC00000u);
+    }
+    if (ma == 0x7F800000u || mb == 0x7F800000u) {
+        return sf_from_bits(ma == 0u || mb == 0u ? 0x7FC00000u : sign | 0x7F800000u);
+    }
+    if (ma == 0u || mb == 0u) {
+        return sf_from_bits(sign);
+    }
+    int32_t e = (int32_t)(ma >> 23) + (int32_t)(mb >> 23) - 126;
+    if (ma < 0x00800000u) {
+        e++;
+    } else {
+        ma = (ma & 0x007FFFFFu) | 0x00800000u;
+    }
+    if (mb < 0x00800000u) {
+        e++;
+    } else {
+        mb = (mb & 0x007FFFFFu) | 0x00800000u;
+    }
+    while (ma < 0x00800000u) {
+        ma <<= 1;
+        e--;
+    }
+    while (mb < 0x00800000u) {
+        mb <<= 1;
+        e--;
+    }
+    uint64_t p = (uint64_t)ma * mb << 16; /* e is the exponent of bit 63 */
+    while ((p >> 63) == 0u) {
+        p <<= 1;
+        e--;
+    }
+    if (e >= 255) {
+        return sf_from_bits(sign | 0x7F800000u);
+    }
+    uint32_t drop = 40; /* bits below a mantissa of 24 */
+    if (e < 1) {
+        drop += (uint32_t)(1 - e);
+        e = 1;
+        if (drop > 63u) {
+            return sf_from_bits(sign); /* below half of the least subnormal */
+        }
+    }
+    uint32_t bits = (uint32_t)(p >> drop);
+    const uint64_t rest = p << (64u - drop);
+    const uint64_t half = (uint64_t)1 << 63;
+    bits += rest > half || (rest == half && (bits & 1u) != 0u) ? 1u : 0u;
+    return sf_from_bits(sign | (((uint32_t)e - 1u) * 0x00800000u + bits));
+}
+
+/* Any sum, in the same way. */
+float sf_v6m_add_rest(float x, float y) {
+    uint32_t a = sf_bits(x), b = sf_bits(y);
+    if (a << 1 < b << 1) {
+        const uint32_t t = a;
+        a = b;
+        b = t;
+    }
+    if (a << 1 >= 0xFF000000u) { /* infinite or no number */
+        const bool nan = a << 1 > 0xFF000000u || (b << 1 == 0xFF000000u && a != b);
+        return sf_from_bits(nan ? 0x7FC00000u : a);
+    }
+    if (b << 1 == 0u) {
+        return sf_from_bits(a << 1 == 0u ? a & b : a);
+    }
+    int32_t e = (int32_t)(a << 1 >> 24);
+    const int32_t eb = (int32_t)(b << 1 >> 24);
+    const uint32_t ma = (a & 0x007FFFFFu) | (e > 0 ? 0x00800000u : 0u);
+    const uint32_t mb = (b & 0x007FFFFFu) | (eb > 0 ? 0x00800000u : 0u);
+    e = e > 0 ? e : 1;
+    const int32_t distance = e - (eb > 0 ? eb : 1);
+    if (distance > 25) {
+        return sf_from_bits(a);
+    }
+    int64_t m = (int64_t)ma << 32; /* bit 55 down */
+    const int64_t other = (int64_t)((uint64_t)mb << 32 >> distance);
+    m += ((a ^ b) >> 31) != 0u ? -other : other;
+    if (m == 0) {
+        return 0.0f;
+    }
+    while (m >= (int64_t)1 << 56) {
+        m = (m >> 1) | (m & 1);
+        e++;
+    }
+    while (m < (int64_t)1 << 55 && e > 1) {
+        m <<= 1;
+        e--;
+    }
+    uint32_t bits = (uint32_t)(m >> 32);
+    const uint32_t rest = (uint32_t)m;
+    bits += rest > 0x80000000u || (rest == 0x80000000u && (bits & 1u) != 0u) ? 1u : 0u;
+    bits += ((uint32_t)e - 1u) << 23; /* a hidden bit adds one */
+    return sf_from_bits((a & 0x80000000u) | (bits < 0x7F800000u ? bits : 0x7F800000u));
+}
+
+#else
+typedef int sf_v6m_is_not_built; /* an empty file is no C */
+#endif
