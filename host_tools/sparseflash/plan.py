@@ -11,7 +11,7 @@ import numpy as np
 
 from sparseflash.boards import Board
 from sparseflash.errors import TooSmallError, UnsupportedError
-from sparseflash.placement import NOT_PINNED, Part, parts_of, place, summary
+from sparseflash.placement import Part, parts_of, pinned_bytes, place, summary
 from sparseflash.sfm import Image, Section, vector_layout
 
 RUNTIME_VERSION = 2
@@ -71,8 +71,7 @@ def _flash_and_parts(
             f"{memory[worst]:,}; give more RAM (--ram) or shorten the KV cache (--kv-len)"
         )
     parts = place(parts, budget, image.spec.tied_head, where)
-    pinned = max((p.pin + p.size for p in parts if p.pin != NOT_PINNED), default=0)
-    memory["pinned weights"] = flash["pinned_bytes"] = pinned
+    memory["pinned weights"] = flash["pinned_bytes"] = pinned_bytes(parts)
     memory["total"] = sum(memory.values())
     return {"mode": "stream", **flash}, parts
 
