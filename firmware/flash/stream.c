@@ -9,6 +9,11 @@
 #include "sf_port.h"
 #include "sf_state.h"
 
+/* Where a DMA engine reaches only part of the SRAM, board.yaml names the section. */
+#ifndef SF_FLASH_BUFFER
+#define SF_FLASH_BUFFER
+#endif
+
 #define ALIGN_DOWN(x) ((x) / SF_FLASH_ALIGN * SF_FLASH_ALIGN)
 
 typedef struct {
@@ -19,9 +24,9 @@ typedef struct {
 } slot;
 
 static _Alignas(SF_FLASH_ALIGN) uint8_t pinned[SF_PINNED_BYTES + SF_FLASH_ALIGN];
-static _Alignas(SF_FLASH_ALIGN) uint8_t ring_memory[SF_RING_BUFFERS][SF_RING_BYTES];
-static _Alignas(SF_FLASH_ALIGN) uint8_t pick_memory[SF_PICK_BUFFERS][SF_PICK_BYTES];
-static _Alignas(SF_FLASH_ALIGN) uint8_t row_memory[SF_ROW_BYTES];
+SF_FLASH_BUFFER static _Alignas(SF_FLASH_ALIGN) uint8_t ring_memory[SF_RING_BUFFERS][SF_RING_BYTES];
+SF_FLASH_BUFFER static _Alignas(SF_FLASH_ALIGN) uint8_t pick_memory[SF_PICK_BUFFERS][SF_PICK_BYTES];
+SF_FLASH_BUFFER static _Alignas(SF_FLASH_ALIGN) uint8_t row_memory[SF_ROW_BYTES];
 
 static slot ring[SF_RING_BUFFERS];
 static uint32_t ring_head, ring_count;

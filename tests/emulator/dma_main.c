@@ -1,14 +1,14 @@
 /* Answers {offset, bytes, parts} with those bytes of flash, read by DMA in several parts. */
 #include "bare.h"
 #include "sf_board.h"
-#include "sf_dma.h"
+#include "sf_flash.h"
 #include "sf_port.h"
 
 #include <string.h>
 
-enum { MOST = 65536, GUARD = 64 };
+enum { MOST = 65536, GUARD = 64, QUEUE = 16 };
 
-static uint8_t buffer[GUARD + MOST + GUARD] SF_DMA_BUFFER;
+static uint8_t buffer[GUARD + MOST + GUARD] SF_FLASH_BUFFER;
 
 static void get(uint8_t *p, size_t n) {
     while (n > 0) {
@@ -29,21 +29,21 @@ int main(void) {
         get((uint8_t *)ask, sizeof ask);
         memset(buffer, 0xA5, sizeof buffer);
         const uint32_t part = ask[1] / ask[2];
-        sf_ticket last = 0;
+        sf_ticket last = SF_NO_TICKET;
         uint32_t refused = 0;
         for (uint32_t i = 0; i < ask[2]; i++) {
             for (;;) {
                 const sf_ticket t =
-                    sf_dma_submit(ask[0] + i * part, part, buffer + GUARD + i * part);
-                if (t != 0) {
+                    sf_flash_submit(ask[0] + i * part, part, buffer + GUARD + i * part);
+                if (t != SF_NO_TICKET) {
                     last = t;
                     break;
                 }
                 refused++;
-                sf_dma_wait(last - SF_DMA_QUEUE + 1u);
+                sf_flash_wait(last - QUEUE + 1u);
             }
         }
-        sf_dma_wait(last);
+        sf_flash_wait(last);
         uint32_t damaged = 0;
         for (uint32_t i = 0; i < GUARD; i++) {
             damaged += buffer[i] != 0xA5u || buffer[GUARD + ask[1] + i] != 0xA5u;

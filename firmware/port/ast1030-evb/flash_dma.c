@@ -2,7 +2,8 @@
  * next of a queue. */
 #include "bare.h"
 #include "sf_board.h"
-#include "sf_dma.h"
+#include "sf_flash.h"
+#include "sf_runtime.h"
 
 #define INTR (SF_FLASH_CONTROL + 0x08u)
 #define DMA_CTRL (SF_FLASH_CONTROL + 0x80u)
@@ -15,11 +16,14 @@
 #define INTR_DONE (1u << 11)
 #define DMA_IRQ 39u
 
+enum { QUEUE = 16 };            /* a power of two */
+#define TICKET_BITS 0x7FFFFFFFu /* SF_NO_TICKET is none of them */
+
 struct transfer {
     uint32_t from, to, bytes;
 };
 
-static struct transfer queue[SF_DMA_QUEUE];
+static struct transfer queue[QUEUE];
 static volatile uint32_t submitted, done; /* how many ever; their difference is what waits */
 static uint32_t length_bias;
 
@@ -36,14 +40,14 @@ void sf_dma_irq(void) {
     *sf_reg(INTR) = 0;
     done++;
     if (done != submitted) {
-        start(&queue[done % SF_DMA_QUEUE]);
+        start(&queue[done % QUEUE]);
     }
 }
 
 /* Silicon takes the length less one, QEMU before 8 the length: ask for 7 bytes and see whether the
  * second word came. */
 static uint32_t probe_length(void) {
-    static volatile uint32_t word[4] SF_DMA_BUFFER;
+    static volatile uint32_t word[2] SF_FLASH_BUFFER;
     const uint32_t second = *sf_reg(SF_FLASH_BASE + 4u);
     word[1] = ~second;
     *sf_reg(DMA_FLASH) = SF_FLASH_BASE;
@@ -57,41 +61,40 @@ static uint32_t probe_length(void) {
     return word[1] == second ? 1u : 0u;
 }
 
-void sf_dma_init(void) {
+void sf_flash_init(void) {
     length_bias = probe_length();
-    submitted = 0;
-    done = 0;
     *sf_reg(NVIC_ISER1) = 1u << (DMA_IRQ - 32u);
 }
 
-sf_ticket sf_dma_submit(uint32_t offset, uint32_t bytes, void *buffer) {
-    sf_ticket ticket = 0;
+sf_ticket sf_flash_submit(uint32_t offset, uint32_t bytes, void *buffer) {
+    sf_ticket ticket = SF_NO_TICKET;
     __asm volatile("cpsid i" ::: "memory");
-    if (submitted - done < SF_DMA_QUEUE) {
-        struct transfer *t = &queue[submitted % SF_DMA_QUEUE];
+    if (submitted - done < QUEUE) {
+        struct transfer *t = &queue[submitted % QUEUE];
         *t = (struct transfer){SF_FLASH_BASE + offset, (uint32_t)(uintptr_t)buffer, bytes};
         if (submitted++ == done) {
             start(t);
         }
-        ticket = submitted;
+        ticket = submitted & TICKET_BITS;
     }
     __asm volatile("cpsie i" ::: "memory");
     return ticket;
 }
 
-bool sf_dma_poll(sf_ticket ticket) {
+bool sf_flash_poll(sf_ticket ticket) {
     /* The distance, not the order: the counters wrap. */
-    const bool is_done = (int32_t)(done - ticket) >= 0;
+    const bool is_done = ((done - ticket) & TICKET_BITS) < TICKET_BITS / 2u;
     __asm volatile("" ::: "memory"); /* the buffer is read after this */
     return is_done;
 }
 
-void sf_dma_wait(sf_ticket ticket) {
-    while (!sf_dma_poll(ticket)) {
+int sf_flash_wait(sf_ticket ticket) {
+    while (!sf_flash_poll(ticket)) {
         __asm volatile("cpsid i" ::: "memory");
-        if (!sf_dma_poll(ticket)) {
+        if (!sf_flash_poll(ticket)) {
             __asm volatile("wfi" ::: "memory"); /* the mask keeps the interrupt pending; it wakes */
         }
         __asm volatile("cpsie i" ::: "memory");
     }
+    return SF_OK;
 }

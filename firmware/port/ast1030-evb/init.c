@@ -1,7 +1,6 @@
 /* The flash controller (FMC): a 128 MB serial NOR in its memory window. */
 #include "bare.h"
 #include "sf_board.h"
-#include "sf_dma.h"
 
 #define CONF (SF_FLASH_CONTROL + 0x00u)
 #define CE_CTRL (SF_FLASH_CONTROL + 0x04u)
@@ -22,5 +21,5 @@ void sf_board_init(void) {
     *sf_reg(CE0) = CE_ACTIVE_LOW;
     *sf_reg(CE_CTRL) |= 1u;
     *sf_reg(CE0) = 0x0Cu << 16 | 1u << 6 | CE_FAST_READ; /* one dummy byte */
-    sf_dma_init();
+    sf_flash_init();
 }
