@@ -80,7 +80,7 @@ def _padded(size: int) -> int:
     return -(-size // PIN_ALIGN) * PIN_ALIGN
 
 
-def place(parts: list[Part], budget: int, tied: bool, where: str) -> list[Part]:
+def place(parts: list[Part], budget: int, tied: bool, ram: int, board: str) -> list[Part]:
     """Pins rows into ``budget`` bytes of RAM; the others are streamed.
 
     Raises:
@@ -93,8 +93,8 @@ def place(parts: list[Part], budget: int, tied: bool, where: str) -> list[Part]:
     need = sum(_padded(p.size) for p in groups[0])
     if need > budget:
         raise TooSmallError(
-            f"{where}: {budget:,} bytes of RAM are left for weights and the scales of "
-            f"down_proj alone take {need:,}; give at least {need - budget:,} more (--ram)"
+            f"board {board}: of {ram:,} bytes of RAM {budget:,} are left for weights and the scales "
+            f"of down_proj alone take {need:,}; the least that works is --ram {ram + need - budget}"
         )
     rows = {(p.kind, p.layer): p.rows for p in groups[0]}
     left = budget - need

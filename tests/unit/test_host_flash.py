@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from conftest import random_model
 from sparseflash.boards import load_board
 from sparseflash.build import build_firmware
