@@ -1,8 +1,8 @@
 """Where each part of the weights lies: mapped, pinned in RAM, or streamed from flash.
 
 A part is a set of rows that are read together; its first rows can be pinned. Pinning a byte saves
-as many flash bytes a token as that byte is read on average, so parts that are always read whole come
-before down columns, of which a mask skips a share. Parts of equal worth are pinned to the same
+as many flash bytes a token as that byte is read on average, so parts that are always read whole
+come before down columns, of which a mask skips a share. Parts of equal worth are pinned to the same
 fraction: the stream is then needed at an even pace and has computing to hide behind everywhere.
 """
 
@@ -93,8 +93,8 @@ def place(parts: list[Part], budget: int, tied: bool, ram: int, board: str) -> l
     need = sum(_padded(p.size) for p in groups[0])
     if need > budget:
         raise TooSmallError(
-            f"board {board}: of {ram:,} bytes of RAM {budget:,} are left for weights and the scales "
-            f"of down_proj alone take {need:,}; the least that works is --ram {ram + need - budget}"
+            f"board {board}: of {ram:,} bytes of RAM {budget:,} are left for weights and the "
+            f"scales of down_proj alone take {need:,}; the least that works is --ram {ram + need - budget}"
         )
     rows = {(p.kind, p.layer): p.rows for p in groups[0]}
     left = budget - need

@@ -158,17 +158,19 @@ def run_ours(place: Path, digest: bytes, cap: int, sha: bytes) -> dict[str, floa
     inner = f'echo $$ > {group.path}/cgroup.procs; exec {place}/firmware "$@"'
     wrapper.write_text(f"#!/bin/sh\n{inner}\n")
     wrapper.chmod(0o755)
-    with start_host_device(wrapper, place / "model.sfm", "tcp") as process:
-        with Device.open(process.url, sha, digest, timeout=60) as device:
-            token = 1
-            for _ in range(PROMPT):
-                token = device.step(token)
-            device.counters(clear=True)
-            start = time.perf_counter()
-            for _ in range(TOKENS):
-                token = device.step(token)
-            wall = time.perf_counter() - start
-            c = device.counters()
+    with (
+        start_host_device(wrapper, place / "model.sfm", "tcp") as process,
+        Device.open(process.url, sha, digest, timeout=60) as device,
+    ):
+        token = 1
+        for _ in range(PROMPT):
+            token = device.step(token)
+        device.counters(clear=True)
+        start = time.perf_counter()
+        for _ in range(TOKENS):
+            token = device.step(token)
+        wall = time.perf_counter() - start
+        c = device.counters()
     peak = group.close()
     seconds = c["time_total"] / 1e9
     return {
