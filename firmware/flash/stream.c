@@ -1,4 +1,4 @@
-/* Parts pinned in RAM at the start, the others streamed through rings of buffers.
+/* The first rows of a part are pinned in RAM, the others streamed through rings of buffers.
  *
  * Parts that are always read whole come in the same order for every token, so the ring runs ahead
  * of the forward pass without a predictor: the reads of the next layers, and of the next token, are
@@ -40,10 +40,6 @@ static slot pick[SF_PICK_BUFFERS];
 static uint32_t pick_head, pick_count;
 static int error;
 
-static bool resident(const sf_part *p) {
-    return p->pin != SF_NOT_PINNED;
-}
-
 /* The ring carries it: it comes in its turn for every token. */
 static bool whole(uint32_t part) {
     const uint32_t layer = part / SF_LAYER_PARTS, kind = part % SF_LAYER_PARTS;
@@ -84,7 +80,8 @@ static void ring_fill(void) {
     uint32_t passed = 0;
     while (ring_count < SF_RING_BUFFERS && passed <= SF_PARTS) {
         const sf_part *p = &sf_parts[ahead_part];
-        if (ahead_row >= p->rows || resident(p) || !whole(ahead_part)) {
+        ahead_row = ahead_row < p->pinned ? p->pinned : ahead_row;
+        if (ahead_row >= p->rows || !whole(ahead_part)) {
             ahead_part = (ahead_part + 1u) % SF_PARTS;
             ahead_row = 0;
             passed++;
@@ -129,9 +126,18 @@ static slot *ring_at(uint32_t part, uint32_t row) {
     return &ring[ring_head];
 }
 
+static void pick_pop(void) {
+    wait_slot(&pick[pick_head]);
+    pick_head = (pick_head + 1u) % SF_PICK_BUFFERS;
+    pick_count--;
+}
+
 /* Submits picked rows; rows whose gap costs less than another read share one. */
 static void pick_fill(sf_stream *s) {
     const sf_part *p = s->part;
+    while (s->ahead < s->n && (s->idx ? s->idx[s->ahead] : s->ahead) < p->pinned) {
+        s->ahead++;
+    }
     while (pick_count < SF_PICK_BUFFERS && s->ahead < s->n) {
         const uint32_t k = (pick_head + pick_count) % SF_PICK_BUFFERS;
         const uint32_t most = rows_that_fit(p, SF_PICK_BYTES);
@@ -162,24 +168,27 @@ static void pick_fill(sf_stream *s) {
 void sf_stream_open(sf_stream *s, const sf_part *part, const uint16_t *idx, uint32_t n) {
     *s = (sf_stream){.part = part, .idx = idx, .n = n};
     while (pick_count > 0) { /* left over from a stream that was not read to its end */
-        wait_slot(&pick[pick_head]);
-        pick_head = (pick_head + 1u) % SF_PICK_BUFFERS;
-        pick_count--;
+        pick_pop();
     }
 }
 
-static bool next_resident(sf_stream *s, sf_tile *t) {
+static uint32_t row_at(const sf_stream *s, uint32_t i) {
+    return s->idx ? s->idx[i] : i;
+}
+
+static void next_pinned(sf_stream *s, sf_tile *t) {
     const uint8_t *base = pinned + s->part->pin;
-    for (uint32_t r = 0; r < t->rows; r++) {
-        const uint32_t i = s->next + r;
-        t->row[r] = base + s->part->stride * (s->idx ? s->idx[i] : i);
+    uint32_t r = 0;
+    while (r < t->rows && row_at(s, s->next + r) < s->part->pinned) {
+        t->row[r] = base + s->part->stride * row_at(s, s->next + r);
+        r++;
     }
-    return true;
+    t->rows = r;
 }
 
 static bool next_whole(sf_stream *s, sf_tile *t) {
     const uint32_t part = (uint32_t)(s->part - sf_parts);
-    if (s->next > 0 && s->in_slot == ring[ring_head].rows) {
+    if (s->holds && s->in_slot == ring[ring_head].rows) {
         ring_pop();
         s->in_slot = 0;
     }
@@ -193,13 +202,13 @@ static bool next_whole(sf_stream *s, sf_tile *t) {
         t->row[r] = q->data + (s->in_slot + r) * s->part->stride;
     }
     s->in_slot += t->rows;
+    s->holds = true;
     return true;
 }
 
 static bool next_picked(sf_stream *s, sf_tile *t) {
-    if (s->next > 0) {
-        pick_head = (pick_head + 1u) % SF_PICK_BUFFERS;
-        pick_count--;
+    if (s->holds) {
+        pick_pop();
     }
     pick_fill(s);
     if (pick_count == 0) {
@@ -214,37 +223,40 @@ static bool next_picked(sf_stream *s, sf_tile *t) {
     t->rows = q->rows;
     for (uint32_t r = 0; r < t->rows; r++) {
         const uint32_t i = s->next + r;
-        t->row[r] = q->data + ((s->idx ? s->idx[i] : i) - q->first) * s->part->stride;
+        t->row[r] = q->data + (row_at(s, i) - q->first) * s->part->stride;
     }
+    s->holds = true;
     return true;
 }
 
 bool sf_stream_next(sf_stream *s, sf_tile *t) {
-    bool ok;
+    const bool in_turn = s->idx == NULL && whole((uint32_t)(s->part - sf_parts));
+    bool ok = true;
     if (s->next >= s->n) {
-        if (s->n > 0 && !resident(s->part)) {
-            if (s->idx == NULL && whole((uint32_t)(s->part - sf_parts))) {
-                ring_pop();
-                ring_fill();
-            } else {
-                pick_head = (pick_head + 1u) % SF_PICK_BUFFERS;
-                pick_count--;
-            }
+        if (s->holds && in_turn) {
+            ring_pop();
+            ring_fill();
+        } else if (s->holds) {
+            pick_pop();
         }
-        s->n = 0;
+        s->holds = false;
         return false;
     }
     t->first = s->next;
     t->rows = s->n - s->next < SF_TILE ? s->n - s->next : SF_TILE;
-    if (resident(s->part)) {
-        ok = next_resident(s, t);
-    } else if (s->idx == NULL && whole((uint32_t)(s->part - sf_parts))) {
+    if (row_at(s, s->next) < s->part->pinned) {
+        next_pinned(s, t);
+        if (s->next == 0 && !in_turn) {
+            pick_fill(s); /* on their way while the pinned rows are worked on */
+        }
+    } else if (in_turn) {
         ok = next_whole(s, t);
     } else {
         ok = next_picked(s, t);
     }
     if (!ok) {
         s->n = 0;
+        s->holds = false;
         return false;
     }
     s->next += t->rows;
@@ -254,7 +266,7 @@ bool sf_stream_next(sf_stream *s, sf_tile *t) {
 
 const uint8_t *sf_flash_row(const sf_part *part, uint32_t row) {
     sf_count_used(part->bytes, part->ffn);
-    if (resident(part)) {
+    if (row < part->pinned) {
         return pinned + part->pin + row * part->stride;
     }
     slot s = {.waiting = true};
@@ -315,8 +327,8 @@ int sf_flash_start(void) {
 #endif
     for (uint32_t i = 0; i < SF_PARTS && code == SF_OK; i++) {
         const sf_part *p = &sf_parts[i];
-        if (resident(p)) {
-            code = load(p->at, (p->rows - 1u) * p->stride + p->bytes, pinned + p->pin);
+        if (p->pinned > 0 && i != SF_PART_EMBED) { /* which shares the head's */
+            code = load(p->at, (p->pinned - 1u) * p->stride + p->bytes, pinned + p->pin);
         }
     }
     return code;

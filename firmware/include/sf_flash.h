@@ -15,11 +15,10 @@ typedef struct {
     uint32_t stride; /* from row to row */
     uint32_t bytes;  /* of a row */
     uint32_t rows;
-    uint32_t pin; /* offset in the pinned RAM, or SF_NOT_PINNED */
-    bool ffn;     /* counts as FFN bytes */
+    uint32_t pinned; /* rows from 0 on that stay in RAM */
+    uint32_t pin;    /* where they lie in the pinned RAM */
+    bool ffn;        /* counts as FFN bytes */
 } sf_part;
-
-#define SF_NOT_PINNED UINT32_MAX
 
 /* Rows of a part, all from 0 on or those of an ascending index list. */
 typedef struct {
@@ -29,6 +28,7 @@ typedef struct {
     uint32_t next;    /* rows given */
     uint32_t ahead;   /* rows submitted (streamed parts) */
     uint32_t in_slot; /* rows of the oldest slot already given */
+    bool holds;       /* the tile given last lies in a slot */
 } sf_stream;
 
 typedef struct {

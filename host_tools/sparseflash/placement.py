@@ -1,9 +1,9 @@
 """Where each part of the weights lies: mapped, pinned in RAM, or streamed from flash.
 
-A part is a set of rows that are read together. Pinning a byte saves as many flash bytes a token as
-that byte is read on average, so parts that are always read whole come first and down columns, of
-which a mask skips a share, last. Parts of equal worth are pinned evenly across the layers: the
-stream then has computing to hide behind everywhere.
+A part is a set of rows that are read together; its first rows can be pinned. Pinning a byte saves
+as many flash bytes a token as that byte is read on average, so parts that are always read whole
+come before down columns, of which a mask skips a share. Parts of equal worth are pinned to the same
+fraction: the stream is then needed at an even pace and has computing to hide behind everywhere.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from sparseflash.quantize import row_bytes
 from sparseflash.sfm import Image, Section, record_layout
 
 KINDS = ("qkv", "o", "gate", "up", "scales", "down")
-NOT_PINNED = 0xFFFFFFFF
 PIN_ALIGN = 64
 
 
@@ -32,7 +31,10 @@ class Part:
     rows: int
     ffn: bool
     use: float = 1.0
-    pin: int = NOT_PINNED
+    pinned: int = 0
+    """Rows from 0 on that stay in RAM."""
+    pin: int = 0
+    """Their offset in the pinned RAM."""
 
     @property
     def size(self) -> int:
@@ -74,54 +76,62 @@ def parts_of(image: Image, alive: float = 1.0, alive_up: float = 1.0) -> list[Pa
     return out
 
 
-def _even(parts: list[Part]) -> list[Part]:
-    """Layers in bit-reversed order, so that every prefix is spread evenly."""
-    bits = max(1, max(p.layer for p in parts).bit_length())
-    return sorted(parts, key=lambda p: int(f"{p.layer:0{bits}b}"[::-1], 2))
+def _padded(size: int) -> int:
+    return -(-size // PIN_ALIGN) * PIN_ALIGN
 
 
-def place(parts: list[Part], budget: int, tied: bool, where: str) -> list[Part]:
-    """Pins parts into ``budget`` bytes of RAM; the others are streamed.
+def place(parts: list[Part], budget: int, tied: bool, ram: int, board: str) -> list[Part]:
+    """Pins rows into ``budget`` bytes of RAM; the others are streamed.
 
     Raises:
-        TooSmallError: not even the scales fit, which a stream cannot do without.
+        TooSmallError: not even the scales of down_proj fit, which the stream does not carry.
     """
-    rank = {"scales": 0, "head": 1, "qkv": 2, "o": 2, "gate": 3, "up": 4, "down": 5}
-    order: list[Part] = []
-    for level in range(6):
-        some = [p for p in parts if rank.get(p.kind) == level]
-        order += _even(some) if some else []
-    pins: dict[tuple[str, int], int] = {}
-    at = 0
-    for p in order:
-        size = -(-p.size // PIN_ALIGN) * PIN_ALIGN
-        if at + size <= budget:
-            pins[p.kind, p.layer] = at
-            at += size
-        elif p.kind == "scales":
-            need = sum(-(-q.size // PIN_ALIGN) * PIN_ALIGN for q in parts if q.kind == "scales")
-            raise TooSmallError(
-                f"{where}: {budget:,} bytes of RAM are left for weights and the scales of "
-                f"down_proj alone take {need:,}; give at least {need - budget:,} more (--ram)"
-            )
-    out = [replace(p, pin=pins.get((p.kind, p.layer), NOT_PINNED)) for p in parts]
+    groups = [
+        [p for p in parts if p.kind == "scales"],
+        sorted((p for p in parts if p.kind not in ("scales", "embed")), key=lambda p: -p.use),
+    ]
+    need = sum(_padded(p.size) for p in groups[0])
+    if need > budget:
+        raise TooSmallError(
+            f"board {board}: of {ram:,} bytes of RAM {budget:,} are left for weights and the "
+            f"scales of down_proj alone take {need:,}; the least that works is --ram {ram + need - budget}"
+        )
+    rows = {(p.kind, p.layer): p.rows for p in groups[0]}
+    left = budget - need
+    for use in sorted({p.use for p in groups[1]}, reverse=True):
+        some = [p for p in groups[1] if p.use == use]
+        share = min(1.0, left / sum(_padded(p.size) for p in some))
+        for p in some:
+            n = p.rows if share >= 1.0 else max(0, int((p.size * share - PIN_ALIGN) // p.stride))
+            rows[p.kind, p.layer] = n
+            left -= _padded(n * p.stride)
+    out, at = [], 0
+    for p in parts:
+        n = rows.get((p.kind, p.layer), 0)
+        out.append(replace(p, pinned=n, pin=at if n else 0))
+        at += _padded(n * p.stride)
     if tied:
         head = next(p for p in out if p.kind == "head")
-        out = [replace(p, pin=head.pin) if p.kind == "embed" else p for p in out]
+        out = [
+            replace(p, pinned=head.pinned, pin=head.pin) if p.kind == "embed" else p for p in out
+        ]
     return out
 
 
+def pinned_bytes(parts: list[Part]) -> int:
+    """RAM that the pinned rows take."""
+    return max((p.pin + _padded(p.pinned * p.stride) for p in parts), default=0)
+
+
 def summary(parts: list[Part]) -> dict[str, Any]:
-    """Bytes by place: pinned, streamed (size, and read a token) and by kind."""
+    """By kind and in total: bytes pinned, bytes streamed, and those of them a token reads."""
     kinds: dict[str, dict[str, float]] = {}
     for p in parts:
-        k = kinds.setdefault(p.kind, {"pinned": 0, "streamed": 0, "read": 0.0})
-        if p.kind == "embed" and p.pin != NOT_PINNED:
+        if p.kind == "embed":
             continue
-        if p.pin != NOT_PINNED:
-            k["pinned"] += p.size
-        else:
-            k["streamed"] += 0 if p.kind == "embed" else p.rows * p.bytes
-            k["read"] += p.read
+        k = kinds.setdefault(p.kind, {"pinned": 0, "streamed": 0, "read": 0.0})
+        k["pinned"] += p.pinned * p.bytes
+        k["streamed"] += (p.rows - p.pinned) * p.bytes
+        k["read"] += (p.rows - p.pinned) * p.bytes * p.use
     total = {n: sum(k[n] for k in kinds.values()) for n in ("pinned", "streamed", "read")}
     return {"kinds": kinds, "total": total}

@@ -11,7 +11,7 @@ import numpy as np
 
 from sparseflash.boards import Board
 from sparseflash.errors import TooSmallError, UnsupportedError
-from sparseflash.placement import NOT_PINNED, Part, parts_of, place, summary
+from sparseflash.placement import Part, parts_of, pinned_bytes, place, summary
 from sparseflash.sfm import Image, Section, vector_layout
 
 RUNTIME_VERSION = 2
@@ -68,16 +68,8 @@ def _flash_and_parts(
     memory["program and stack"] = int(stream.get("program_bytes", 0))
     del memory["total"]
     budget = ram - sum(memory.values()) - sum(board.reserve.values())
-    where = f"board {board.id}, {ram:,} bytes of RAM"
-    if budget < 0:
-        worst = max(memory, key=lambda k: memory[k])
-        raise TooSmallError(
-            f"{where}: working memory alone takes {ram - budget:,}, most of it {worst!r} with "
-            f"{memory[worst]:,}; give more RAM (--ram) or shorten the KV cache (--kv-len)"
-        )
-    parts = place(parts, budget, image.spec.tied_head, where)
-    pinned = max((p.pin + p.size for p in parts if p.pin != NOT_PINNED), default=0)
-    memory["pinned weights"] = flash["pinned_bytes"] = pinned
+    parts = place(parts, budget, image.spec.tied_head, ram, board.id)
+    memory["pinned weights"] = flash["pinned_bytes"] = pinned_bytes(parts)
     memory["total"] = sum(memory.values())
     return {"mode": "stream", **flash}, parts
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from conftest import random_model
 from sparseflash.boards import load_board
 from sparseflash.build import build_firmware
@@ -41,13 +42,15 @@ def test_bits_and_budget(reader: str, method: str, tmp_path: Path) -> None:
     generate(plan, tmp_path / "gen", board)
     program = build_firmware(board, tmp_path / "gen", tmp_path / "firmware")
     ids = np.random.default_rng(4).integers(0, image.spec.vocab, 16)
-    with start_host_device(program, image.path, "tcp") as process:
-        with Device.open(process.url, image.sha256, plan_digest(plan), timeout=20) as device:
-            found = validate(device, image, ids, t)
-            assert found is None, str(found)
-            device.counters(clear=True)
-            device.step(1)
-            c = device.counters()
+    with (
+        start_host_device(program, image.path, "tcp") as process,
+        Device.open(process.url, image.sha256, plan_digest(plan), timeout=20) as device,
+    ):
+        found = validate(device, image, ids, t)
+        assert found is None, str(found)
+        device.counters(clear=True)
+        device.step(1)
+        c = device.counters()
     streamed = plan["placement"]["total"]["streamed"]
     assert 0 < c["bytes_read"] < c["bytes"]
     # Alignment and what runs ahead come on top; a mask takes away.

@@ -1,0 +1,253 @@
+"""Decoding with RAM smaller than the model, beside llama.cpp under the same memory cgroup.
+
+    .venv/bin/python tests/bench/ram_cap.py [--caps 70,40] [--repetitions 3] [--peer LLAMA_BENCH]
+
+Both decode SmolLM2-135M from the same Q4_1 weights on one thread, each alone in a fresh cgroup with
+the page cache dropped; the runs alternate and medians are printed with their ratio. The peer is
+built from llama-cpp-python's PyPI source distribution. Needs root, a writable memory cgroup and no
+swap; says so and stops where one is missing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import shutil
+import statistics
+import subprocess
+import sys
+import tarfile
+import time
+from pathlib import Path
+
+from sparseflash import pipeline, recipes
+from sparseflash.boards import load_board
+from sparseflash.engine import dense_thresholds
+from sparseflash.errors import TooSmallError
+from sparseflash.files import root, write_json
+from sparseflash.host_board import start_host_device
+from sparseflash.link.client import Device
+from sparseflash.plan import make_plan, plan_digest
+
+PEER = "llama-cpp-python==0.3.36"
+TOKENS = 32
+PROMPT = 8
+V1, V2 = Path("/sys/fs/cgroup/memory"), Path("/sys/fs/cgroup")
+
+
+class Cgroup:
+    """A fresh memory cgroup, version 1 or 2."""
+
+    def __init__(self, cap: int) -> None:
+        v1 = (V1 / "memory.limit_in_bytes").exists()
+        self.path = (V1 if v1 else V2) / f"ram_cap_{os.getpid()}_{time.monotonic_ns()}"
+        self.path.mkdir()
+        limit = "memory.limit_in_bytes" if v1 else "memory.max"
+        self.peak_file = "memory.max_usage_in_bytes" if v1 else "memory.peak"
+        (self.path / limit).write_text(str(cap))
+
+    def enter(self) -> None:
+        """In the child, before exec."""
+        (self.path / "cgroup.procs").write_text(str(os.getpid()))
+
+    def close(self) -> int:
+        """Peak bytes; removes the group."""
+        peak = int((self.path / self.peak_file).read_text())
+        for _ in range(50):
+            try:
+                self.path.rmdir()
+                break
+            except OSError:
+                time.sleep(0.1)
+        return peak
+
+
+def need(reason: str | None) -> None:
+    if reason:
+        print(f"skipped: {reason}")
+        sys.exit(0)
+
+
+def check_machine() -> None:
+    need(None if os.geteuid() == 0 else "memory cgroups need root")
+    try:
+        Cgroup(1 << 30).close()
+    except OSError as e:
+        need(f"memory cgroups are not writable here ({e})")
+    swaps = Path("/proc/swaps").read_text().splitlines()
+    need("swap is on" if len(swaps) > 1 else None)
+
+
+def drop_caches() -> None:
+    os.sync()
+    Path("/proc/sys/vm/drop_caches").write_text("3")
+
+
+def build_peer() -> Path:
+    """llama-bench of the pinned source distribution, under .cache/peer."""
+    folder = root() / ".cache" / "peer"
+    program = folder / "build" / "bin" / "llama-bench"
+    if program.exists():
+        return program
+    folder.mkdir(parents=True, exist_ok=True)
+    venv = folder / "venv"
+    subprocess.run([sys.executable, "-m", "venv", str(venv)], check=True)
+    pip = [str(venv / "bin" / "pip"), "--disable-pip-version-check", "-q"]
+    subprocess.run([*pip, "install", "cmake==4.1.2", "scikit-build-core==0.11.6"], check=True)
+    download = [*pip, "download", "--no-deps", "--no-binary", "llama-cpp-python", PEER]
+    subprocess.run([*download, "--no-build-isolation", "-d", str(folder)], check=True)
+    with tarfile.open(next(folder.glob("llama_cpp_python-*.tar.gz"))) as t:
+        t.extractall(folder, filter="data")
+    source = next(folder.glob("llama_cpp_python-*/vendor/llama.cpp"))
+    cmake = str(venv / "bin" / "cmake")
+    options = "LLAMA_CURL=OFF LLAMA_OPENSSL=OFF LLAMA_BUILD_TESTS=OFF LLAMA_BUILD_SERVER=OFF"
+    flags = [f"-D{o}" for o in f"{options} GGML_OPENMP=OFF BUILD_SHARED_LIBS=OFF".split()]
+    configure = [cmake, "-S", str(source), "-B", str(folder / "build"), *flags]
+    subprocess.run([*configure, "-DCMAKE_BUILD_TYPE=Release"], check=True, capture_output=True)
+    build = [cmake, "--build", str(folder / "build"), "-j2", "--target", "llama-bench"]
+    subprocess.run(build, check=True, capture_output=True)
+    return program
+
+
+def run_peer(program: Path, model: Path, cap: int) -> dict[str, float]:
+    drop_caches()
+    group = Cgroup(cap)
+    command = [str(program), "-m", str(model), "-t", "1", "-p", "0", "-n", str(TOKENS), "-r", "1"]
+    done = subprocess.run(
+        [*command, "-o", "json", "--no-warmup"],
+        capture_output=True,
+        text=True,
+        preexec_fn=group.enter,
+        check=False,
+    )
+    peak = group.close()
+    found = re.search(r'"avg_ts": ([0-9.]+)', done.stdout)
+    return {"rate": float(found[1]) if found else 0.0, "peak": peak}
+
+
+def disk_bandwidth(path: Path) -> float:
+    """Bytes a second of 256 KiB reads past the page cache, eight in flight (threads)."""
+    import mmap
+    import threading
+
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECT)
+    size, block, count = os.fstat(fd).st_size, 1 << 18, 8
+    blocks = size // block
+
+    def walk(k: int) -> None:
+        buffer = mmap.mmap(-1, block)
+        for i in range(k, blocks, count):
+            os.preadv(fd, [buffer], i * block)
+
+    start = time.perf_counter()
+    threads = [threading.Thread(target=walk, args=(k,)) for k in range(count)]
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join()
+    os.close(fd)
+    return blocks * block / (time.perf_counter() - start)
+
+
+def run_ours(place: Path, digest: bytes, cap: int, sha: bytes) -> dict[str, float]:
+    drop_caches()
+    group = Cgroup(cap)
+    wrapper = place / "capped"
+    inner = f'echo $$ > {group.path}/cgroup.procs; exec {place}/firmware "$@"'
+    wrapper.write_text(f"#!/bin/sh\n{inner}\n")
+    wrapper.chmod(0o755)
+    with (
+        start_host_device(wrapper, place / "model.sfm", "tcp") as process,
+        Device.open(process.url, sha, digest, timeout=60) as device,
+    ):
+        token = 1
+        for _ in range(PROMPT):
+            token = device.step(token)
+        device.counters(clear=True)
+        start = time.perf_counter()
+        for _ in range(TOKENS):
+            token = device.step(token)
+        wall = time.perf_counter() - start
+        c = device.counters()
+    peak = group.close()
+    seconds = c["time_total"] / 1e9
+    return {
+        "rate": TOKENS / wall,
+        "own_rate": TOKENS / seconds,
+        "peak": peak,
+        "wait": c["time_wait"] / c["time_total"],
+        "read": c["bytes_read"] / TOKENS,
+        "seconds": seconds / TOKENS,
+    }
+
+
+def main() -> None:
+    arguments = argparse.ArgumentParser()
+    arguments.add_argument("--caps", default="70,40", help="MB (10^6 bytes)")
+    arguments.add_argument("--repetitions", type=int, default=3)
+    arguments.add_argument("--peer", type=Path)
+    arguments.add_argument("--method", default="dense")
+    arguments.add_argument("--sparsity", type=float, default=0.0)
+    a = arguments.parse_args()
+    check_machine()
+    peer = a.peer or build_peer()
+    recipe = recipes.load_recipe("smollm2-135m")
+    board = load_board("host-flash")
+    model = pipeline.open_model(recipe)
+    image = pipeline.pack_model(model, recipe, "split")
+    t = dense_thresholds(image)
+    if a.method != "dense":
+        t = pipeline.thresholds_for(image, pipeline.calibrated(model, recipe), a.method, a.sparsity)
+    # A copy of its own: cached pages are charged to whoever touched them first.
+    source = root() / "build" / "bench" / "peer.gguf"
+    source.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(recipes.fetch(recipe), source)
+    results = []
+    for cap_mb in (float(x) for x in a.caps.split(",")):
+        cap = int(cap_mb * 1e6)
+        try:
+            plan = make_plan(image, board, t, 256, a.method, a.sparsity, cap)
+        except TooSmallError as e:
+            print(f"{cap_mb:g} MB: {e}")
+            continue
+        pipeline.plan_and_generate(image, board, t, recipe, a.method, a.sparsity, 256, cap)
+        pipeline.build_board(board, recipe.name, show=False)
+        pipeline.flash_board(board, recipe.name)
+        place = pipeline.Places(recipe.name, board.id).flashed
+        ours, theirs, disk = [], [], []
+        for _ in range(a.repetitions):
+            ours.append(run_ours(place, plan_digest(plan), cap, image.sha256))
+            theirs.append(run_peer(peer, source, cap))
+            drop_caches()
+            disk.append(disk_bandwidth(place / "model.sfm"))
+
+        def median(rows: list[dict[str, float]], key: str) -> float:
+            return statistics.median(r[key] for r in rows)
+
+        bandwidth = statistics.median(disk)
+        read, seconds, wait = (median(ours, k) for k in ("read", "seconds", "wait"))
+        row = {
+            "cap": cap,
+            "method": a.method,
+            "sparsity": a.sparsity,
+            "tokens_per_second": median(ours, "rate"),
+            "peer_tokens_per_second": median(theirs, "rate"),
+            "ratio": median(ours, "rate") / median(theirs, "rate"),
+            "peak": max(r["peak"] for r in ours),
+            "peer_peak": max(r["peak"] for r in theirs),
+            "bytes_read_per_token": read,
+            "disk_bytes_per_second": bandwidth,
+            "share_of_disk_limit": read / bandwidth / seconds,
+            "share_of_read_time_hidden": 1 - wait * seconds / (read / bandwidth),
+            "runs": [r["rate"] for r in ours],
+            "peer_runs": [r["rate"] for r in theirs],
+        }
+        results.append(row)
+        print(json.dumps(row, indent=1))
+    write_json(root() / "build" / "bench" / "ram_cap.json", results)
+
+
+if __name__ == "__main__":
+    main()
