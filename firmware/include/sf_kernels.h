@@ -5,16 +5,20 @@
 #include <stdint.h>
 #include <string.h>
 
-#define SF_GROUP 32u     /* elements that share a scale */
-#define SF_TILE 16u      /* most rows a kernel takes at once */
-#define SF_SHIFT_SPAN 12 /* widest distance between group exponents of a vector */
-#define SF_S_MIN (-40)   /* activation exponents are kept in this range, */
-#define SF_S_MAX 80      /* so that every power of two below is a normal float */
-
 /* The tier of cores without 64-bit products and with floats in software: kernels/armv6m.h. */
 #if defined(__ARM_ARCH_6M__) && !defined(SF_PLAIN)
 #define SF_ARMV6M 1
 #endif
+
+#define SF_GROUP 32u /* elements that share a scale */
+#ifdef SF_ARMV6M
+#define SF_TILE 32u /* most rows a kernel takes at once; it prepares the activations for them */
+#else
+#define SF_TILE 16u
+#endif
+#define SF_SHIFT_SPAN 12 /* widest distance between group exponents of a vector */
+#define SF_S_MIN (-40)   /* activation exponents are kept in this range, */
+#define SF_S_MAX 80      /* so that every power of two below is a normal float */
 
 /* An activation vector: element i of group g is q[32*g + i] * 2^-(s + span - k[g]). */
 typedef struct {

@@ -16,16 +16,23 @@ static void widen(const int8_t *q, uint32_t n, int32_t *out) {
     }
 }
 
-/* A group of all rows at a time: its activations are widened once for them. */
+enum { CHUNK = 8, WIDE8 = SF_GROUP + 1, WIDE4 = SF_GROUP / 2 + 2 }; /* groups; words of one */
+
 void sf_dot_q8(const uint8_t *const *row, uint32_t n, const sf_bfp *x, float *out) {
-    int32_t wide[SF_GROUP];
+    int32_t wide[CHUNK * WIDE8];
     int64_t acc[SF_TILE];
-    memset(acc, 0, n * sizeof *acc);
-    for (uint32_t g = 0; g < x->groups; g++) {
-        const sf_v6m_group group = {wide, g * SF_GROUP, x->groups * SF_GROUP + 2u * g,
-                                    (int32_t)x->k[g] - 1, 0};
-        sf_v6m_widen(x->q + g * SF_GROUP, SF_GROUP, wide);
-        sf_v6m_rows8(row, n, &group, acc);
+    for (uint32_t r = 0; r < n; r++) {
+        acc[r] = 0;
+    }
+    for (uint32_t from = 0; from < x->groups; from += CHUNK) {
+        int32_t *end = wide;
+        for (uint32_t g = from; g < from + CHUNK && g < x->groups; g++) {
+            sf_v6m_widen(x->q + g * SF_GROUP, SF_GROUP, end);
+            end[SF_GROUP] = 32 - x->k[g];
+            end += WIDE8;
+        }
+        const sf_v6m_part part = {wide, end, from * SF_GROUP, x->groups * SF_GROUP + 2u * from};
+        sf_v6m_rows8(row, acc, &part, n);
     }
     for (uint32_t r = 0; r < n; r++) {
         out[r] = sf_sum_to_float(acc[r], x->s);
@@ -33,22 +40,22 @@ void sf_dot_q8(const uint8_t *const *row, uint32_t n, const sf_bfp *x, float *ou
 }
 
 void sf_dot_q4(const uint8_t *const *row, uint32_t n, const sf_bfp *x, float *out) {
-    int32_t pairs[SF_GROUP / 2u];
+    int32_t wide[CHUNK * WIDE4];
     int64_t acc[SF_TILE];
-    memset(acc, 0, n * sizeof *acc);
-    for (uint32_t g = 0; g < x->groups; g++) {
-        const sf_v6m_group group = {pairs, g * (SF_GROUP / 2u),
-                                    x->groups * (SF_GROUP / 2u) + 4u * g, (int32_t)x->k[g] - 1,
-                                    x->sum[g] >> x->k[g]};
-        const int8_t *q = x->q + g * SF_GROUP;
-        /* In the order in which masks and shifts bring up the nibbles of a word. */
-        for (uint32_t i = 0; i < SF_GROUP / 2u; i += 4u, q += 4) {
-            pairs[i] = q[2] + q[0] * 65536;
-            pairs[i + 1u] = q[18] + q[16] * 65536;
-            pairs[i + 2u] = q[3] + q[1] * 65536;
-            pairs[i + 3u] = q[19] + q[17] * 65536;
+    for (uint32_t r = 0; r < n; r++) {
+        acc[r] = 0;
+    }
+    for (uint32_t from = 0; from < x->groups; from += CHUNK) {
+        int32_t *end = wide;
+        for (uint32_t g = from; g < from + CHUNK && g < x->groups; g++) {
+            sf_v6m_pairs(x->q + g * SF_GROUP, end);
+            end[SF_GROUP / 2u] = 32 - x->k[g];
+            end[SF_GROUP / 2u + 1u] = x->sum[g] >> x->k[g];
+            end += WIDE4;
         }
-        sf_v6m_rows4(row, n, &group, acc);
+        const sf_v6m_part part = {wide, end, from * (SF_GROUP / 2u),
+                                  x->groups * (SF_GROUP / 2u) + 4u * from};
+        sf_v6m_rows4(row, acc, &part, n);
     }
     for (uint32_t r = 0; r < n; r++) {
         out[r] = sf_sum_to_float(acc[r], x->s);
@@ -84,22 +91,13 @@ void sf_axpy_q8(const uint8_t *const *col, const int8_t *h, uint32_t n, uint32_t
 
 void sf_scale_q4(const uint8_t *scales, uint32_t k, int32_t sum, uint32_t dim, int32_t *isum,
                  int64_t *acc) {
-    const int32_t unshifted = sum >> k;
-    for (uint32_t j = 0; j < dim; j++) {
-        const uint32_t dm = sf_load32(scales + 4u * j);
-        sf_v6m_scale(&acc[j], isum[j], dm & 0xFFFFu, k);
-        sf_v6m_scale(&acc[j], unshifted, dm >> 16, k);
-        isum[j] = 0;
-    }
+    sf_v6m_columns4(acc, isum, scales, scales + 4u * dim, 32u - k, sum >> k);
 }
 
 void sf_scale_q8(const uint8_t *scales, uint32_t k, int32_t sum, uint32_t dim, int32_t *isum,
                  int64_t *acc) {
     (void)sum;
-    for (uint32_t j = 0; j < dim; j++) {
-        sf_v6m_scale(&acc[j], isum[j], sf_load16(scales + 2u * j), k);
-        isum[j] = 0;
-    }
+    sf_v6m_columns8(acc, isum, scales, scales + 2u * dim, 32u - k);
 }
 
 /* Orders floats that are numbers as signed integers. */

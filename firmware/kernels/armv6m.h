@@ -15,18 +15,22 @@
 void sf_v6m_widen(const int8_t *q, uint32_t n, int32_t *out);
 /* Sum of w[i] * x[i] for n signed bytes. */
 int32_t sf_v6m_dot8(const void *w, const int32_t *x, uint32_t n);
-/* A group of activations, for the same group of several rows. */
+/* 32 bytes as the pairs of activations that nibbles are multiplied with. */
+void sf_v6m_pairs(const int8_t *q, int32_t *pairs);
+/* Some groups of activations, and where the weights and scales of the first lie in a row. A group
+ * is 32 words, or 16 pairs; then 32 - k; for nibbles also the sum of its activations. */
 typedef struct {
-    const int32_t *x;   /* [32] words, or [16] pairs */
-    uint32_t at, scale; /* offsets of its weights and of {d} or {d, m} in a row */
-    int32_t k;          /* shift - 1 */
-    int32_t sum;        /* of the activations */
-} sf_v6m_group;
-/* acc[r] += what sf_dot_q8 and sf_dot_q4 sum up for one group, n > 0. */
-void sf_v6m_rows8(const uint8_t *const *row, uint32_t n, const sf_v6m_group *g, int64_t *acc);
-void sf_v6m_rows4(const uint8_t *const *row, uint32_t n, const sf_v6m_group *g, int64_t *acc);
-/* *acc += p * half * 2^(24 + shift); |p| < 2^20, shift <= 12. */
-void sf_v6m_scale(int64_t *acc, int32_t p, uint32_t half, uint32_t shift);
+    const int32_t *x, *end;
+    uint32_t at, scales;
+} sf_v6m_part;
+/* acc[r] += what sf_dot_q8 and sf_dot_q4 sum up over those groups of row[r]. */
+void sf_v6m_rows8(const uint8_t *const *row, int64_t *acc, const sf_v6m_part *part, uint32_t n);
+void sf_v6m_rows4(const uint8_t *const *row, int64_t *acc, const sf_v6m_part *part, uint32_t n);
+/* acc[j] += isum[j] * scale of row j, as in sf_scale_q8 and sf_scale_q4; clears isum. */
+void sf_v6m_columns8(int64_t *acc, int32_t *isum, const uint8_t *scales, const uint8_t *end,
+                     uint32_t from_32);
+void sf_v6m_columns4(int64_t *acc, int32_t *isum, const uint8_t *scales, const uint8_t *end,
+                     uint32_t from_32, int32_t sum);
 /* y[0..3] += sum over r < n of h[r] times the four signed bytes at col[r] + at. */
 void sf_v6m_axpy8(const uint8_t *const *col, const int32_t *h, uint32_t n, uint32_t at, int32_t *y);
 /* y[0..3] += the low nibbles, y[16..19] += the high ones; n <= 16. */

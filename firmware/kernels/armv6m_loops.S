@@ -47,63 +47,133 @@
     mov r0, r12
     pop {r4, r5, r6, r7, pc}
 
-/* r7:r6 += r1 * half r2 * 2^(24 + k), r3 = k - 1; uses r4, r5. A half is m * 2^(e - 25), m of 11
- * bits with the hidden one, which a subnormal (e = 0) has not. */
-    .macro add_scaled
-    lsls r4, r2, #17        /* its sign to carry */
+/* A half is m * 2^(e - 25), m of 11 bits with the hidden one; a subnormal (e = 0) has none. A product
+ * p * m has at most 31 bits, and goes up by e - 1 + k into a sum of 64. r5 is 32 - k.
+ *
+ * r4 p times the half whose sign bit `by` shifts to carry: r4 p * m, \e exponent; uses r2. */
+    .macro times_half p, half, by, e
+    lsls r2, \half, #\by
     bcc 1f
-    negs r1, r1
+    negs \p, \p
 1:
-    lsrs r5, r4, #27
-    lsls r4, r4, #5
-    lsrs r4, r4, #22
-    muls r4, r1
-    lsls r1, r1, #10
-    cmp r5, #0
-    beq 4f
-    adds r1, r1, r4
-2:
-    adds r5, r5, r3
-    cmp r5, #32
-    bge 5f
-    movs r4, r1
-    lsls r4, r5
+    lsrs \e, r2, #27
+    lsls r2, r2, #5
+    lsrs r2, r2, #22
+    muls r2, \p
+    lsls \p, \p, #10
+    adds \p, \p, r2
+    .endm
+
+/* r4, exponent r7: to r6:r4; to `rest` when that needs more than 31 bits up or e is 0. */
+    .macro raise rest
+    subs r7, #1
+    subs r2, r5, r7
+    bls \rest
+    movs r7, #32
+    subs r7, r7, r2
+    movs r6, r4
+    asrs r6, r2             /* by 32 leaves the sign */
+    lsls r4, r7
+    .endm
+
+/* The same for any half in the lower bits of r3 and r4 p. */
+    .macro times_any_half
+    lsls r2, r3, #17
+    bcc 1f
+    negs r4, r4
+1:
+    lsrs r7, r2, #27
+    lsls r2, r2, #5
+    lsrs r2, r2, #22
+    muls r2, r4
+    cmp r7, #0
+    beq 1f
+    lsls r4, r4, #10
+    adds r2, r2, r4
+    subs r7, #1
+1:
+    adds r7, #32
+    subs r7, r7, r5
+    movs r4, r2
+    movs r6, r2
     movs r2, #32
-    subs r2, r2, r5
-    asrs r1, r2             /* by 32 leaves the sign */
-    adds r6, r6, r4
-    adcs r7, r1
-3:
+    subs r2, r2, r7
+    bmi 1f
+    asrs r6, r2
+    lsls r4, r7
+    b 2f
+1:
+    negs r2, r2
+    lsls r6, r2
+    movs r4, #0
+2:
     .endm
 
-    .macro add_scaled_rest
-4:
-    movs r1, r4
-    movs r5, #1
-    b 2b
-5:
-    subs r5, r5, #32
-    lsls r1, r5
-    adds r7, r7, r1
-    b 3b
+/* r9:r8 += r6:r4 */
+    .macro add_to_sum
+    mov r2, r8
+    adds r2, r2, r4
+    mov r8, r2
+    mov r2, r9
+    adcs r2, r6
+    mov r9, r2
     .endm
 
-    .macro open_rows        /* r0 row, r1 n, r2 job, r3 acc */
+/* r0 += 8 after [r0] += r6:r4 */
+    .macro add_to_memory
+    ldr r2, [r0]
+    adds r2, r2, r4
+    str r2, [r0]
+    ldr r2, [r0, #4]
+    adcs r2, r6
+    str r2, [r0, #4]
+    .endm
+
+/* Of n rows: r0 row, r1 acc, r2 sf_v6m_part, r3 n. A row's sum is in r9:r8, its next scale in r10. On
+ * the stack: next row, its acc, -, end of the rows, x, end of x, weights and scales in a row. */
+    .macro open_rows
     push {r4, r5, r6, r7, lr}
     mov r4, r8
     mov r5, r9
     mov r6, r10
     mov r7, r11
     push {r4, r5, r6, r7}
-    lsls r1, r1, #2
-    adds r1, r1, r0
-    mov r8, r0
-    mov r9, r3
-    mov r10, r1             /* end of the rows */
-    mov r11, r2
+    lsls r3, r3, #2
+    adds r3, r3, r0
+    ldmia r2!, {r4, r5, r6, r7}
+    push {r0, r1, r2, r3, r4, r5, r6, r7}
+    .endm
+
+    .macro open_row         /* weights to r0, x to r1 */
+    ldr r3, [sp]
+    ldmia r3!, {r0}
+    str r3, [sp]
+    ldr r3, [sp, #28]
+    adds r3, r3, r0
+    mov r10, r3
+    ldr r3, [sp, #4]
+    ldr r2, [r3]
+    mov r8, r2
+    ldr r2, [r3, #4]
+    mov r9, r2
+    ldr r1, [sp, #16]
+    ldr r3, [sp, #24]
+    adds r0, r0, r3
+    .endm
+
+    .macro close_row        /* equal: it was the last */
+    ldr r3, [sp, #4]
+    mov r4, r8
+    mov r5, r9
+    stmia r3!, {r4, r5}
+    str r3, [sp, #4]
+    ldr r2, [sp]
+    ldr r3, [sp, #12]
+    cmp r2, r3
     .endm
 
     .macro close_rows
+    add sp, #32
     pop {r4, r5, r6, r7}
     mov r8, r4
     mov r9, r5
@@ -112,63 +182,61 @@
     pop {r4, r5, r6, r7, pc}
     .endm
 
-/* The next row to lr, its group to r0, the activations to r1. */
-    .macro next_row
-    mov r2, r8
-    ldmia r2!, {r0}
-    mov r8, r2
-    mov lr, r0
-    mov r2, r11
-    ldmia r2!, {r1, r3}
-    adds r0, r0, r3
-    .endm
-
-/* One group of n rows: acc[r] += (row[r] at job.at) . job.x * scale at job.scale */
+/* A group of x is 32 words and 32 - k. */
     function sf_v6m_rows8
     open_rows
+    mov lr, r5
+6:
+    open_row
 0:
-    next_row
     movs r2, #0
     mov r12, r2
     .rept 8
     four_bytes
     .endr
-    mov r1, r12
-    mov r3, r11
-    ldr r2, [r3, #8]
-    add r2, lr
-    ldrh r2, [r2]
-    ldr r3, [r3, #12]
-    mov r0, r9
-    ldmia r0!, {r6, r7}
-    add_scaled
-    subs r0, r0, #8
-    stmia r0!, {r6, r7}
-    mov r9, r0
-    cmp r8, r10
+    mov r2, r10
+    ldrh r3, [r2]
+    adds r2, #2
+    mov r10, r2
+    ldmia r1!, {r5}
+    mov r4, r12
+    times_half r4, r3, 17, r7
+    raise 8f
+7:
+    add_to_sum
+    cmp r1, lr
     beq 9f
     b 0b
 9:
+    close_row
+    beq 9f
+    b 6b
+8:
+    mov r4, r12
+    times_any_half
+    b 7b
+9:
     close_rows
-    add_scaled_rest
 
 /* A word of nibbles masked with 0x000F000F is a pair of weights a + b * 2^16. Times a pair of
  * activations y + x * 2^16 this has a*x + b*y in its upper half: two products in one
  * multiplication. Eight pairs stay below 2^15 in both halves, so low and high nibbles have sums of
- * their own, r12 and r10 of the row. */
+ * their own, r12 and lr. A group of x is 16 pairs, 32 - k and the sum of the activations, which m is
+ * the factor of. */
     function sf_v6m_rows4
     open_rows
-    push {r1}               /* end of the rows: no register is left */
-    b 8f
-0:
-    next_row
     movs r7, #15
     lsls r2, r7, #16
     orrs r7, r2
+    mov r11, r7
+6:
+    open_row
+0:
+    mov r7, r11
     movs r2, #128
     lsls r2, r2, #8         /* rounds the halves to the nearest: the lower one is signed */
     mov r12, r2
-    mov r10, r2
+    mov lr, r2
     .rept 4
     ldmia r0!, {r2}
     ldmia r1!, {r4, r5, r6}
@@ -179,7 +247,7 @@
     lsrs r2, r3, #4
     ands r3, r7
     muls r3, r5
-    add r10, r3
+    add lr, r3
     lsrs r3, r2, #4
     ands r2, r7
     muls r2, r6
@@ -187,54 +255,119 @@
     ldmia r1!, {r4}
     ands r3, r7
     muls r3, r4
-    add r10, r3
+    add lr, r3
     .endr
-    mov r1, r12
-    asrs r1, r1, #16
-    mov r4, r10
+    mov r4, r12
     asrs r4, r4, #16
-    adds r1, r1, r4
-    mov r3, r11
-    ldr r2, [r3, #8]
-    add r2, lr
-    ldr r2, [r2]
-    mov r12, r2
-    ldr r3, [r3, #12]
-    mov r0, r9
-    ldmia r0!, {r6, r7}
-    add_scaled              /* d: the lower half; its shifts drop the other */
-    mov r2, r12
-    lsrs r2, r2, #16
-    mov r1, r11
-    ldr r1, [r1, #16]
-    b 6f
-    add_scaled_rest
-6:
-    add_scaled              /* m, times the sum of the activations */
-    subs r0, r0, #8
-    stmia r0!, {r6, r7}
-    mov r9, r0
-8:
-    ldr r2, [sp]
-    cmp r8, r2
+    mov r5, lr
+    asrs r5, r5, #16
+    adds r4, r4, r5
+    mov r2, r10
+    ldmia r2!, {r3}
+    mov r10, r2
+    ldmia r1!, {r5, r6}
+    mov r12, r4
+    mov lr, r3
+    times_half r4, r3, 17, r7
+    times_half r6, r3, 1, r3
+    subs r3, r3, r7         /* m's exponent is usually a little above d's: one sum for both */
+    cmp r3, #7
+    bhi 8f
+    lsls r6, r3
+    adds r4, r4, r6
+    raise 8f
+7:
+    add_to_sum
+    ldr r2, [sp, #20]
+    cmp r1, r2
     beq 9f
     b 0b
 9:
-    pop {r2}
+    close_row
+    beq 9f
+    b 6b
+8:
+    mov r4, r12
+    mov r3, lr
+    times_any_half
+    add_to_sum
+    subs r1, #4
+    ldmia r1!, {r4}
+    mov r3, lr
+    lsrs r3, r3, #16
+    times_any_half
+    b 7b
+9:
     close_rows
-    add_scaled_rest
 
-/* The scaling alone: r0 acc, r1 p, r2 half, r3 shift */
-    function sf_v6m_scale
-    push {r4, r5, r6, r7}
-    subs r3, r3, #1
-    ldmia r0!, {r6, r7}
-    add_scaled
-    subs r0, r0, #8
-    stmia r0!, {r6, r7}
-    pop {r4, r5, r6, r7}
-    bx lr
-    add_scaled_rest
+/* The sums of columns, times the scales of their rows. r0 acc, r1 isum, which is cleared, r2 scales,
+ * r3 end of scales, [sp] 32 - k, [sp + 4] sum of the activations. */
+    function sf_v6m_columns8
+    push {r4, r5, r6, r7, lr}
+    mov lr, r3
+    mov r12, r2
+0:
+    mov r2, r12
+    ldrh r3, [r2]
+    adds r2, #2
+    mov r12, r2
+    ldr r4, [r1]
+    ldr r5, [sp, #20]
+    times_half r4, r3, 17, r7
+    raise 8f
+7:
+    add_to_memory
+    adds r0, #8
+    movs r2, #0
+    stmia r1!, {r2}
+    cmp r12, lr
+    bne 0b
+    pop {r4, r5, r6, r7, pc}
+8:
+    ldr r4, [r1]
+    times_any_half
+    b 7b
+
+    function sf_v6m_columns4
+    push {r4, r5, r6, r7, lr}
+    mov lr, r3
+    mov r12, r2
+0:
+    mov r2, r12
+    ldmia r2!, {r3}
+    mov r12, r2
+    ldr r4, [r1]
+    ldr r5, [sp, #20]
+    ldr r6, [sp, #24]
+    times_half r4, r3, 17, r7
+    times_half r6, r3, 1, r3
+    subs r3, r3, r7
+    cmp r3, #7
+    bhi 8f
+    lsls r6, r3
+    adds r4, r4, r6
+    raise 8f
+7:
+    add_to_memory
+    adds r0, #8
+    movs r2, #0
+    stmia r1!, {r2}
+    cmp r12, lr
+    bne 0b
+    pop {r4, r5, r6, r7, pc}
+8:
+    mov r2, r12
+    subs r2, #4
+    ldrh r3, [r2]
+    ldr r4, [r1]
+    times_any_half
+    add_to_memory
+    mov r2, r12
+    subs r2, #2
+    ldrh r3, [r2]
+    ldr r4, [sp, #24]
+    times_any_half
+    b 7b
 
 /* A 64-bit sum r1:r0 as a float, times 2^-(36 + s), s in r2. */
     .macro up by            /* r1:r0 up when nothing is in the upper `by` bits */
@@ -597,5 +730,40 @@ add_rest:
     asrs r7, r3, #24
     stmia r2!, {r4, r5, r6, r7}
     subs r1, r1, #4
+    bne 1b
+    pop {r4, r5, r6, r7, pc}
+
+/* A group of 32 at r0 as pairs at r1, in the order in which masks and shifts bring up the nibbles of
+ * a word: elements 0 and 2, 16 and 18, 1 and 3, 17 and 19. */
+    function sf_v6m_pairs
+    push {r4, r5, r6, r7, lr}
+    movs r2, #16
+    adds r2, r2, r0
+    mov lr, r2
+1:
+    ldr r2, [r0, #16]
+    ldmia r0!, {r3}
+    lsls r4, r3, #24
+    asrs r4, r4, #8
+    lsls r6, r3, #8
+    asrs r6, r6, #24
+    adds r4, r4, r6
+    lsls r5, r2, #24
+    asrs r5, r5, #8
+    lsls r6, r2, #8
+    asrs r6, r6, #24
+    adds r5, r5, r6
+    lsls r6, r3, #16
+    asrs r6, r6, #24
+    lsls r6, r6, #16
+    asrs r3, r3, #24
+    adds r6, r6, r3
+    lsls r7, r2, #16
+    asrs r7, r7, #24
+    lsls r7, r7, #16
+    asrs r2, r2, #24
+    adds r7, r7, r2
+    stmia r1!, {r4, r5, r6, r7}
+    cmp r0, lr
     bne 1b
     pop {r4, r5, r6, r7, pc}

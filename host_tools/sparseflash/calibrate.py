@@ -283,7 +283,8 @@ def calibration_windows(
     random place of its stretch, so windows never overlap.
 
     Args:
-        texts: names of ``models/texts.yaml``, or files.
+        texts: names of ``models/texts.yaml``, or files; ``["random"]`` draws the tokens, for
+            models that no text means anything to.
         tokens: in all; rounded up to whole windows.
         window: tokens in a window, at most the model's context.
         seed: of the random places.
@@ -291,6 +292,11 @@ def calibration_windows(
     Returns:
         ids int64 (windows, window) and the SHA-256 of each text by name.
     """
+    if list(texts) == ["random"]:
+        drawn = np.random.default_rng(seed).integers(
+            0, model.spec.vocab, (-(-tokens // window), min(window, model.spec.context))
+        )
+        return drawn, {"random": hashlib.sha256(drawn.tobytes()).hexdigest()}
     if model.tokenizer is None:
         raise UsageError(f"model {model.name} carries no tokenizer; give one")
     if not texts or window < CHUNK or tokens < 1:

@@ -80,8 +80,12 @@ def _padded(size: int) -> int:
     return -(-size // PIN_ALIGN) * PIN_ALIGN
 
 
-def place(parts: list[Part], budget: int, tied: bool, ram: int, board: str) -> list[Part]:
+def place(
+    parts: list[Part], budget: int, tied: bool, ram: int, board: str, read_scales: bool = False
+) -> list[Part]:
     """Pins rows into ``budget`` bytes of RAM; the others are streamed.
+
+    ``read_scales``: scales of down_proj that find no room are read one by one where they are used.
 
     Raises:
         TooSmallError: not even the scales of down_proj fit, which the stream does not carry.
@@ -91,12 +95,17 @@ def place(parts: list[Part], budget: int, tied: bool, ram: int, board: str) -> l
         sorted((p for p in parts if p.kind not in ("scales", "embed")), key=lambda p: -p.use),
     ]
     need = sum(_padded(p.size) for p in groups[0])
+    rows = {(p.kind, p.layer): p.rows for p in groups[0]}
+    if need > budget and read_scales:
+        for p in groups[0]:
+            n = (budget // len(groups[0]) - PIN_ALIGN) // p.stride
+            rows[p.kind, p.layer] = max(0, min(p.rows, n))
+        need = sum(_padded(rows[p.kind, p.layer] * p.stride) for p in groups[0])
     if need > budget:
         raise TooSmallError(
             f"board {board}: of {ram:,} bytes of RAM {budget:,} are left for weights and the "
             f"scales of down_proj alone take {need:,}; the least that works is --ram {ram + need - budget}"
         )
-    rows = {(p.kind, p.layer): p.rows for p in groups[0]}
     left = budget - need
     for use in sorted({p.use for p in groups[1]}, reverse=True):
         some = [p for p in groups[1] if p.use == use]

