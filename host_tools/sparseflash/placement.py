@@ -94,7 +94,8 @@ def place(parts: list[Part], budget: int, tied: bool, ram: int, board: str) -> l
     if need > budget:
         raise TooSmallError(
             f"board {board}: of {ram:,} bytes of RAM {budget:,} are left for weights and the "
-            f"scales of down_proj alone take {need:,}; the least that works is --ram {ram + need - budget}"
+            f"scales of down_proj alone take {need:,}; the least that works is "
+            f"--ram {ram + need - budget}"
         )
     rows = {(p.kind, p.layer): p.rows for p in groups[0]}
     left = budget - need
