@@ -1,5 +1,8 @@
 /* One query head over an int8 KV cache: integer dot products, integer softmax, integer mixing. */
+#include "arm_dsp.h"
 #include "sf_kernels.h"
+
+#ifndef SF_DSP
 
 void sf_attention(const sf_attn *a, const float *q, int16_t *q16, float *score, int32_t *acc,
                   float *out) {
@@ -59,3 +62,5 @@ void sf_attention(const sf_attn *a, const float *q, int16_t *q16, float *score, 
         out[i] = (float)acc[i] * factor;
     }
 }
+
+#endif

@@ -1,4 +1,5 @@
 /* down_proj by columns: a neuron adds h * column to integer sums, in any order. */
+#include "arm_dsp.h"
 #include "sf_kernels.h"
 #include "x86.h"
 
@@ -46,7 +47,7 @@ void sf_scale_q4(const uint8_t *scales, uint32_t k, int32_t sum, uint32_t dim, i
     }
 }
 
-#else
+#elif !defined(SF_DSP)
 
 void sf_axpy_q4(const uint8_t *const *col, const int8_t *h, uint32_t n, uint32_t dim,
                 int32_t *isum) {
@@ -77,6 +78,8 @@ void sf_scale_q4(const uint8_t *scales, uint32_t k, int32_t sum, uint32_t dim, i
 
 #endif
 
+#ifndef SF_DSP
+
 void sf_axpy_q8(const uint8_t *const *col, const int8_t *h, uint32_t n, uint32_t dim,
                 int32_t *isum) {
     for (uint32_t r = 0; r < n; r++) {
@@ -97,3 +100,5 @@ void sf_scale_q8(const uint8_t *scales, uint32_t k, int32_t sum, uint32_t dim, i
         isum[j] = 0;
     }
 }
+
+#endif

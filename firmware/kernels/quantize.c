@@ -1,5 +1,8 @@
 /* Activations to block floating point: scales are powers of two, so nothing is divided. */
+#include "arm_dsp.h"
 #include "sf_kernels.h"
+
+#ifndef SF_DSP
 
 /* Exponent that brings a magnitude with these bits to [2^top, 2^(top+1)). */
 static int32_t exponent_for(uint32_t magnitude, int32_t top, int32_t max) {
@@ -76,3 +79,5 @@ int32_t sf_quantize8(const float *x, uint32_t n, int8_t *q) {
     }
     return s;
 }
+
+#endif
