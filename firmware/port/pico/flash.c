@@ -14,9 +14,10 @@ enum { QUAD_ENABLE = 2 };
 
 #define ONE_LANE_READ 0x001F0300u /* frames of 32 bits, "EEPROM read" */
 #define FOUR_LANE_READ 0x005F0300u
-#define PLAIN 0x00070000u    /* frames of 8 bits, both ways, one lane */
-#define READ_03 0x03000218u  /* command 03h, address of 24 bits */
-#define ENTER_EB 0x00002221u /* command in one lane; address, mode bits in four; 4 clocks of wait  \
+#define PLAIN 0x00070000u   /* frames of 8 bits, both ways, one lane */
+#define READ_03 0x03000218u /* command 03h, address of 24 bits */
+#define ENTER_EB                                                                                   \
+    0x00002221u              /* command in one lane; address, mode bits in four; 4 clocks of wait  \
                               */
 #define GO_ON_A0 0xA0002022u /* no command; address, mode bits A0h in four */
 
