@@ -3,9 +3,7 @@
 #include "sf_kernels.h"
 #include "x86.h"
 
-#ifndef SF_VNNI
-
-#ifndef SF_DSP
+#if !defined(SF_VNNI) && !defined(SF_DSP)
 
 void sf_dot_q8(const uint8_t *const *row, uint32_t n, const sf_bfp *x, float *out) {
     for (uint32_t r = 0; r < n; r++) {
