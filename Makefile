@@ -15,10 +15,10 @@ PLAN := --method $(METHOD) --sparsity $(SPARSITY)
 LINE := $(if $(PORT),--port $(PORT))
 STAMP := $(VENV)/.ready
 
-.PHONY: help demo test setup fetch calibrate generate build flash size stack validate perplexity bench chat boards models lint clean
+.PHONY: flash-curve help demo test setup fetch calibrate generate build flash size stack validate perplexity bench chat boards models lint clean
 
 help: ## This list
-	awk -F ':.*## ' '/^[a-z]+:.*## / { printf "%-14s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-14s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	echo "Variables: BOARD=$(BOARD) MODEL=$(MODEL) METHOD=$(METHOD) SPARSITY=$(SPARSITY) PORT=$(PORT) TEXT=$(TEXT)"
 
 $(STAMP): requirements.txt pyproject.toml
@@ -70,6 +70,9 @@ bench: setup ## Tokens a second and bytes a token over the link
 
 chat: setup ## Talks to the device
 	$(SF) chat $(ARGS) $(LINE)
+
+flash-curve: setup ## Measures what a read costs by size on BOARD (host-flash)
+	$(SF) flash-curve $(ARGS)
 
 boards: setup ## Lists the boards
 	$(SF) boards

@@ -17,14 +17,21 @@ bool sf_stream_next(sf_stream *s, sf_tile *t) {
     }
     t->first = s->next;
     t->rows = s->n - s->next < SF_TILE ? s->n - s->next : SF_TILE;
-    for (uint32_t r = 0; r < t->rows; r++) {
-        const uint32_t i = s->next + r;
-        const uint32_t row = s->idx ? s->idx[i] : i;
-        /* Neighbours whose bytes touch are one read. */
-        const bool touches =
-            i > 0 && p->stride == p->bytes && (!s->idx || s->idx[i - 1u] + 1u == row);
-        t->row[r] = base + p->stride * row;
-        reads += touches ? 0u : 1u;
+    /* Neighbours whose bytes touch are one read. */
+    const bool dense = p->stride == p->bytes;
+    if (s->idx == NULL) {
+        const uint8_t *row = base + p->stride * s->next;
+        for (uint32_t r = 0; r < t->rows; r++) {
+            t->row[r] = row;
+            row += p->stride;
+        }
+        reads = dense ? (s->next == 0 ? 1u : 0u) : t->rows;
+    } else {
+        for (uint32_t r = 0; r < t->rows; r++) {
+            const uint16_t *i = s->idx + s->next + r;
+            t->row[r] = base + p->stride * *i;
+            reads += dense && s->next + r > 0 && i[-1] + 1u == *i ? 0u : 1u;
+        }
     }
     s->next += t->rows;
     sf_count_used(t->rows * p->bytes, p->ffn);

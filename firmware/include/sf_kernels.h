@@ -96,6 +96,15 @@ void sf_scale_q8(const uint8_t *scales, uint32_t k, int32_t sum, uint32_t dim, i
 float sf_sum_to_float(int64_t acc, int32_t s);
 #else
 static inline float sf_sum_to_float(int64_t acc, int32_t s) {
+#if defined(__ARM_FEATURE_FMA) && !defined(SF_PLAIN) /* tests compare with plain C */
+    /* 24 bits above and 24 below are exact, and a fused product rounds once. */
+    const uint32_t high = (uint32_t)(acc >> 32);
+    if (high + 0x8000u < 0x10000u) {
+        const float below = (float)((uint32_t)acc & 0xFFFFFFu);
+        return __builtin_fmaf((float)(int32_t)(acc >> 24), 16777216.0f, below) *
+               sf_pow2(-(24 + SF_SHIFT_SPAN + s));
+    }
+#endif
     return (float)acc * sf_pow2(-(24 + SF_SHIFT_SPAN + s));
 }
 #endif
@@ -107,7 +116,14 @@ void sf_row_q8(const uint8_t *row, uint32_t dim, float *x);
 void sf_rmsnorm(const float *x, const float *w, uint32_t n, float eps, float *out);
 
 /* 2^-(x/65536) = m * 2^-(16+e): returns m in (32768, 65536], *e = x >> 16. */
-uint32_t sf_exp2n(uint32_t x, uint32_t *e);
+static inline uint32_t sf_exp2n(uint32_t x, uint32_t *e) {
+    const uint32_t f = x & 0xFFFFu;
+    uint32_t t = 3498u - ((f * 453u) >> 16);
+    t = 15699u - ((f * t) >> 16);
+    t = 45422u - ((f * t) >> 16);
+    *e = x >> 16;
+    return 65536u - ((f * t) >> 16);
+}
 float sf_sigmoid(float x);
 float sf_silu(float x);
 float sf_gelu_tanh(float x);

@@ -1,4 +1,5 @@
 /* down_proj by columns: a neuron adds h * column to integer sums, in any order. */
+#include "arm_dsp.h"
 #include "sf_kernels.h"
 #include "x86.h"
 
@@ -46,7 +47,7 @@ void sf_scale_q4(const uint8_t *scales, uint32_t k, int32_t sum, uint32_t dim, i
     }
 }
 
-#elif !defined(SF_ARMV6M)
+#elif !defined(SF_DSP) && !defined(SF_ARMV6M)
 
 void sf_axpy_q4(const uint8_t *const *col, const int8_t *h, uint32_t n, uint32_t dim,
                 int32_t *isum) {
@@ -77,7 +78,7 @@ void sf_scale_q4(const uint8_t *scales, uint32_t k, int32_t sum, uint32_t dim, i
 
 #endif
 
-#ifndef SF_ARMV6M
+#if !defined(SF_DSP) && !defined(SF_ARMV6M)
 
 void sf_axpy_q8(const uint8_t *const *col, const int8_t *h, uint32_t n, uint32_t dim,
                 int32_t *isum) {

@@ -35,15 +35,6 @@ void sf_rmsnorm(const float *x, const float *w, uint32_t n, float eps, float *ou
     }
 }
 
-uint32_t sf_exp2n(uint32_t x, uint32_t *e) {
-    const uint32_t f = x & 0xFFFFu;
-    uint32_t t = 3498u - ((f * 453u) >> 16);
-    t = 15699u - ((f * t) >> 16);
-    t = 45422u - ((f * t) >> 16);
-    *e = x >> 16;
-    return 65536u - ((f * t) >> 16);
-}
-
 #ifdef SF_ARMV6M
 
 float sf_sigmoid(float x) {

@@ -1,6 +1,9 @@
 /* Activations to block floating point: scales are powers of two, so nothing is divided. */
+#include "arm_dsp.h"
 #include "armv6m.h"
 #include "sf_kernels.h"
+
+#ifndef SF_DSP
 
 /* Exponent that brings a magnitude with these bits to [2^top, 2^(top+1)). */
 static int32_t exponent_for(uint32_t magnitude, int32_t top, int32_t max) {
@@ -101,3 +104,5 @@ int32_t sf_quantize8(const float *x, uint32_t n, int8_t *q) {
     }
     return s;
 }
+
+#endif

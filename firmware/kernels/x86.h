@@ -2,7 +2,8 @@
 #ifndef SF_X86_H
 #define SF_X86_H
 
-#if defined(__AVX512VNNI__) && defined(__AVX512BW__) && defined(__AVX512VL__) && defined(__F16C__)
+#if defined(__AVX512VNNI__) && defined(__AVX512BW__) && defined(__AVX512VL__) &&                   \
+    defined(__F16C__) && !defined(SF_PLAIN)
 #define SF_VNNI 1
 #include <immintrin.h>
 

@@ -73,6 +73,48 @@ def calibrate(model: ModelOption = "smollm2-135m") -> None:
     _say(f"calibration {pipeline.Places(model).calibration}")
 
 
+def _say_placement(plan: dict[str, Any]) -> None:
+    """Where the weights lie, for a board that streams them."""
+    placement = plan.get("placement")
+    if not placement:
+        return
+    table = Table("weights", "pinned", "streamed", "read a token", title="placement, bytes")
+    for name, k in [*placement["kinds"].items(), ("total", placement["total"])]:
+        table.add_row(name, f"{k['pinned']:,}", f"{k['streamed']:,}", f"{k['read']:,.0f}")
+    console.print(table)
+    if "read_seconds" in placement:
+        _say(
+            f"reading takes {1e3 * placement['read_seconds']:.1f} ms a token by the measured "
+            f"curve; one more megabyte of RAM saves "
+            f"{1e3 * placement['seconds_saved_by_a_megabyte']:.2f} ms"
+        )
+    else:
+        _say("make flash-curve measures what the reads cost on this board")
+
+
+@app.command("flash-curve")
+def flash_curve(model: ModelOption = "smollm2-135m", board: BoardOption = "host-flash") -> None:
+    """Measures what a read of the flash costs by its size; plans use it from then on."""
+    from sparseflash import pipeline
+    from sparseflash.boards import load_board
+    from sparseflash.files import write_json
+    from sparseflash.flash_curve import measure
+
+    target = load_board(board)
+    if "stream" not in target.raw or target.kind != "process":
+        raise UsageError(f"board {board} does not stream from a disk; host-flash does")
+    image = pipeline.Places(model, board).image
+    if not image.is_file():
+        raise UsageError(f"{image} is missing; run make generate BOARD={board} first")
+    curve = measure(image, int(target.raw["stream"]["ring_buffers"]))
+    write_json(pipeline.curve_path(target), curve)
+    table = Table("bytes", "microseconds a read", "MB/s", title=f"{board}, depth {curve['depth']}")
+    for size, seconds in zip(curve["bytes"], curve["seconds"], strict=True):
+        table.add_row(f"{size:,}", f"{1e6 * seconds:.1f}", f"{size / seconds / 1e6:,.0f}")
+    console.print(table)
+    _say(f"rows closer than {curve['gap']:,} bytes share a read; {pipeline.curve_path(target)}")
+
+
 @app.command()
 def generate(
     model: ModelOption = "smollm2-135m",
@@ -104,6 +146,7 @@ def generate(
         table.add_row(name, f"{size:,}")
     table.add_row("of the board", f"{target.sram_bytes:,}")
     console.print(table)
+    _say_placement(plan)
     _say(f"flash {image.size:,} of {target.flash_bytes:,} bytes; method {method} {percent:g} %")
 
 

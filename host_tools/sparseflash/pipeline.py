@@ -7,7 +7,7 @@ build/<board>/<model>/   plan.json, gen/, firmware, flashed/, bench.*
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -158,6 +158,19 @@ def thresholds_for(
     return out
 
 
+def curve_path(board: Board) -> Path:
+    return root() / "build" / board.id / "flash_curve.json"
+
+
+def with_curve(board: Board) -> Board:
+    """The board with the gap that its measured read cost pays for, when it was measured."""
+    if "stream" not in board.raw or not curve_path(board).is_file():
+        return board
+    curve = json.loads(curve_path(board).read_text())
+    stream = board.raw["stream"] | {"gap": int(curve["gap"]), "curve": curve}
+    return replace(board, raw=board.raw | {"stream": stream})
+
+
 def plan_and_generate(
     image: Image,
     board: Board,
@@ -171,6 +184,7 @@ def plan_and_generate(
     """plan.json and the C of a board."""
     places = Places(recipe.name, board.id)
     positions = kv_len or min(recipe.kv_len, board.kv_len_default)
+    board = with_curve(board)
     plan = make_plan(image, board, thresholds, positions, method, percent, ram)
     generate(plan, places.target / "gen", board)
     write_json(places.plan, plan)

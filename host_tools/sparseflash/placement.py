@@ -104,7 +104,8 @@ def place(
     if need > budget:
         raise TooSmallError(
             f"board {board}: of {ram:,} bytes of RAM {budget:,} are left for weights and the "
-            f"scales of down_proj alone take {need:,}; the least that works is --ram {ram + need - budget}"
+            f"scales of down_proj alone take {need:,}; the least that works is "
+            f"--ram {ram + need - budget}"
         )
     left = budget - need
     for use in sorted({p.use for p in groups[1]}, reverse=True):

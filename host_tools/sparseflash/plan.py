@@ -75,6 +75,17 @@ def _flash_and_parts(
     return {"mode": "stream", **flash}, parts
 
 
+def _expectation(parts: list[Part], board: Board) -> dict[str, Any]:
+    """Placement by kind, and what reading it costs by the board's measured curve."""
+    out = summary(parts)
+    curve = board.raw["stream"].get("curve")
+    if curve:
+        b = curve["seconds_per_byte"]
+        out["read_seconds"] = out["total"]["read"] * b
+        out["seconds_saved_by_a_megabyte"] = 1e6 * b * max(p.use for p in parts if p.use < 2)
+    return out
+
+
 def make_plan(
     image: Image,
     board: Board,
@@ -162,7 +173,7 @@ def make_plan(
         "memory": memory,
         "flash": flash,
         "parts": [asdict(p) for p in parts],
-        "placement": summary(parts) if flash["mode"] == "stream" else {},
+        "placement": _expectation(parts, board) if flash["mode"] == "stream" else {},
     }
 
 

@@ -127,9 +127,12 @@ class TorchModel:
         model: Model,
         dtype: torch.dtype = torch.float32,
         device: str | torch.device = "cpu",
+        matmul: torch.dtype | None = None,
     ) -> None:
+        """``matmul``: projections and head multiply in this type, all else stays in ``dtype``."""
         self.spec = spec = model.spec
         self.dtype = dtype
+        self.matmul = matmul or dtype
         self.device = torch.device(device)
 
         def tensor(value: Matrix | None) -> Tensor | None:
@@ -153,6 +156,12 @@ class TorchModel:
             _Weights(**{name: tensor(value) for name, value in vars(layer).items()})  # type: ignore[arg-type]
             for layer in model.layers
         ]
+        if matmul is not None:
+            for w in self.layers:
+                for name, value in vars(w).items():
+                    if name.endswith("_proj") and value is not None:
+                        setattr(w, name, value.to(matmul))
+        self._head = self.head if matmul is None else self.head.to(matmul)
         half = spec.head_dim // 2
         exponent = torch.arange(half, dtype=torch.float32, device=self.device) * 2 / spec.head_dim
         self._frequencies = [
@@ -160,6 +169,13 @@ class TorchModel:
         ]
 
     # Pieces ---------------------------------------------------------------
+
+    @staticmethod
+    def _linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        if x.dtype == weight.dtype:
+            return F.linear(x, weight, bias)
+        y = F.linear(x.to(weight.dtype), weight).to(x.dtype)
+        return y if bias is None else y + bias
 
     def _norm(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         if self.spec.norm is Norm.LAYER:
@@ -215,9 +231,9 @@ class TorchModel:
         b, t, _ = x.shape
         y = hooks.attn_in(i, self._norm(x, w.attn_norm, w.attn_norm_bias))
         yq, yk, yv = (hooks.matrix_in(i, name, y) for name in "qkv")
-        q = F.linear(yq, w.q_proj, w.q_bias).view(b, t, spec.n_heads, spec.head_dim)
-        k = F.linear(yk, w.k_proj, w.k_bias).view(b, t, spec.n_kv_heads, spec.head_dim)
-        v = F.linear(yv, w.v_proj, w.v_bias).view(b, t, spec.n_kv_heads, spec.head_dim)
+        q = self._linear(yq, w.q_proj, w.q_bias).view(b, t, spec.n_heads, spec.head_dim)
+        k = self._linear(yk, w.k_proj, w.k_bias).view(b, t, spec.n_kv_heads, spec.head_dim)
+        v = self._linear(yv, w.v_proj, w.v_bias).view(b, t, spec.n_kv_heads, spec.head_dim)
         if w.q_norm is not None and w.k_norm is not None:
             q, k = self._rms(q, w.q_norm), self._rms(k, w.k_norm)
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
@@ -242,7 +258,7 @@ class TorchModel:
             enable_gqa=spec.n_heads != spec.n_kv_heads,
         )
         heads = hooks.attn_out(i, heads.transpose(1, 2).reshape(b, t, spec.q_dim))
-        y = F.linear(hooks.matrix_in(i, "o", heads), w.o_proj, w.o_bias)
+        y = self._linear(hooks.matrix_in(i, "o", heads), w.o_proj, w.o_bias)
         if w.post_attn_norm is not None:
             y = self._rms(y, w.post_attn_norm)
         return y
@@ -251,15 +267,15 @@ class TorchModel:
         """What the FFN adds to the residual (B, T, dim)."""
         spec, w, hooks = self.spec, self.layers[i], run.hooks
         y = hooks.ffn_in(i, self._norm(x, w.ffn_norm, w.ffn_norm_bias))
-        up = F.linear(hooks.matrix_in(i, "up", y), w.up_proj, w.up_bias)
+        up = self._linear(hooks.matrix_in(i, "up", y), w.up_proj, w.up_bias)
         if w.gate_proj is not None:
-            gate = F.linear(hooks.matrix_in(i, "gate", y), w.gate_proj)
+            gate = self._linear(hooks.matrix_in(i, "gate", y), w.gate_proj)
             h = activate(spec.activation, gate) * up
         else:
             gate = up
             h = activate(spec.activation, up)
         h = hooks.matrix_in(i, "down", hooks.ffn(i, gate, up, h))
-        y = hooks.ffn_out(i, F.linear(h, w.down_proj, w.down_bias))
+        y = hooks.ffn_out(i, self._linear(h, w.down_proj, w.down_bias))
         if w.post_ffn_norm is not None:
             y = self._rms(y, w.post_ffn_norm)
         return y
@@ -294,7 +310,7 @@ class TorchModel:
     @torch.no_grad()
     def logits(self, hidden: Tensor) -> Tensor:
         """Scores (..., vocab) of final-norm outputs (..., dim)."""
-        return F.linear(hidden, self.head)
+        return self._linear(hidden, self._head)
 
     def forward(self, ids: Tensor, hooks: Hooks | None = None) -> Tensor:
         """Logits (B, T, vocab) of token ids (B, T)."""
@@ -330,7 +346,7 @@ class TorchModel:
             x = self._block(i, x, run)
         cache.length += 1
         x = self._norm(x[0, 0], self.final_norm, self.final_norm_bias)
-        return F.linear(x, self.head)
+        return self._linear(x, self._head)
 
     def _check_length(self, t: int) -> None:
         if self.spec.position is Position.LEARNED and t > self.spec.context:

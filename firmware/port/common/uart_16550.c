@@ -6,11 +6,14 @@
 enum { DATA = 0, IER = 1, FCR = 2, LCR = 3, LSR = 5 };
 enum { RECEIVED = 0x01, HOLDING_EMPTY = 0x20 };
 
+static int held = -1; /* a byte that came before set-up, which empties the FIFO */
+
 static volatile uint32_t *reg(uint32_t n) {
     return sf_reg(SF_UART_BASE + (n << SF_UART_SHIFT));
 }
 
 void sf_uart_init(void) {
+    held = sf_uart_waiting() ? (int)(*reg(DATA) & 0xFFu) : -1;
     *reg(LCR) = 0x80; /* the next two are the divisor */
     *reg(DATA) = SF_UART_DIVISOR & 0xFFu;
     *reg(IER) = SF_UART_DIVISOR >> 8;
@@ -20,13 +23,14 @@ void sf_uart_init(void) {
 }
 
 bool sf_uart_waiting(void) {
-    return (*reg(LSR) & RECEIVED) != 0;
+    return held >= 0 || (*reg(LSR) & RECEIVED) != 0;
 }
 
 int sf_port_read(uint8_t *buffer, size_t n) {
     size_t k = 0;
     while (k < n && sf_uart_waiting()) {
-        buffer[k++] = (uint8_t)*reg(DATA);
+        buffer[k++] = (uint8_t)(held >= 0 ? (uint32_t)held : *reg(DATA));
+        held = -1;
     }
     return (int)k;
 }

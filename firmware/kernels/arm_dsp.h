@@ -1,0 +1,54 @@
+/* Shared by the tier of the Cortex-M4, M7 and M33: two 16-bit products an instruction. Sums are
+ * exact integers, so they equal plain C bit for bit. */
+#ifndef SF_ARM_DSP_H
+#define SF_ARM_DSP_H
+
+#if defined(__ARM_FEATURE_DSP) && defined(__thumb2__) && defined(__ARM_FP) &&                      \
+    !defined(__ARM_FEATURE_MVE) && !defined(SF_PLAIN)
+#define SF_DSP 1
+
+#include "sf_kernels.h"
+
+/* Two halves of memory, aligned to 4, in units of 2^-24. */
+static inline void sf_two_halves(const uint8_t *p, int32_t *low, int32_t *high) {
+    float a = sf_from_bits(sf_load32(p)), b;
+    __asm("vcvtt.f32.f16 %0, %1" : "=t"(b) : "t"(a));
+    __asm("vcvtb.f32.f16 %0, %0" : "+t"(a));
+    __asm("vcvt.s32.f32 %0, %0, #24" : "+t"(a));
+    __asm("vcvt.s32.f32 %0, %0, #24" : "+t"(b));
+    *low = (int32_t)sf_bits(a);
+    *high = (int32_t)sf_bits(b);
+}
+
+/* Bytes 0 and 2 as two signed halves; bytes 1 and 3. */
+static inline uint32_t sf_even(uint32_t w) {
+    uint32_t r;
+    __asm("sxtb16 %0, %1" : "=r"(r) : "r"(w));
+    return r;
+}
+static inline uint32_t sf_odd(uint32_t w) {
+    uint32_t r;
+    __asm("sxtb16 %0, %1, ror #8" : "=r"(r) : "r"(w));
+    return r;
+}
+
+/* acc += x.low * y.low + x.high * y.high */
+static inline int32_t sf_mac2(uint32_t x, uint32_t y, int32_t acc) {
+    int32_t r;
+    __asm("smlad %0, %1, %2, %3" : "=r"(r) : "r"(x), "r"(y), "r"(acc));
+    return r;
+}
+/* The low halves of x and y, or the high ones, as one word. */
+static inline uint32_t sf_low2(uint32_t x, uint32_t y) {
+    uint32_t r;
+    __asm("pkhbt %0, %1, %2, lsl #16" : "=r"(r) : "r"(x), "r"(y));
+    return r;
+}
+static inline uint32_t sf_high2(uint32_t x, uint32_t y) {
+    uint32_t r;
+    __asm("pkhtb %0, %2, %1, asr #16" : "=r"(r) : "r"(x), "r"(y));
+    return r;
+}
+#endif
+
+#endif

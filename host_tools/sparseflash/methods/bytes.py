@@ -1,0 +1,125 @@
+"""Weight bytes a token reads, from how much of each matrix lives: the one model of it.
+
+A matrix is read by rows, or, where its input is masked, by columns: a column holds the integers,
+and the scales of each group of 32 columns are one table with an entry for each output, read when
+any column of the group lives (docs/SPEC.md stores down_proj so). Both layouts cost the same when
+dense. Where rows and columns of one matrix could both be skipped, the layout that reads less is
+taken for that layer, since an image has only one. Predictors, proxies and the norms that scores
+need are read in full, for every token.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from sparseflash.methods.masks import Reads
+from sparseflash.quantize import GROUP, row_bytes
+from sparseflash.sfm import Formats
+from sparseflash.spec import ModelSpec
+
+
+def column_bytes(outputs: int, fmt: str) -> float:
+    """Integers of one column, without its scales."""
+    return outputs / 2 if fmt == "q4" else outputs
+
+
+def scales_bytes(outputs: int, fmt: str) -> int:
+    """Scales of a group of 32 columns."""
+    return outputs * (4 if fmt == "q4" else 2)
+
+
+@dataclass
+class Extra:
+    """What a method reads beside the weights, bytes a layer and token."""
+
+    proxy: float = 0.0
+    metadata: float = 0.0
+    low_rank: dict[str, np.ndarray] = field(default_factory=dict)
+    """Bytes (layers,) of the factors that replace a projection: q, k, v, o, gate, up or down."""
+
+
+@dataclass
+class Bytes:
+    """Bytes a token by part; layers are summed, ``by_layer`` (layers,) has their totals."""
+
+    attention: float
+    gate: float
+    up: float
+    down: float
+    proxy: float
+    metadata: float
+    head: float
+    embed: float
+    by_layer: np.ndarray
+
+    @property
+    def ffn(self) -> float:
+        return self.gate + self.up + self.down
+
+    @property
+    def layers(self) -> float:
+        """All but embedding and head."""
+        return float(self.by_layer.sum())
+
+    @property
+    def total(self) -> float:
+        return self.layers + self.head + self.embed
+
+
+def bytes_a_token(
+    spec: ModelSpec, formats: Formats, reads: Reads, extra: Extra | None = None
+) -> Bytes:
+    """Bytes of a token, from sums over ``reads.tokens`` tokens."""
+    extra = extra or Extra()
+    n = max(reads.tokens, 1)
+    zero = np.zeros(spec.n_layers)
+
+    def columns(site: str, outputs: int, fmt: str) -> np.ndarray | None:
+        if site not in reads.kept:
+            return None
+        body = reads.kept[site] / n * column_bytes(outputs, fmt)
+        return np.asarray(body + reads.blocks[site] / n * scales_bytes(outputs, fmt))
+
+    attention = zero.copy()
+    for site, outputs, cols in (
+        ("q", spec.q_dim, spec.dim),
+        ("k", spec.kv_dim, spec.dim),
+        ("v", spec.kv_dim, spec.dim),
+        ("o", spec.dim, spec.q_dim),
+    ):
+        part = columns(site, outputs, formats.attn)
+        if site in extra.low_rank:
+            part = extra.low_rank[site]
+        attention += part if part is not None else outputs * row_bytes(cols, formats.attn)
+    fmt = formats.ffn
+    row = row_bytes(spec.dim, fmt)
+    gate, up = reads.gate_rows / n * row, reads.up_rows / n * row
+    by_column = columns("xg", spec.ffn_dim, fmt)
+    gate = gate if by_column is None else np.minimum(gate, by_column)
+    by_column = columns("xu", spec.ffn_dim, fmt)
+    up = up if by_column is None else np.minimum(up, by_column)
+    down = reads.columns / n * column_bytes(spec.dim, fmt)
+    down = down + reads.column_blocks / n * scales_bytes(spec.dim, fmt)
+    gate = extra.low_rank.get("gate", gate)
+    up = extra.low_rank.get("up", up)
+    down = extra.low_rank.get("down", down)
+    layers = attention + gate + up + down + extra.proxy + extra.metadata
+    embed = row_bytes(spec.dim, formats.embed)
+    return Bytes(
+        attention=float(attention.sum()),
+        gate=float(gate.sum()),
+        up=float(up.sum()),
+        down=float(down.sum()),
+        proxy=extra.proxy * spec.n_layers,
+        metadata=extra.metadata * spec.n_layers,
+        head=float(spec.vocab * embed),
+        embed=float(embed),
+        by_layer=np.asarray(layers),
+    )
+
+
+def groups(n: int) -> int:
+    """Groups of 32 in n entries."""
+    return -(-n // GROUP)

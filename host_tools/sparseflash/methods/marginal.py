@@ -1,0 +1,404 @@
+"""Budget by marginal cost: a byte saved costs the same loss at every site and layer.
+
+The loss that a drop costs is measured without running the rest of the model again. Take text, let
+the model draw a next token at each position, and let g be the gradient of the log-likelihood of
+those draws at a branch's output. If a drop changes the output by d, the expected divergence from
+the dense model is, to second order, E[(g . d)^2] / 2 (Fisher information along d). One backward
+pass gives g for every layer, and each level of each site costs its own branch only:
+
+* inputs of the FFN, and of q, k, v: the branch runs again with the mask, d is the difference;
+* inputs of o, and the pair (act, h): the output is linear in them, so g . d is the sum over dropped
+  entries of value times gradient, and all levels come from one sorting of the entries into bins.
+
+Bytes of each choice come from ``bytes`` with the reads counted on the same text. What remains is a
+sum of costs under a sum of bytes: for a price a byte each layer takes its cheapest choice, the pair
+act and h together with the FFN input since they share rows and columns; the price is bisected.
+
+Costs of single drops add up to less than what all drops together cost, and not in the same
+proportion for every kind of site: ``scales`` measures that proportion, once for each kind, by
+running the model with that kind alone at a typical budget.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sparseflash.errors import UsageError
+from sparseflash.methods.budgets import spread
+from sparseflash.methods.bytes import bytes_a_token
+from sparseflash.methods.evaluate import losses
+from sparseflash.methods.masks import LayerRules, Masked, Reads, Rule, live_blocks
+from sparseflash.methods.registry import Method
+from sparseflash.methods.sites import key, weights
+from sparseflash.torch_model import Hooks, activate
+
+if TYPE_CHECKING:
+    from sparseflash.methods.study import Levels, Study
+
+GRID = (0.0, 0.1, 0.2, 0.25, 0.3, 0.35, 0.4, 0.45, 0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9)
+TOKENS = 4096
+SEED = 1
+KINDS = {"attn": ("q", "k", "v"), "o": ("o",), "x": ("xg", "xu"), "ffn": ("act", "h")}
+"""Kinds of choice and the sites that each sets."""
+
+
+@dataclass
+class Curves:
+    """Cost in nats a token and shares of reads, by layer and grid point.
+
+    ``cost[kind]`` (layers, G); for ``ffn`` (layers, G, G) by act, then h. ``kept`` and ``blocks``
+    alike for inputs: shares of columns, of groups of 32. ``rows`` (layers, G) by act; ``columns``
+    and ``column_blocks`` (layers, G, G).
+    """
+
+    cost: dict[str, np.ndarray]
+    kept: dict[str, np.ndarray]
+    blocks: dict[str, np.ndarray]
+    rows: np.ndarray
+    columns: np.ndarray
+    column_blocks: np.ndarray
+
+    def plain(self) -> dict[str, Any]:
+        out: dict[str, Any] = {}
+        for name, value in vars(self).items():
+            if isinstance(value, dict):
+                out[name] = {k: v.tolist() for k, v in value.items()}
+            else:
+                out[name] = value.tolist()
+        return out
+
+    @classmethod
+    def of_plain(cls, d: dict[str, Any]) -> Curves:
+        def array(v: Any) -> Any:
+            return {k: np.array(x) for k, x in v.items()} if isinstance(v, dict) else np.array(v)
+
+        return cls(**{k: array(v) for k, v in d.items()})
+
+
+class _Tap(Hooks):
+    """Keeps the tensors that sites look at."""
+
+    def __init__(self) -> None:
+        self.at: dict[str, Tensor] = {}
+
+    def attn_in(self, layer: int, x: Tensor) -> Tensor:
+        self.at["attn_in"] = x
+        return x
+
+    def attn_out(self, layer: int, heads: Tensor) -> Tensor:
+        self.at["heads"] = heads
+        return heads
+
+    def ffn_in(self, layer: int, x: Tensor) -> Tensor:
+        self.at["ffn_in"] = x
+        return x
+
+    def ffn(self, layer: int, gate: Tensor, up: Tensor, h: Tensor) -> Tensor:
+        self.at |= {"gate": gate, "h": h}
+        return h
+
+
+def _limits(study: Study, m: Method, layer: int, site: str) -> tuple[Tensor, Tensor | None]:
+    """Thresholds (G,) of the grid, and the weights of the score."""
+    name = key(site, m.score)
+    t = [study.scores.threshold(layer, name, level) for level in GRID]
+    return torch.tensor(t), weights(study.runner, layer, site, m.score)
+
+
+def _bins(score: Tensor, limits: Tensor) -> Tensor:
+    """Number of grid levels that keep an entry, minus one: it is dropped at levels above it."""
+    return torch.bucketize(score.float(), limits, right=True) - 1
+
+
+def measure_curves(study: Study, m: Method) -> Curves:
+    """Costs and reads of every kind that the method's sites touch, at every grid level."""
+    runner, spec = study.runner, study.model.spec
+    n, size = spec.n_layers, len(GRID)
+    kinds = {k: tuple(s for s in v if s in m.sites) for k, v in KINDS.items()}
+    kinds = {k: v for k, v in kinds.items() if v}
+    cost = {k: np.zeros((n, size, size) if k == "ffn" else (n, size)) for k in kinds}
+    kept = {k: np.zeros((n, size)) for k in kinds if k != "ffn"}
+    blocks = {k: np.zeros((n, size)) for k in kinds if k != "ffn"}
+    rows = np.zeros((n, size))
+    columns, column_blocks = np.zeros((n, size, size)), np.zeros((n, size, size))
+    draw = torch.Generator().manual_seed(SEED)
+    ids = spread(study.calibration_ids, -(-TOKENS // study.calibration_ids.shape[1]))
+
+    def branch_costs(layer: int, kind: str, x: Tensor, g: Tensor, tensor: Tensor) -> None:
+        """A kind whose branch runs again with the mask; ``tensor`` is what it masks."""
+        sites = kinds[kind]
+        run_dense = runner.begin(torch.zeros(x.shape[:2], dtype=torch.long))[1]
+        branch = runner.ffn_branch if kind == "x" else runner.attention_branch
+        dense = branch(layer, x, run_dense)
+        limits = {s: _limits(study, m, layer, s) for s in sites}
+        for j, level in enumerate(GRID):
+            rules = [LayerRules() for _ in range(n)]
+            for s, (t, w) in limits.items():
+                rules[layer].sites[s] = Rule(threshold=float(t[j]), weight=w)
+            _count_kept(kind, layer, j, tensor, rules[layer].sites[sites[0]])
+            if level > 0:
+                hooks = Masked(runner, rules, count=False)
+                run = runner.begin(torch.zeros(x.shape[:2], dtype=torch.long), hooks)[1]
+                d = branch(layer, x, run) - dense
+                cost[kind][layer, j] += float(((g * d).sum(-1) ** 2).sum()) / 2
+
+    def _count_kept(kind: str, layer: int, j: int, tensor: Tensor, rule: Rule) -> None:
+        mask = rule.mask(tensor)
+        kept[kind][layer, j] += float(mask.sum()) / tensor.shape[-1]
+        blocks[kind][layer, j] += live_blocks(mask) / -(-tensor.shape[-1] // 32)
+
+    for row in ids:
+        study.progress("costs of single drops")
+        tokens = torch.from_numpy(row)[None]
+        tap = _Tap()
+        with torch.no_grad():
+            x, run = runner.begin(tokens, tap)
+            before, middle = [], []
+            for i in range(n):
+                before.append(x)
+                x = x + runner.attention_branch(i, x, run)
+                middle.append(x)
+                x = x + runner.ffn_branch(i, x, run)
+        g = _draw_gradient(study, x, draw)
+        for i in reversed(range(n)):
+            x = middle[i].detach().requires_grad_()
+            with torch.enable_grad():
+                out = x + runner.ffn_branch(i, x, run)
+                g_x, g_h = torch.autograd.grad(out, [x, tap.at["h"]], g)
+            with torch.no_grad():
+                gate, h = tap.at["gate"].detach()[0], tap.at["h"].detach()[0]
+                if "ffn" in kinds:
+                    found = _ffn_costs(study, m, i, gate, h, g_h[0])
+                    for total, part in zip(
+                        (cost["ffn"], rows, columns, column_blocks), found, strict=True
+                    ):
+                        total[i] += part
+                if "x" in kinds:
+                    branch_costs(i, "x", x.detach(), g, tap.at["ffn_in"].detach())
+            g, x = g_x, before[i].detach().requires_grad_()
+            with torch.enable_grad():
+                out = x + runner.attention_branch(i, x, run)
+                g_x, g_heads = torch.autograd.grad(out, [x, tap.at["heads"]], g)
+            with torch.no_grad():
+                if "o" in kinds:
+                    heads = tap.at["heads"].detach()
+                    limits, w = _limits(study, m, i, "o")
+                    score = heads[0].abs() if w is None else heads[0].abs() * w
+                    bins = _bins(score, limits)
+                    sums = torch.zeros(len(row), size).scatter_add_(1, bins, heads[0] * g_heads[0])
+                    dropped = sums.cumsum(1) - sums
+                    cost["o"][i] += (dropped**2).sum(0).numpy() / 2
+                    for j in range(size):
+                        _count_kept("o", i, j, heads, Rule(threshold=float(limits[j]), weight=w))
+                if "attn" in kinds:
+                    branch_costs(i, "attn", x.detach(), g, tap.at["attn_in"].detach())
+            g = g_x
+    count = ids.size
+    every = [*cost.values(), *kept.values(), *blocks.values(), rows, columns, column_blocks]
+    for values in every:
+        np.divide(values, count, out=values)
+    return Curves(cost, kept, blocks, rows, columns, column_blocks)
+
+
+def _draw_gradient(study: Study, x: Tensor, draw: torch.Generator) -> Tensor:
+    """Gradient of the summed log-likelihood of drawn next tokens at the last residual x."""
+    runner = study.runner
+    with torch.enable_grad():
+        x = x.detach().requires_grad_()
+        logits = F.linear(runner.end(x), runner.head).float()[0]
+        drawn = torch.multinomial(logits.detach().softmax(-1), 1, generator=draw)[:, 0]
+        loss = F.cross_entropy(logits, drawn, reduction="sum")
+        return torch.autograd.grad(loss, x)[0]
+
+
+def _ffn_costs(
+    study: Study, m: Method, layer: int, gate: Tensor, h: Tensor, g: Tensor
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Summed over tokens for every (act, h) level: cost, rows (act), columns, column blocks.
+
+    gate, h and the gradient g at h are (T, ffn).
+    """
+    size, t, ffn = len(GRID), h.shape[0], h.shape[1]
+    top = torch.full_like(h, size - 1, dtype=torch.long)
+    a = s = top
+    if "act" in m.sites:
+        limits, _ = _limits(study, m, layer, "act")
+        a = _bins(activate(study.model.spec.activation, gate).abs(), limits)
+    if "h" in m.sites:
+        limits, w = _limits(study, m, layer, "h")
+        s = _bins(h.abs() if w is None else h.abs() * w, limits)
+    cell = a * size + s
+
+    def above(values: Tensor) -> Tensor:
+        """Sums (T, G, G) over entries that live at each pair of levels."""
+        table = torch.zeros(t, size * size).scatter_add_(1, cell, values).view(t, size, size)
+        return table.flip(1).cumsum(1).flip(1).flip(2).cumsum(2).flip(2)
+
+    value = (h * g).float()
+    live = above(value)
+    cost = ((value.sum(-1)[:, None, None] - live) ** 2).sum(0).double().numpy() / 2
+    count = above(torch.ones_like(value)).sum(0).double().numpy() / ffn
+    rows = count[:, 0] if "act" in m.sites else np.full(size, float(t))
+    # A group of 32 is read if any of its neurons lives at both levels.
+    groups = -(-ffn // 32)
+    pad = groups * 32 - ffn
+    a32 = F.pad(a, (0, pad), value=-1).view(t, groups, 32)
+    s32 = F.pad(s, (0, pad), value=-1).view(t, groups, 32)
+    best = torch.full((t, groups, size), -1, dtype=torch.long)
+    best.scatter_reduce_(2, a32.clamp_min(0), s32, "amax")
+    best = best.flip(2).cummax(2).values.flip(2)
+    touched = torch.stack([(best >= k).sum((0, 1)) for k in range(size)], dim=1)
+    return cost, rows, count, touched.double().numpy() / groups
+
+
+# --- choosing -----------------------------------------------------------------------------------
+
+
+def _layer_bytes(study: Study, reads: Reads) -> np.ndarray:
+    return bytes_a_token(study.model.spec, study.formats, reads).by_layer
+
+
+def choices(study: Study, m: Method, curves: Curves) -> dict[str, np.ndarray]:
+    """Bytes of each choice, (layers, G) for attn and o, (layers, X, A, S) for the FFN."""
+    spec = study.model.spec
+    n, size = spec.n_layers, len(GRID)
+    dense = Reads.dense(n, spec.ffn_dim)
+    base = _layer_bytes(study, dense)
+    out: dict[str, np.ndarray] = {}
+    for kind, width in (("attn", spec.dim), ("o", spec.q_dim)):
+        if kind not in curves.cost:
+            continue
+        table = np.zeros((n, size))
+        for j in range(size):
+            reads = Reads.dense(n, spec.ffn_dim)
+            for s in KINDS[kind]:
+                if s in m.sites and j:
+                    reads.kept[s] = curves.kept[kind][:, j] * width
+                    reads.blocks[s] = curves.blocks[kind][:, j] * -(-width // 32)
+            table[:, j] = _layer_bytes(study, reads) - base
+        out[kind] = table
+    xs = range(size) if "x" in curves.cost else range(1)
+    many = range(size) if "ffn" in curves.cost else range(1)
+    acts = many if "act" in m.sites else range(1)
+    hs = many if "h" in m.sites else range(1)
+    table = np.full((n, len(xs), len(acts), len(hs)), 0.0)
+    for j in xs:
+        for a in acts:
+            for b in hs:
+                reads = Reads.dense(n, spec.ffn_dim)
+                if j:
+                    for site in KINDS["x"]:
+                        reads.kept[site] = curves.kept["x"][:, j] * spec.dim
+                        reads.blocks[site] = curves.blocks["x"][:, j] * -(-spec.dim // 32)
+                if a or b:
+                    reads.up_rows = curves.rows[:, a] * spec.ffn_dim
+                    reads.columns = curves.columns[:, a, b] * spec.ffn_dim
+                    reads.column_blocks = curves.column_blocks[:, a, b] * -(-spec.ffn_dim // 32)
+                table[:, j, a, b] = _layer_bytes(study, reads) - base
+    out["ffn"] = table
+    return out
+
+
+def _ffn_cost(curves: Curves, shape: tuple[int, ...], scales: dict[str, float]) -> np.ndarray:
+    """Cost (layers, X, A, S) of the FFN choices."""
+    out = np.zeros(shape)
+    if "x" in curves.cost:
+        out += scales.get("x", 1.0) * curves.cost["x"][:, : shape[1], None, None]
+    if "ffn" in curves.cost:
+        part = curves.cost["ffn"]
+        # A method without act has one row of levels (0), one without h one column.
+        part = part[:, : shape[2], : shape[3]]
+        out += scales.get("ffn", 1.0) * part[:, None]
+    return out
+
+
+def choose(
+    curves: Curves, size: dict[str, np.ndarray], scales: dict[str, float], price: float
+) -> tuple[Levels, float, float]:
+    """Levels at a price in nats a byte, their bytes less the dense ones, and their summed cost."""
+    levels: Levels = {}
+    total = spent = 0.0
+    grid = np.array(GRID)
+    for kind in ("attn", "o"):
+        if kind in curves.cost:
+            cost = scales.get(kind, 1.0) * curves.cost[kind]
+            pick = np.argmin(cost + price * size[kind], axis=1)
+            layers = np.arange(len(pick))
+            total += float(size[kind][layers, pick].sum())
+            spent += float(cost[layers, pick].sum())
+            levels |= {s: grid[pick] for s in KINDS[kind]}
+    table = size["ffn"]
+    cost = _ffn_cost(curves, table.shape, scales)
+    flat = (cost + price * table).reshape(len(table), -1)
+    pick = np.argmin(flat, axis=1)
+    layers = np.arange(len(pick))
+    total += float(table.reshape(len(table), -1)[layers, pick].sum())
+    spent += float(cost.reshape(len(table), -1)[layers, pick].sum())
+    x, a, s = np.unravel_index(pick, table.shape[1:])
+    levels |= {"xg": grid[x], "xu": grid[x], "act": grid[a], "h": grid[s]}
+    return levels, total, spent
+
+
+def allocate(
+    curves: Curves, size: dict[str, np.ndarray], scales: dict[str, float], saved: float
+) -> tuple[Levels, float, float]:
+    """The cheapest choice that saves at least ``saved`` bytes a token, by bisecting the price."""
+    low, high = -20.0, 0.0
+    best = choose(curves, size, scales, 10.0**high)
+    for _ in range(50):
+        middle = (low + high) / 2
+        found = choose(curves, size, scales, 10.0**middle)
+        if -found[1] >= saved:
+            best, high = found, middle
+        else:
+            low = middle
+    return best
+
+
+SCALE_WINDOWS = 4
+TYPICAL = 0.12
+"""Cost, in nats as predicted, at which ``scales`` compares prediction and truth."""
+
+
+def measure_scales(study: Study, m: Method, curves: Curves) -> dict[str, float]:
+    """True over predicted rise of the loss with one kind alone, at a typical budget."""
+    size = choices(study, m, curves)
+    windows = spread(study.calibration_ids, SCALE_WINDOWS)
+    base = losses(study.runner, windows).mean
+    out: dict[str, float] = {}
+    for kind in curves.cost:
+        off = {k: 1e9 for k in curves.cost if k != kind}
+        low, high = -20.0, 0.0
+        for _ in range(40):
+            middle = (low + high) / 2
+            _, _, spent = choose(curves, size, off, 10.0**middle)
+            low, high = (middle, high) if spent < TYPICAL else (low, middle)
+        levels, _, spent = choose(curves, size, off, 10.0**low)
+        study.progress(f"cost of {kind} alone")
+        levels = {s: v for s, v in levels.items() if s in m.sites}
+        hooks = Masked(study.runner, study.rules(m, levels), count=False)
+        rise = losses(study.runner, windows, hooks).mean - base
+        out[kind] = max(rise, 1e-6) / max(spent, 1e-9)
+    return out
+
+
+def marginal_levels(study: Study, m: Method, level: float) -> Levels:
+    """Levels that save a share ``level`` of the layers' dense bytes a token."""
+    study.need_scores([key(s, m.score) for s in m.sites])
+    name = f"marginal-{m.score}-{'-'.join(m.sites)}"
+    curves = Curves.of_plain(study.table(name, lambda: measure_curves(study, m).plain()))
+    scales = study.table(f"{name}-scales", lambda: measure_scales(study, m, curves))
+    size = choices(study, m, curves)
+    saved = level * study.dense_bytes().layers
+    levels, total, _ = allocate(curves, size, scales, saved)
+    if -total < saved * (1 - 1e-9):
+        reach = -total / study.dense_bytes().layers
+        raise UsageError(f"{m.name} saves at most {100 * reach:.0f} % of the layers' bytes")
+    return {s: v for s, v in levels.items() if s in m.sites and not math.isclose(v.max(), 0.0)}

@@ -1,0 +1,157 @@
+"""Distributions of the scores on calibration text, and thresholds at a level of them.
+
+One streaming pass counts each score of each layer in the bins of ``calibrate``; any level can be
+asked afterwards. A key is a tensor (``h``), a tensor times column norms (``h*down_proj``), or
+``proxy2`` for h guessed by the 2-bit proxy.
+"""
+
+from __future__ import annotations
+
+import io
+import zipfile
+import zlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sparseflash.calibrate import BINS, bin_edges, histogram
+from sparseflash.errors import InputError, UsageError
+from sparseflash.files import write_bytes
+from sparseflash.methods.proxy import quantize_proxy
+from sparseflash.torch_model import Hooks, TorchModel, activate
+
+PLAIN_KEYS = ("attn_in", "heads", "ffn_in", "gate", "act", "up", "h", "down")
+
+
+def quantile(counts: np.ndarray, level: float) -> float:
+    """The score below which a share ``level`` of the counted values lies; 0 gives 0."""
+    if not 0.0 <= level < 1.0:
+        raise UsageError(f"level {level:g} is not in 0 to 1; 50 % is written 0.5")
+    if level == 0.0:
+        return 0.0
+    below = np.concatenate([[0], np.cumsum(counts)])
+    wanted = level * below[-1]
+    b = int(np.searchsorted(below[1:], wanted, side="left"))
+    edges = bin_edges()
+    share = (wanted - below[b]) / counts[b]
+    return float(edges[b] + share * (edges[b + 1] - edges[b]))
+
+
+@dataclass
+class Scores:
+    """Counts by key, int64 (layers, BINS), and what they were counted on."""
+
+    counts: dict[str, np.ndarray] = field(default_factory=dict)
+    digest: str = ""
+    """Of the model and the tokens."""
+
+    def threshold(self, layer: int, key: str, level: float) -> float:
+        """Score below which a share ``level`` of the values of a layer lies."""
+        if key not in self.counts:
+            raise UsageError(f"scores of {key!r} were not measured")
+        return quantile(self.counts[key][layer], level)
+
+    def save(self, path: Path) -> None:
+        """Writes ``path`` (.npz); the same counts give the same bytes."""
+        data = io.BytesIO()
+        arrays = {"digest": np.frombuffer(self.digest.encode(), np.uint8), **self.counts}
+        with zipfile.ZipFile(data, "w", zipfile.ZIP_DEFLATED) as z:
+            for name, array in sorted(arrays.items()):
+                item = io.BytesIO()
+                np.save(item, array, allow_pickle=False)
+                info = zipfile.ZipInfo(f"{name}.npy", (1980, 1, 1, 0, 0, 0))
+                info.compress_type = zipfile.ZIP_DEFLATED
+                z.writestr(info, item.getvalue())
+        write_bytes(path, data.getvalue())
+
+    @classmethod
+    def load(cls, path: Path) -> Scores:
+        """Reads what :meth:`save` wrote.
+
+        Raises:
+            InputError: it is missing or damaged.
+        """
+        try:
+            with np.load(path, allow_pickle=False) as z:
+                counts = {k: z[k] for k in z.files}
+            digest = counts.pop("digest").tobytes().decode()
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as e:
+            raise InputError(f"{path} is missing or damaged; remove it and run again") from e
+        if any(c.ndim != 2 or c.shape[1] != BINS for c in counts.values()):
+            raise InputError(f"{path} was written by another version; remove it and run again")
+        return cls(counts, digest)
+
+
+class _Count(Hooks):
+    def __init__(self, runner: TorchModel, keys: Sequence[str]) -> None:
+        self.runner, self.keys = runner, keys
+        n = runner.spec.n_layers
+        self.counts = {k: np.zeros((n, BINS), np.int64) for k in keys}
+        self.weights: dict[tuple[str, int], Tensor] = {}
+        self.proxies: dict[int, list[tuple[Tensor, Tensor]]] = {}
+        for k in keys:
+            if "*" in k:
+                matrix = k.split("*")[1]
+                for i, w in enumerate(runner.layers):
+                    norm = torch.linalg.vector_norm(getattr(w, matrix).float(), dim=0)
+                    self.weights[k, i] = norm
+            elif k.startswith("proxy"):
+                bits = int(k.removeprefix("proxy"))
+                self.proxies[bits] = []
+                for w in runner.layers:
+                    assert w.gate_proj is not None
+                    pair = quantize_proxy(w.gate_proj, bits), quantize_proxy(w.up_proj, bits)
+                    self.proxies[bits].append(pair)
+
+    def _add(self, layer: int, tensor: str, value: Tensor) -> None:
+        for k in self.keys:
+            name, _, matrix = k.partition("*")
+            if name == tensor:
+                scored = value * self.weights[k, layer] if matrix else value
+                self.counts[k][layer] += histogram(scored)
+
+    def attn_in(self, layer: int, x: Tensor) -> Tensor:
+        self._add(layer, "attn_in", x)
+        return x
+
+    def attn_out(self, layer: int, heads: Tensor) -> Tensor:
+        self._add(layer, "heads", heads)
+        return heads
+
+    def ffn_in(self, layer: int, x: Tensor) -> Tensor:
+        self._add(layer, "ffn_in", x)
+        for bits, layers in self.proxies.items():
+            gate, up = layers[layer]
+            guess = activate(self.runner.spec.activation, x @ gate.T) * (x @ up.T)
+            self.counts[f"proxy{bits}"][layer] += histogram(guess)
+        return x
+
+    def ffn(self, layer: int, gate: Tensor, up: Tensor, h: Tensor) -> Tensor:
+        self._add(layer, "gate", gate)
+        if "act" in self.keys:
+            self._add(layer, "act", activate(self.runner.spec.activation, gate))
+        self._add(layer, "up", up)
+        self._add(layer, "h", h)
+        return h
+
+    def ffn_out(self, layer: int, o: Tensor) -> Tensor:
+        self._add(layer, "down", o)
+        return o
+
+
+def measure_scores(
+    runner: TorchModel,
+    ids: np.ndarray,
+    keys: Sequence[str],
+    progress: Callable[[], None] = lambda: None,
+) -> dict[str, np.ndarray]:
+    """Counts of each key over windows, integer (n, tokens), of the dense model."""
+    hooks = _Count(runner, tuple(dict.fromkeys(keys)))
+    for window in ids:
+        runner.hidden(torch.from_numpy(np.asarray(window, np.int64))[None], hooks)
+        progress()
+    return hooks.counts

@@ -1,0 +1,237 @@
+"""One model, its calibration and its evaluation text: what every method is measured with."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from sparseflash.calibrate import SITES as DEVICE_SITES
+from sparseflash.calibrate import Calibration
+from sparseflash.errors import InputError, UsageError
+from sparseflash.files import write_json
+from sparseflash.methods.bytes import Bytes, Extra, bytes_a_token
+from sparseflash.methods.evaluate import Losses, evaluate
+from sparseflash.methods.masks import LayerRules, ProxyRule, Reads, Rule
+from sparseflash.methods.proxy import proxy_bytes, quantize_proxy
+from sparseflash.methods.registry import Method, method
+from sparseflash.methods.scores import Scores, measure_scores
+from sparseflash.methods.sites import INPUTS, SITES, key, weights
+from sparseflash.sfm import Formats
+from sparseflash.spec import Model
+from sparseflash.torch_model import TorchModel
+
+Levels = dict[str, np.ndarray]
+"""Share dropped by site, (layers,)."""
+VERSION = 1
+"""Of what the caches hold; raise it when a definition changes."""
+
+
+@dataclass
+class Result:
+    """One variant, measured."""
+
+    method: str
+    level: float
+    levels: Levels
+    losses: Losses
+    reads: Reads
+    bytes: Bytes
+
+
+@dataclass
+class Study:
+    """What methods need: the model in torch, score distributions, text, and a cache of results.
+
+    ``folder`` keeps scores, budget tables and results; None keeps nothing.
+    """
+
+    model: Model
+    formats: Formats
+    calibration_ids: np.ndarray
+    windows: np.ndarray
+    folder: Path | None = None
+    calibration: Calibration | None = None
+    runner: TorchModel = None  # type: ignore[assignment]
+    progress: Callable[[str], None] = lambda _: None
+    scores: Scores = field(default_factory=Scores)
+    _tables: dict[str, Any] = field(default_factory=dict)
+    _proxies: dict[int, list[tuple[torch.Tensor, torch.Tensor]]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        spec = self.model.spec
+        if not spec.gated:
+            raise UsageError(f"{self.model.name} has no gate; the methods are for gated FFNs")
+        if self.runner is None:
+            self.runner = TorchModel(self.model)
+        digest = hashlib.sha256(
+            json.dumps([VERSION, self.model.source.get("sha256", ""), spec.n_layers]).encode()
+        )
+        digest.update(np.ascontiguousarray(self.calibration_ids, "<i8").tobytes())
+        self.scores.digest = digest.hexdigest()
+        path = self._path("scores.npz")
+        if path is not None and path.is_file():
+            try:
+                old = Scores.load(path)
+                if old.digest == self.scores.digest:
+                    self.scores = old
+            except InputError:
+                pass
+        if self.calibration is not None:
+            for k, site in enumerate(DEVICE_SITES):
+                self.scores.counts.setdefault(site, self.calibration.counts[:, k])
+
+    # Tables that are kept ------------------------------------------------------------------
+
+    def _path(self, name: str) -> Path | None:
+        return None if self.folder is None else self.folder / name
+
+    def table(self, name: str, make: Callable[[], Any]) -> Any:
+        """Plain data by name, made once for a model and calibration text and kept."""
+        if name not in self._tables:
+            path = self._path(f"{name}.json")
+            value = None
+            if path is not None and path.is_file():
+                try:
+                    kept = json.loads(path.read_text())
+                    if kept["digest"] == self.scores.digest:
+                        value = kept["value"]
+                except (OSError, ValueError, KeyError):
+                    value = None
+            if value is None:
+                value = make()
+                if path is not None:
+                    write_json(path, {"digest": self.scores.digest, "value": value})
+            self._tables[name] = value
+        return self._tables[name]
+
+    def need_scores(self, keys: Sequence[str]) -> None:
+        """Measures the distributions that are not there yet."""
+        missing = [k for k in dict.fromkeys(keys) if k not in self.scores.counts]
+        if not missing:
+            return
+        self.progress(f"scores of {', '.join(missing)}")
+        found = measure_scores(self.runner, self.calibration_ids, missing)
+        self.scores.counts.update(found)
+        path = self._path("scores.npz")
+        if path is not None:
+            self.scores.save(path)
+
+    # Rules ---------------------------------------------------------------------------------
+
+    def proxies(self, bits: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """Dequantised proxies of gate and up of every layer."""
+        if bits not in self._proxies:
+            out = []
+            for w in self.runner.layers:
+                assert w.gate_proj is not None
+                pair = quantize_proxy(w.gate_proj, bits), quantize_proxy(w.up_proj, bits)
+                out.append((pair[0].to(self.runner.matmul), pair[1].to(self.runner.matmul)))
+            self._proxies = {bits: out}
+        return self._proxies[bits]
+
+    def rules(self, m: Method, levels: Levels) -> list[LayerRules]:
+        """The rules of every layer at the levels."""
+        spec = self.model.spec
+        out = [LayerRules() for _ in range(spec.n_layers)]
+        sites = [s for s in m.sites if s in levels]
+        if m.select == "threshold":
+            self.need_scores([key(s, m.score) for s in sites])
+        for site in sites:
+            for i in range(spec.n_layers):
+                level = float(levels[site][i])
+                if level <= 0.0:
+                    continue
+                w = weights(self.runner, i, site, m.score)
+                if m.select == "top-k":
+                    n = SITES[site].width(spec)
+                    rule = Rule(keep=round((1.0 - level) * n), weight=w)
+                else:
+                    t = self.scores.threshold(i, key(site, m.score), level)
+                    rule = Rule(threshold=t, weight=w)
+                out[i].sites[site] = rule
+        if m.proxy:
+            name = f"proxy{m.proxy}"
+            self.need_scores([name])
+            for i, (gate, up) in enumerate(self.proxies(m.proxy)):
+                t = self.scores.threshold(i, name, float(levels["proxy"][i]))
+                out[i].proxy = ProxyRule(gate, up, Rule(threshold=t))
+        return out
+
+    def extra(self, m: Method) -> Extra:
+        """What the method reads beside the weights: proxies, and norms in binary16."""
+        spec = self.model.spec
+        proxy = proxy_bytes(spec, m.proxy) if m.proxy else 0.0
+        norms = 0
+        if m.score == "norm":
+            norms = sum(2 * SITES[s].width(spec) for s in m.sites if s in INPUTS)
+        return Extra(proxy=proxy, metadata=float(norms))
+
+    def levels(self, m: Method | str, level: float) -> Levels:
+        """The method's budget at a level."""
+        from sparseflash.methods.budgets import BUDGETS
+
+        m = method(m) if isinstance(m, str) else m
+        if not 0.0 <= level < 1.0:
+            raise UsageError(f"level {level:g} is not in 0 to 1; 50 % is written 0.5")
+        if level == 0.0:
+            return {}
+        return BUDGETS[m.budget](self, m, level)
+
+    # Measuring -----------------------------------------------------------------------------
+
+    def _key(self, m: Method, levels: Levels, windows: np.ndarray) -> str:
+        h = hashlib.sha256(self.scores.digest.encode())
+        h.update(hashlib.sha256(np.ascontiguousarray(windows, "<i8").tobytes()).digest())
+        plain = {k: [round(float(x), 6) for x in v] for k, v in sorted(levels.items())}
+        what = [m.sites, m.score, m.select, m.proxy, str(self.runner.matmul), plain]
+        h.update(json.dumps(what).encode())
+        return h.hexdigest()[:32]
+
+    def measure(
+        self,
+        m: Method | str,
+        level: float,
+        windows: np.ndarray | None = None,
+        levels: Levels | None = None,
+    ) -> Result:
+        """Losses, reads and bytes of a method at a level, from the cache if it was measured."""
+        m = method(m) if isinstance(m, str) else m
+        windows = self.windows if windows is None else windows
+        levels = self.levels(m, level) if levels is None else levels
+        name = self._key(m, levels, windows)
+        path = self._path(f"results/{name}.json")
+        found: tuple[Losses, Reads] | None = None
+        if path is not None and path.is_file():
+            try:
+                kept = json.loads(path.read_text())
+                found = Losses.of_plain(kept["losses"]), Reads.of_plain(kept["reads"])
+            except (OSError, ValueError, KeyError):
+                found = None
+        if found is None:
+            self.progress(f"{m.name} {100 * level:g} %")
+            found = evaluate(
+                self.runner, windows, self.rules(m, levels) if levels else self._none()
+            )
+            if path is not None:
+                about = {"method": m.name, "level": level}
+                plain = {"losses": found[0].plain(), "reads": found[1].plain(), "about": about}
+                write_json(path, plain)
+        spec = self.model.spec
+        extra = self.extra(m) if levels else Extra()
+        size = bytes_a_token(spec, self.formats, found[1], extra)
+        return Result(m.name, level, levels, *found, size)
+
+    def _none(self) -> list[LayerRules]:
+        return [LayerRules() for _ in range(self.model.spec.n_layers)]
+
+    def dense_bytes(self) -> Bytes:
+        """Of the dense model."""
+        spec = self.model.spec
+        return bytes_a_token(spec, self.formats, Reads.dense(spec.n_layers, spec.ffn_dim))

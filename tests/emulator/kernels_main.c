@@ -1,0 +1,246 @@
+/* Compares every kernel of this machine's tier with plain C on random and on extreme values. */
+#include "sf_kernels.h"
+
+#include <stdbool.h>
+#include <stddef.h>
+
+void plain_dot_q4(const uint8_t *const *row, uint32_t n, const sf_bfp *x, float *out);
+void plain_dot_q8(const uint8_t *const *row, uint32_t n, const sf_bfp *x, float *out);
+void plain_axpy_q4(const uint8_t *const *col, const int8_t *h, uint32_t n, uint32_t dim,
+                   int32_t *isum);
+void plain_axpy_q8(const uint8_t *const *col, const int8_t *h, uint32_t n, uint32_t dim,
+                   int32_t *isum);
+void plain_scale_q4(const uint8_t *scales, uint32_t k, int32_t sum, uint32_t dim, int32_t *isum,
+                    int64_t *acc);
+void plain_scale_q8(const uint8_t *scales, uint32_t k, int32_t sum, uint32_t dim, int32_t *isum,
+                    int64_t *acc);
+void plain_quantize(const float *x, uint32_t n, sf_bfp *v);
+int32_t plain_quantize16(const float *x, uint32_t n, int16_t *q);
+int32_t plain_quantize8(const float *x, uint32_t n, int8_t *q);
+void plain_attention(const sf_attn *a, const float *q, int16_t *q16, float *score, int32_t *acc,
+                     float *out);
+float plain_sum_to_float(int64_t acc, int32_t s);
+
+enum { MAX_DIM = 640, GROUPS = MAX_DIM / 32, POSITIONS = 600, ROUNDS = 60 };
+
+static uint32_t seed = 1;
+
+static uint32_t random32(void) {
+    seed ^= seed << 13;
+    seed ^= seed >> 17;
+    seed ^= seed << 5;
+    return seed;
+}
+
+static uint32_t below(uint32_t n) {
+    return random32() % n;
+}
+
+/* 0: random bytes, 1 and 2: the ends of the range, 3: mixed ends */
+static void fill(uint8_t *p, uint32_t n, uint32_t kind, uint8_t low, uint8_t high) {
+    for (uint32_t i = 0; i < n; i++) {
+        const uint8_t byte = (uint8_t)random32();
+        p[i] = kind == 0 ? byte : (kind == 1 ? low : (kind == 2 ? high : (byte & 1u ? low : high)));
+    }
+}
+
+/* A half of magnitude below 64, or zero, or subnormal. */
+static uint16_t half(void) {
+    const uint32_t h = random32();
+    const uint32_t e = below(8) == 0 ? 0 : 1u + below(20);
+    return (uint16_t)((h & 0x8000u) | e << 10 | (h & 0x3FFu));
+}
+
+static float value(uint32_t spread) {
+    const uint32_t bits = random32();
+    const uint32_t e = 127u + below(spread) - spread / 2u;
+    return below(9) == 0 ? 0.0f : sf_from_bits((bits & 0x807FFFFFu) | e << 23);
+}
+
+static _Alignas(16) uint8_t rows[16][MAX_DIM + 4 * GROUPS + 64];
+static _Alignas(16) uint8_t scales[4 * MAX_DIM];
+static _Alignas(16) int8_t q[2][MAX_DIM];
+static int32_t sum[2][GROUPS];
+static uint8_t k[2][GROUPS];
+static float x[MAX_DIM], out[2][MAX_DIM];
+static int32_t isum[2][MAX_DIM];
+static int64_t acc[2][MAX_DIM];
+static _Alignas(16) int8_t keys[POSITIONS][128], vals[POSITIONS][128];
+static int8_t ks[POSITIONS][2], vs[POSITIONS][2];
+static _Alignas(8) int16_t q16[2][128];
+static float score[2][POSITIONS];
+
+static void rows_and_x(uint32_t groups, uint32_t width, uint32_t kind) {
+    for (uint32_t r = 0; r < 16; r++) {
+        fill(rows[r], groups * width, kind, 0x80, 0x7F);
+        for (uint32_t i = 0; i < groups * 2u; i++) {
+            const uint16_t h = half();
+            memcpy(rows[r] + groups * width + 2u * i, &h, sizeof h);
+        }
+    }
+    fill((uint8_t *)q[0], groups * 32u, kind, (uint8_t)-127, 127);
+    for (uint32_t g = 0; g < groups; g++) {
+        int32_t total = 0;
+        k[0][g] = (uint8_t)below(13);
+        for (uint32_t i = 0; i < 32; i++) {
+            q[0][32u * g + i] = q[0][32u * g + i] == -128 ? -127 : q[0][32u * g + i];
+            total += q[0][32u * g + i];
+        }
+        sum[0][g] = total * (1 << k[0][g]);
+    }
+}
+
+static bool dots(uint32_t kind) {
+    const uint32_t groups = 1u + below(GROUPS), n = 1u + below(16);
+    const uint8_t *p[16];
+    const sf_bfp v = {q[0], sum[0], k[0], groups, (int32_t)below(120) - 40};
+    for (uint32_t r = 0; r < 16; r++) {
+        p[r] = rows[r];
+    }
+    rows_and_x(groups, 16, kind);
+    sf_dot_q4(p, n, &v, out[0]);
+    plain_dot_q4(p, n, &v, out[1]);
+    if (memcmp(out[0], out[1], n * sizeof(float)) != 0) {
+        return false;
+    }
+    rows_and_x(groups, 32, kind);
+    sf_dot_q8(p, n, &v, out[0]);
+    plain_dot_q8(p, n, &v, out[1]);
+    return memcmp(out[0], out[1], n * sizeof(float)) == 0;
+}
+
+static bool columns(uint32_t kind) {
+    const uint32_t dim = 32u * (1u + below(GROUPS)), n = 1u + below(16);
+    const uint32_t shift = below(13);
+    const uint8_t *p[16];
+    for (uint32_t r = 0; r < 16; r++) {
+        p[r] = rows[r];
+        fill(rows[r], dim, kind, 0x80, 0x7F);
+    }
+    fill((uint8_t *)q[0], 16, kind, (uint8_t)-127, 127);
+    for (uint32_t i = 0; i < dim; i++) {
+        isum[0][i] = isum[1][i] = (int32_t)below(100000) - 50000;
+        acc[0][i] = acc[1][i] = (int64_t)random32() * 1000 - 2000000000000;
+        const uint16_t a = half(), b = half();
+        memcpy(scales + 4u * i, &a, sizeof a);
+        memcpy(scales + 4u * i + 2u, &b, sizeof b);
+    }
+    sf_axpy_q4(p, q[0], n, dim, isum[0]);
+    plain_axpy_q4(p, q[0], n, dim, isum[1]);
+    if (memcmp(isum[0], isum[1], dim * sizeof(int32_t)) != 0) {
+        return false;
+    }
+    sf_scale_q4(scales, shift, -1234567, dim, isum[0], acc[0]);
+    plain_scale_q4(scales, shift, -1234567, dim, isum[1], acc[1]);
+    sf_axpy_q8(p, q[0], n, dim, isum[0]);
+    plain_axpy_q8(p, q[0], n, dim, isum[1]);
+    if (memcmp(isum[0], isum[1], dim * sizeof(int32_t)) != 0) {
+        return false;
+    }
+    sf_scale_q8(scales, shift, 0, dim, isum[0], acc[0]);
+    plain_scale_q8(scales, shift, 0, dim, isum[1], acc[1]);
+    return memcmp(acc[0], acc[1], dim * sizeof(int64_t)) == 0 &&
+           memcmp(isum[0], isum[1], dim * sizeof(int32_t)) == 0;
+}
+
+static bool quantized(uint32_t kind) {
+    const uint32_t n = 1u + below(MAX_DIM);
+    sf_bfp a = {q[0], sum[0], k[0], 0, 0}, b = {q[1], sum[1], k[1], 0, 0};
+    for (uint32_t i = 0; i < n; i++) {
+        x[i] = kind == 0 ? value(60) : (kind == 1 ? 0.0f : value(3));
+        if (kind == 3) { /* at the edge of rounding up to 128 */
+            x[i] = (i & 1u ? 1.0f : -1.0f) * (127.5f - (float)below(3) / 1048576.0f);
+        }
+    }
+    sf_quantize(x, n, &a);
+    plain_quantize(x, n, &b);
+    if (a.groups != b.groups || a.s != b.s || memcmp(q[0], q[1], a.groups * 32u) != 0 ||
+        memcmp(k[0], k[1], a.groups) != 0 || memcmp(sum[0], sum[1], a.groups * 4u) != 0) {
+        return false;
+    }
+    const uint32_t m = n < 128u ? n : 128u;
+    return sf_quantize8(x, m, q[0]) == plain_quantize8(x, m, q[1]) && memcmp(q[0], q[1], m) == 0 &&
+           sf_quantize16(x, m, q16[0]) == plain_quantize16(x, m, q16[1]) &&
+           memcmp(q16[0], q16[1], 2u * m) == 0;
+}
+
+static bool attention(uint32_t kind) {
+    static const uint8_t dims[] = {4, 8, 16, 32, 64, 96, 128};
+    const uint32_t dim = dims[below(sizeof dims)];
+    const uint32_t first = below(5), n = 1u + below(kind == 0 ? POSITIONS - 5u : 20u);
+    fill((uint8_t *)keys, sizeof keys, kind, (uint8_t)-127, 127);
+    fill((uint8_t *)vals, sizeof vals, kind, (uint8_t)-127, 127);
+    for (uint32_t t = 0; t < POSITIONS; t++) {
+        ks[t][0] = (int8_t)(3u + below(8));
+        vs[t][0] = (int8_t)(below(30)) - 10;
+    }
+    for (uint32_t i = 0; i < dim; i++) {
+        x[i] = value(kind == 0 ? 8 : 3);
+    }
+    const sf_attn a = {keys[0], vals[0], ks[0], vs[0], 128, 2, first, first + n - 1u, dim, 0.25f};
+    sf_attention(&a, x, q16[0], score[0], isum[0], out[0]);
+    plain_attention(&a, x, q16[1], score[1], isum[1], out[1]);
+    return memcmp(out[0], out[1], dim * sizeof(float)) == 0;
+}
+
+static bool conversions(uint32_t kind) {
+    (void)kind;
+    for (uint32_t i = 0; i < 50; i++) {
+        const int64_t wide = (int64_t)((uint64_t)random32() << 32 | random32());
+        const int64_t v = i == 0 ? 0 : wide >> below(64);
+        const int32_t s = (int32_t)below(121) - 40;
+        if (sf_bits(sf_sum_to_float(v, s)) != sf_bits(plain_sum_to_float(v, s))) {
+            return false;
+        }
+    }
+    return true;
+}
+
+/* Name of the kernel that differs, or NULL. */
+const char *first_difference(void);
+const char *first_difference(void) {
+    for (uint32_t i = 0; i < ROUNDS; i++) {
+        const uint32_t kind = i & 3u;
+        if (!dots(kind)) {
+            return "dot";
+        }
+        if (!columns(kind)) {
+            return "axpy or scale";
+        }
+        if (!quantized(kind)) {
+            return "quantize";
+        }
+        if (!attention(kind)) {
+            return "attention";
+        }
+        if (!conversions(kind)) {
+            return "sum to float";
+        }
+    }
+    return NULL;
+}
+
+#ifdef __linux__
+#include <stdio.h>
+
+int main(void) {
+    const char *wrong = first_difference();
+    puts(wrong == NULL ? "equal" : wrong);
+    return 0;
+}
+#else
+#include "bare.h"
+#include "sf_port.h"
+
+int main(void) {
+    sf_board_init();
+    sf_uart_init();
+    const char *wrong = first_difference();
+    const char *text = wrong == NULL ? "equal" : wrong;
+    sf_port_write((const uint8_t *)text, strlen(text));
+    sf_port_write((const uint8_t *)"\n", 1);
+    for (;;) {
+        sf_port_idle();
+    }
+}
+#endif

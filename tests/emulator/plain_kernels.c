@@ -1,0 +1,22 @@
+/* The kernels again without any tier, under other names, to compare with. */
+#define SF_PLAIN
+#define sf_dot_q4 plain_dot_q4
+#define sf_dot_q8 plain_dot_q8
+#define sf_axpy_q4 plain_axpy_q4
+#define sf_axpy_q8 plain_axpy_q8
+#define sf_scale_q4 plain_scale_q4
+#define sf_scale_q8 plain_scale_q8
+#define sf_quantize plain_quantize
+#define sf_quantize16 plain_quantize16
+#define sf_quantize8 plain_quantize8
+#define sf_attention plain_attention
+#include "../../firmware/kernels/attention.c"
+#include "../../firmware/kernels/axpy.c"
+#include "../../firmware/kernels/dot_q4.c"
+#include "../../firmware/kernels/dot_q8.c"
+#include "../../firmware/kernels/quantize.c"
+
+float plain_sum_to_float(int64_t acc, int32_t s);
+float plain_sum_to_float(int64_t acc, int32_t s) {
+    return sf_sum_to_float(acc, s);
+}

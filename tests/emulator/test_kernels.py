@@ -1,0 +1,70 @@
+"""Each tier of the kernels against plain C, on the machine of the tier."""
+
+from __future__ import annotations
+
+import subprocess
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from conftest import random_model
+from sparseflash.boards import Board, board_ids, load_board
+from sparseflash.build import STRICT, build_firmware
+from sparseflash.emulator import start_emulator
+from sparseflash.engine import dense_thresholds
+from sparseflash.files import root
+from sparseflash.generate import generate
+from sparseflash.plan import make_plan
+from sparseflash.programs import missing, run
+from sparseflash.sfm import Image, pack
+
+HERE = Path(__file__).parent
+SOURCES = [HERE / "kernels_main.c", HERE / "plain_kernels.c"]
+BARE = [b for b in board_ids() if b.startswith("mps")]
+HOSTED = {
+    "gcc": (["cc", "-march=native"], []),
+    "clang": (["clang", "-march=native"], []),
+    "cortex-a53": (["aarch64-linux-gnu-gcc", "-static", "-mcpu=cortex-a53"], ["qemu-aarch64"]),
+    "cortex-a76": (
+        ["aarch64-linux-gnu-gcc", "-static", "-mcpu=cortex-a76"],
+        ["qemu-aarch64", "-cpu", "cortex-a76"],
+    ),
+}
+
+
+def need(*programs: str) -> None:
+    for absent in filter(None, map(missing, programs)):
+        pytest.skip(absent)
+
+
+@pytest.mark.parametrize("name", HOSTED)
+def test_hosted(name: str, tmp_path: Path) -> None:
+    cc, launcher = HOSTED[name]
+    need(cc[0], *launcher[:1])
+    fw = root() / "firmware"
+    kernels = sorted((fw / "kernels").glob("*.c"))
+    flags = ["-O3", *STRICT, f"-I{fw / 'include'}"]
+    exe = tmp_path / "kernels"
+    run([*cc, *flags, *map(str, [*SOURCES, *kernels]), "-o", str(exe), "-lm"])
+    done = subprocess.run([*launcher, exe], capture_output=True, text=True, check=True, timeout=120)
+    assert done.stdout == "equal\n"
+
+
+def only_kernels(board: Board) -> Board:
+    """The board with the comparison for its main program."""
+    sources = [s for s in board.sources if Path(s).name != "main.c"]
+    return replace(board, sources=[*sources, *map(str, SOURCES)])
+
+
+@pytest.mark.parametrize("name", BARE)
+def test_bare(name: str, tmp_path: Path) -> None:
+    board = only_kernels(load_board(name))
+    command = list(board.settings("emulator")["command"])
+    need(board.toolchain["cc"], command[0])
+    pack(random_model(), tmp_path / "model.sfm")
+    image = Image(tmp_path / "model.sfm")
+    generate(make_plan(image, board, dense_thresholds(image)), tmp_path, board)
+    elf = build_firmware(board, tmp_path, tmp_path / "firmware")
+    with start_emulator(command, elf, image.path, timeout=60) as emulator:
+        assert emulator.port.readline() == b"equal\n"

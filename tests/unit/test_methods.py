@@ -1,0 +1,718 @@
+"""Each method against a direct loop over tokens, layers and entries of a tiny model."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from conftest import random_model
+from sparseflash.errors import UsageError
+from sparseflash.methods import budgets, marginal
+from sparseflash.methods.bytes import bytes_a_token
+from sparseflash.methods.evaluate import Losses, evaluate, losses
+from sparseflash.methods.masks import Masked, Reads
+from sparseflash.methods.proxy import quantize_proxy
+from sparseflash.methods.registry import METHODS, method
+from sparseflash.methods.scores import Scores
+from sparseflash.methods.sites import INPUTS
+from sparseflash.methods.study import Study
+from sparseflash.sfm import Formats
+from sparseflash.spec import Model, as_float32
+from sparseflash.stats import perplexity_ratio
+from sparseflash.torch_model import TorchModel
+
+Drop = Callable[[int, str, np.ndarray, dict[str, np.ndarray]], np.ndarray]
+"""(layer, tensor or matrix, vector, what is known of the token) to the vector with zeros."""
+
+
+def silu(x: np.ndarray) -> np.ndarray:
+    return x / (1.0 + np.exp(-x))
+
+
+def norm(x: np.ndarray, w: np.ndarray, eps: float) -> np.ndarray:
+    return x / math.sqrt(float((x * x).mean()) + eps) * w
+
+
+def block(
+    model: Model, layer: int, xs: list[np.ndarray], drop: Drop, parts: list[dict] | None = None
+) -> list[np.ndarray]:
+    """One block, token by token and head by head, in float64."""
+    spec, w = model.spec, model.layers[layer]
+    hd, group = spec.head_dim, spec.n_heads // spec.n_kv_heads
+    m = {n: as_float32(getattr(w, n)).astype(np.float64) for n in
+         ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")}  # fmt: skip
+
+    def turn(v: np.ndarray, p: int) -> np.ndarray:
+        out = v.copy()
+        for i in range(hd // 2):
+            angle = p * spec.layers[layer].rope_theta ** (-2.0 * i / hd)
+            a, b = v[i], v[i + hd // 2]
+            out[i] = a * math.cos(angle) - b * math.sin(angle)
+            out[i + hd // 2] = b * math.cos(angle) + a * math.sin(angle)
+        return out
+
+    ks: list[np.ndarray] = []
+    vs: list[np.ndarray] = []
+    out = []
+    for p, x in enumerate(xs):
+        know: dict[str, np.ndarray] = {}
+        y = norm(x, w.attn_norm, spec.norm_eps)
+        know["attn_in"] = y
+        q = m["q_proj"] @ drop(layer, "q_proj", y, know)
+        k = m["k_proj"] @ drop(layer, "k_proj", y, know)
+        v = m["v_proj"] @ drop(layer, "v_proj", y, know)
+        ks.append(
+            np.concatenate([turn(k[h * hd : h * hd + hd], p) for h in range(spec.n_kv_heads)])
+        )
+        vs.append(v)
+        heads = np.zeros(spec.q_dim)
+        for h in range(spec.n_heads):
+            qh = turn(q[h * hd : h * hd + hd], p)
+            at = slice(h // group * hd, h // group * hd + hd)
+            score = np.array([float(qh @ past[at]) for past in ks]) * spec.score_scale
+            weight = np.exp(score - score.max())
+            weight /= weight.sum()
+            for a, past in zip(weight, vs):
+                heads[h * hd : h * hd + hd] += a * past[at]
+        know["heads"] = heads
+        mid = x + m["o_proj"] @ drop(layer, "o_proj", heads, know)
+        y = norm(mid, w.ffn_norm, spec.norm_eps)
+        know["ffn_in"] = y
+        gate = m["gate_proj"] @ drop(layer, "gate_proj", y, know)
+        up = m["up_proj"] @ drop(layer, "up_proj", y, know)
+        know |= {"gate": gate, "act": silu(gate), "up": up}
+        h = drop(layer, "h", silu(gate) * up, know)
+        know["h"] = silu(gate) * up
+        o = drop(layer, "down", m["down_proj"] @ h, know)
+        know["down"] = o
+        if parts is not None:
+            parts.append(know)
+        out.append(mid + o)
+    return out
+
+
+def keep_all(layer: int, name: str, x: np.ndarray, know: dict[str, np.ndarray]) -> np.ndarray:
+    return x
+
+
+def direct_loss(model: Model, ids: np.ndarray, drop: Drop = keep_all) -> float:
+    """Summed loss of the next token over one window."""
+    embed = as_float32(model.embed).astype(np.float64)
+    xs = [embed[t] for t in ids]
+    for i in range(model.spec.n_layers):
+        xs = block(model, i, xs, drop)
+    total = 0.0
+    for x, target in zip(xs, ids[1:]):
+        logits = embed @ norm(x, model.final_norm, model.spec.norm_eps)
+        total += float(np.log(np.exp(logits - logits.max()).sum()) + logits.max() - logits[target])
+    return total
+
+
+def seen(model: Model, windows: np.ndarray) -> list[dict[str, np.ndarray]]:
+    """By layer, every tensor of the dense model on windows, (tokens, n)."""
+    layers: list[dict[str, list[np.ndarray]]] = [{} for _ in model.layers]
+    embed = as_float32(model.embed).astype(np.float64)
+    for ids in windows:
+        xs = [embed[t] for t in ids]
+        for i in range(model.spec.n_layers):
+            parts: list[dict[str, np.ndarray]] = []
+            xs = block(model, i, xs, keep_all, parts)
+            for know in parts:
+                for name, value in know.items():
+                    layers[i].setdefault(name, []).append(value)
+    return [{k: np.array(v) for k, v in one.items()} for one in layers]
+
+
+SMALL = {"dim": 32, "ffn_dim": 48, "n_heads": 4, "n_kv_heads": 2, "head_dim": 8, "vocab": 60}
+
+
+@pytest.fixture(scope="module")
+def study() -> Study:
+    model = random_model(seed=5, **SMALL)
+    rng = np.random.default_rng(2)
+    calibration = rng.integers(0, 60, (6, 40))
+    windows = rng.integers(0, 60, (2, 14))
+    return Study(model, Formats("q8", "q8", "q8"), calibration, windows)
+
+
+@pytest.fixture(scope="module")
+def dense_tensors(study: Study) -> list[dict[str, np.ndarray]]:
+    return seen(study.model, study.calibration_ids)
+
+
+def column_norms(model: Model, layer: int, matrix: str) -> np.ndarray:
+    w = as_float32(getattr(model.layers[layer], matrix))
+    return np.array([math.sqrt(sum(float(v) ** 2 for v in w[:, i])) for i in range(w.shape[1])])
+
+
+def check(study: Study, name: str, level: float, drop: Drop, tolerance: float = 2e-5) -> Reads:
+    """The method's losses are those of the direct loop."""
+    m = method(name)
+    got, reads = evaluate(study.runner, study.windows, study.rules(m, study.levels(m, level)))
+    want = [direct_loss(study.model, ids, drop) for ids in study.windows]
+    dense = [direct_loss(study.model, ids) for ids in study.windows]
+    assert np.abs(np.array(want) - dense).min() > 1e-3, "the masks do something"
+    np.testing.assert_allclose(got.sums, want, rtol=tolerance)
+    return reads
+
+
+def thresholds(
+    study: Study, tensors: list[dict[str, np.ndarray]], name: str, level: float, matrix: str = ""
+) -> list[float]:
+    """The study's thresholds, after comparing each with the exact quantile."""
+    out = []
+    for i, layer in enumerate(tensors):
+        values = np.abs(layer[name])
+        if matrix:
+            values = values * column_norms(study.model, i, matrix)
+        key = f"{name}*{matrix}" if matrix else name
+        study.need_scores([key])
+        t = study.scores.threshold(i, key, level)
+        assert t == pytest.approx(np.quantile(values, level), rel=0.02)
+        out.append(t)
+    return out
+
+
+def test_the_direct_loop_is_the_model(study: Study) -> None:
+    got = losses(study.runner, study.windows)
+    want = [direct_loss(study.model, ids) for ids in study.windows]
+    np.testing.assert_allclose(got.sums, want, rtol=1e-5)
+    assert (got.sizes == 13).all()
+
+
+def test_paper(study: Study, dense_tensors: list[dict[str, np.ndarray]]) -> None:
+    t = {s: thresholds(study, dense_tensors, s, 0.4) for s in ("gate", "up", "down")}
+    rows = columns = 0
+
+    def drop(layer: int, name: str, x: np.ndarray, know: dict[str, np.ndarray]) -> np.ndarray:
+        nonlocal rows, columns
+        out = x.copy()
+        if name == "h":
+            for i in range(len(x)):
+                alive = abs(know["gate"][i]) >= t["gate"][layer]
+                rows += alive
+                alive = alive and abs(know["up"][i]) >= t["up"][layer]
+                columns += alive
+                if not alive:
+                    out[i] = 0.0
+        if name == "down":
+            for i in range(len(x)):
+                if abs(x[i]) < t["down"][layer]:
+                    out[i] = 0.0
+        return out
+
+    reads = check(study, "paper", 0.4, drop)
+    rows, columns = 0, 0
+    for ids in study.windows:
+        direct_loss(study.model, ids, drop)
+    assert reads.up_rows.sum() == rows and reads.columns.sum() == columns
+    assert reads.tokens == study.windows.size
+
+
+def test_cats(study: Study, dense_tensors: list[dict[str, np.ndarray]]) -> None:
+    t = thresholds(study, dense_tensors, "act", 0.5)
+
+    def drop(layer: int, name: str, x: np.ndarray, know: dict[str, np.ndarray]) -> np.ndarray:
+        if name != "h":
+            return x
+        return np.array([v if abs(a) >= t[layer] else 0.0 for v, a in zip(x, know["act"])])
+
+    reads = check(study, "cats", 0.5, drop)
+    assert (reads.up_rows == reads.columns).all()
+    assert (reads.gate_rows == study.windows.size * 48).all()
+
+
+def test_h_and_its_blocks(study: Study, dense_tensors: list[dict[str, np.ndarray]]) -> None:
+    t = thresholds(study, dense_tensors, "h", 0.95)
+    blocks = 0
+
+    def drop(layer: int, name: str, x: np.ndarray, know: dict[str, np.ndarray]) -> np.ndarray:
+        nonlocal blocks
+        if name != "h":
+            return x
+        out = np.array([v if abs(v) >= t[layer] else 0.0 for v in x])
+        blocks += int(any(out[:32])) + int(any(out[32:]))
+        return out
+
+    reads = check(study, "h", 0.95, drop)
+    blocks = 0
+    for ids in study.windows:
+        direct_loss(study.model, ids, drop)
+    assert reads.column_blocks.sum() == blocks
+
+
+def test_norm_weighted_h(study: Study, dense_tensors: list[dict[str, np.ndarray]]) -> None:
+    t = thresholds(study, dense_tensors, "h", 0.6, "down_proj")
+    norms = [column_norms(study.model, i, "down_proj") for i in range(2)]
+
+    def drop(layer: int, name: str, x: np.ndarray, know: dict[str, np.ndarray]) -> np.ndarray:
+        if name != "h":
+            return x
+        return np.array([v if abs(v) * c >= t[layer] else 0.0 for v, c in zip(x, norms[layer])])
+
+    check(study, "h-norm", 0.6, drop)
+
+
+TENSOR = {"q_proj": "attn_in", "k_proj": "attn_in", "v_proj": "attn_in", "o_proj": "heads",
+          "gate_proj": "ffn_in", "up_proj": "ffn_in", "h": "h"}  # fmt: skip
+
+
+def test_teal_inputs(study: Study, dense_tensors: list[dict[str, np.ndarray]]) -> None:
+    t = {n: thresholds(study, dense_tensors, n, 0.4) for n in ("attn_in", "heads", "ffn_in", "h")}
+    kept = dict.fromkeys(TENSOR, 0)
+
+    def drop(layer: int, name: str, x: np.ndarray, know: dict[str, np.ndarray]) -> np.ndarray:
+        if name == "down":
+            return x
+        out = np.array([v if abs(v) >= t[TENSOR[name]][layer] else 0.0 for v in x])
+        kept[name] += int(np.count_nonzero(out))
+        return out
+
+    reads = check(study, "teal", 0.4, drop)
+    kept = dict.fromkeys(TENSOR, 0)
+    for ids in study.windows:
+        direct_loss(study.model, ids, drop)
+    for site, name in zip(INPUTS[:6], TENSOR):
+        assert reads.kept[site].sum() == kept[name]
+    assert reads.columns.sum() == kept["h"]
+
+
+def top_k(x: np.ndarray, score: np.ndarray, keep: int) -> np.ndarray:
+    """The keep largest live, and ties with the last of them (heads of a group at position 0)."""
+    limit = sorted(score)[-keep]
+    return np.array([v if c >= limit else 0.0 for v, c in zip(x, score)])
+
+
+def test_wina(study: Study) -> None:
+    def drop(layer: int, name: str, x: np.ndarray, know: dict[str, np.ndarray]) -> np.ndarray:
+        if name == "down":
+            return x
+        matrix = "down_proj" if name == "h" else name
+        score = np.abs(x) * column_norms(study.model, layer, matrix)
+        return top_k(x, score, round(0.6 * len(x)))
+
+    check(study, "wina", 0.4, drop)
+
+
+def test_acttail(study: Study) -> None:
+    exponents: dict[tuple[int, str], float] = {}
+    for i in range(2):
+        for name in TENSOR:
+            matrix = "down_proj" if name == "h" else name
+            w = as_float32(getattr(study.model.layers[i], matrix)).astype(np.float64)
+            small = w @ w.T if w.shape[0] <= w.shape[1] else w.T @ w
+            e = sorted(np.linalg.eigvalsh(small))
+            k = len(e) // 2
+            s = sum(math.log(e[len(e) - j] / e[len(e) - k - 1]) for j in range(1, k + 1))
+            exponents[i, name] = 1.0 + k / s
+            assert budgets.hill_exponent(torch.tensor(w).float()) == pytest.approx(
+                exponents[i, name], rel=1e-3
+            )
+    levels = study.levels("acttail", 0.4)
+    names = dict(zip(TENSOR, INPUTS))
+    low, high = min(exponents.values()), max(exponents.values())
+    total = count = 0.0
+    factors = []
+    for (i, name), a in exponents.items():
+        size = as_float32(getattr(study.model.layers[i], "down_proj" if name == "h" else name)).size
+        level = float(levels[names[name]][i])
+        factors.append(level / (0.8 + 0.4 * (a - low) / (high - low)))
+        total, count = total + level * size, count + size
+    assert total / count == pytest.approx(0.4, abs=1e-6)
+    np.testing.assert_allclose(factors, factors[0], rtol=1e-3)
+
+    def drop(layer: int, name: str, x: np.ndarray, know: dict[str, np.ndarray]) -> np.ndarray:
+        if name == "down":
+            return x
+        level = float(levels[names[name]][layer])
+        return top_k(x, np.abs(x), round((1 - level) * len(x)))
+
+    check(study, "acttail", 0.4, drop)
+
+
+@pytest.mark.parametrize("bits", [1, 2, 3, 4])
+def test_proxy_grid(bits: int) -> None:
+    w = np.random.default_rng(bits).standard_normal((3, 64)).astype(np.float32)
+    got = quantize_proxy(torch.tensor(w), bits).numpy()
+    for r in range(3):
+        for g in range(2):
+            x = w[r, 32 * g : 32 * g + 32].astype(np.float64)
+            if bits == 1:
+                want = np.array([math.copysign(np.abs(x).mean(), v) for v in x])
+            else:
+                top, best = 2 ** (bits - 1) - 1, math.inf
+                for j in range(11):
+                    step = np.abs(x).max() * (1 - 0.05 * j) / top
+                    y = np.array([min(max(round(v / step), -top), top) * step for v in x])
+                    if ((x - y) ** 2).sum() < best:
+                        best, want = ((x - y) ** 2).sum(), y
+            np.testing.assert_allclose(got[r, 32 * g : 32 * g + 32], want, atol=1e-5)
+            assert len(np.unique(got[r, 32 * g : 32 * g + 32])) <= 2**bits
+
+
+@pytest.mark.parametrize(("name", "bits"), [("prox-2", 2), ("prox-3-two", 3)])
+def test_prox(study: Study, name: str, bits: int) -> None:
+    pairs = [
+        [
+            quantize_proxy(torch.tensor(as_float32(w)), bits).numpy().astype(np.float64)
+            for w in (layer.gate_proj, layer.up_proj)
+        ]
+        for layer in study.model.layers
+    ]
+    tensors = seen(study.model, study.calibration_ids)
+    limits, exact = [], []
+    for (g, u), layer in zip(pairs, tensors):
+        guess = np.abs(silu(layer["ffn_in"] @ g.T) * (layer["ffn_in"] @ u.T))
+        limits.append(np.quantile(guess, 0.5))
+        exact.append(np.quantile(np.abs(layer["h"]), 0.25) if name.endswith("two") else 0.0)
+    m = method(name)
+    rules = study.rules(m, study.levels(m, 0.5))
+    for i in range(2):
+        proxy = rules[i].proxy
+        assert proxy is not None
+        assert proxy.rule.threshold == pytest.approx(limits[i], rel=0.02)
+        limits[i] = proxy.rule.threshold
+        if exact[i]:
+            assert rules[i].sites["h"].threshold == pytest.approx(exact[i], rel=0.02)
+            exact[i] = rules[i].sites["h"].threshold
+    rows = columns = 0
+
+    def drop(layer: int, name: str, x: np.ndarray, know: dict[str, np.ndarray]) -> np.ndarray:
+        nonlocal rows, columns
+        if name != "h":
+            return x
+        g, u = pairs[layer]
+        guess = silu(g @ know["ffn_in"]) * (u @ know["ffn_in"])
+        out = x.copy()
+        for i in range(len(x)):
+            chosen = abs(guess[i]) >= limits[layer]
+            alive = chosen and abs(x[i]) >= exact[layer]
+            rows, columns = rows + chosen, columns + alive
+            if not alive:
+                out[i] = 0.0
+        return out
+
+    reads = check(study, name, 0.5, drop)
+    rows, columns = 0, 0
+    for ids in study.windows:
+        direct_loss(study.model, ids, drop)
+    assert reads.gate_rows.sum() == reads.up_rows.sum() == rows
+    assert reads.columns.sum() == columns
+    assert study.extra(m).proxy == 2 * 48 * (32 * bits / 8 + 2)
+
+
+# --- budgets ------------------------------------------------------------------------------------
+
+
+def test_greedy_path(study: Study) -> None:
+    """The path of block 1 is the one that trying every site by hand takes."""
+    m = method("teal-greedy")
+    study.levels(m, 0.3)
+    ids = study.calibration_ids[0]
+    embed = as_float32(study.model.embed).astype(np.float64)
+    xs = [embed[t] for t in ids]
+    xs = block(study.model, 0, xs, keep_all)
+    sizes = np.array([
+        as_float32(getattr(study.model.layers[1], n)).size
+        for n in ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+    ])  # fmt: skip
+    sites = dict(zip(TENSOR, INPUTS))
+
+    def output(levels: dict[str, float]) -> np.ndarray:
+        def drop(layer: int, name: str, x: np.ndarray, know: dict[str, np.ndarray]) -> np.ndarray:
+            level = levels.get(sites.get(name, ""), 0.0)
+            if level == 0.0:
+                return x
+            t = study.scores.threshold(1, TENSOR[name], level)
+            return np.array([v if abs(v) >= t else 0.0 for v in x])
+
+        return np.array(block(study.model, 1, xs, drop))
+
+    want: list[list[float]] = [[0.0] * 7]
+    dense = output({})
+    for _ in range(4):
+        errors = []
+        for i in range(7):
+            tried = list(want[-1])
+            tried[i] = min(tried[i] + 0.05 * sizes.sum() / sizes[i], 0.99)
+            errors.append((((output(dict(zip(INPUTS, tried))) - dense) ** 2).sum(), tried))
+        want.append(min(errors, key=lambda e: e[0])[1])
+    x = budgets.residuals(study.runner, ids[None])[1]
+    got = budgets.greedy_path(study, m, 1, x, step=0.05, until=0.2)
+    np.testing.assert_allclose(got[: len(want)], want, atol=1e-9)
+    levels = study.levels(m, 0.3)
+    for i in range(2):
+        share = sum(levels[s][i] * n for s, n in zip(INPUTS, sizes)) / sizes.sum()
+        assert share == pytest.approx(0.3, abs=1e-9)
+
+
+def test_cett(study: Study, dense_tensors: list[dict[str, np.ndarray]]) -> None:
+    levels = study.levels("cett", 0.5)["h"]
+    assert levels.mean() == pytest.approx(0.5, abs=1e-6)
+    found = []
+    for i, layer in enumerate(dense_tensors):
+        down = as_float32(study.model.layers[i].down_proj).astype(np.float64)
+        norms = column_norms(study.model, i, "down_proj")
+        t = study.scores.threshold(i, "h*down_proj", float(levels[i]))
+        ratios = []
+        for h in layer["h"]:
+            dropped = np.zeros(32)
+            for k in range(48):
+                if abs(h[k]) * norms[k] < t:
+                    dropped += h[k] * down[:, k]
+            ratios.append(np.linalg.norm(dropped) / np.linalg.norm(down @ h))
+        found.append(np.mean(ratios))
+    assert found[0] == pytest.approx(found[1], rel=0.03), "one CETT for all layers"
+
+
+def test_sensitivity(study: Study) -> None:
+    m = method("asvd-h")
+    study.levels(m, 0.3)
+    table = np.array(study.table("sensitivity-magnitude-h", lambda: None)["h"])
+    rows = budgets.spread(study.calibration_ids, budgets.SENSITIVITY_TOKENS // 40)
+    base = sum(direct_loss(study.model, ids) for ids in rows)
+    for layer, k in ((0, 2), (1, 4)):
+        level = budgets.SENSITIVITY_LEVELS[k]
+        t = study.scores.threshold(layer, "h", level)
+
+        def drop(
+            at: int, name: str, x: np.ndarray, know: dict[str, np.ndarray], layer=layer, t=t
+        ) -> np.ndarray:
+            if at != layer or name != "h":
+                return x
+            return np.array([v if abs(v) >= t else 0.0 for v in x])
+
+        rise = sum(direct_loss(study.model, ids, drop) for ids in rows) - base
+        assert table[layer, k] == pytest.approx(rise / (rows.size - len(rows)), abs=2e-5)
+    rising = np.maximum.accumulate(table, axis=1)
+    levels = study.levels(m, 0.3)["h"]
+    assert levels.mean() == pytest.approx(0.3, abs=1e-6)
+    limit = [np.interp(v, budgets.SENSITIVITY_LEVELS, r) for v, r in zip(levels, rising)]
+    assert limit[0] == pytest.approx(limit[1], rel=1e-3, abs=1e-6)
+
+
+def test_marginal_costs_are_those_of_a_direct_gradient(study: Study) -> None:
+    """Costs of (act, h), o, x and attention inputs, from finite differences of the likelihood."""
+    m = method("marginal")
+    study.need_scores(["attn_in", "heads", "ffn_in", "act", "h"])
+    one = Study(study.model, study.formats, study.calibration_ids[:1], study.windows)
+    one.scores = study.scores
+    curves = marginal.measure_curves(one, m)
+    ids = study.calibration_ids[0]
+    model, spec = study.model, study.model.spec
+    embed = as_float32(model.embed).astype(np.float64)
+    start = [embed[t] for t in ids]
+    parts: list[list[dict[str, np.ndarray]]] = []
+    xs = start
+    inputs = []
+    for i in range(spec.n_layers):
+        inputs.append(xs)
+        parts.append([])
+        xs = block(model, i, xs, keep_all, parts[-1])
+    draw = torch.Generator().manual_seed(marginal.SEED)
+    logits = study.runner.logits(study.runner.hidden(torch.tensor(ids)[None]))[0]
+    drawn = torch.multinomial(logits.softmax(-1), 1, generator=draw)[:, 0].numpy()
+
+    def loss_after(layer: int, xs: list[np.ndarray]) -> float:
+        for i in range(layer + 1, spec.n_layers):
+            xs = block(model, i, xs, keep_all)
+        total = 0.0
+        for x, target in zip(xs, drawn):
+            z = embed @ norm(x, model.final_norm, spec.norm_eps)
+            total += float(np.log(np.exp(z - z.max()).sum()) + z.max() - z[target])
+        return total
+
+    # FFN of layer 1 (the last): push its output along the change that a drop makes.
+    layer, g = 1, 8
+    level = marginal.GRID[g]
+    down = as_float32(model.layers[layer].down_proj).astype(np.float64)
+    t_act = study.scores.threshold(layer, "act", level)
+    t_h = study.scores.threshold(layer, "h", level)
+    out = block(model, layer, inputs[layer], keep_all)
+    cost = 0.0
+    for p, know in enumerate(parts[layer]):
+        alive = (np.abs(know["act"]) >= t_act) & (np.abs(know["h"]) >= t_h)
+        change = -down @ (know["h"] * ~alive)
+        ends = []
+        for sign in (1e-4, -1e-4):
+            moved = list(out)
+            moved[p] = out[p] + sign * change
+            ends.append(loss_after(layer, moved))
+        cost += ((ends[0] - ends[1]) / 2e-4) ** 2 / 2
+    assert curves.cost["ffn"][layer, g, g] == pytest.approx(cost / len(ids), rel=2e-3)
+    assert curves.cost["ffn"][layer, 0, 0] < 1e-12
+    alive = np.mean([
+        [(abs(k["act"][i]) >= t_act) and (abs(k["h"][i]) >= t_h) for i in range(48)]
+        for k in parts[layer]
+    ])  # fmt: skip
+    assert curves.columns[layer, g, g] == pytest.approx(alive, abs=1e-9)
+    touched = np.mean([
+        [any((abs(k["act"][b]) >= t_act) & (abs(k["h"][b]) >= t_h)) for b in
+         (slice(0, 32), slice(32, 48))] for k in parts[layer]
+    ])  # fmt: skip
+    assert curves.column_blocks[layer, g, g] == pytest.approx(touched, abs=1e-9)
+
+    # Layer 0: the masks of x and of attention change the branch's output.
+    for kind, tensor, names in (
+        ("x", "ffn_in", ("gate_proj", "up_proj")),
+        ("attn", "attn_in", ("q_proj", "k_proj", "v_proj")),
+        ("o", "heads", ("o_proj",)),
+    ):
+        t = study.scores.threshold(0, tensor, level)
+
+        def drop(at: int, name: str, x: np.ndarray, know: dict, names=names, t=t) -> np.ndarray:
+            return np.where(np.abs(x) >= t, x, 0.0) if name in names else x
+
+        # The change at the branch's output; for attention the rest of the block follows it.
+        dense_parts: list[dict] = []
+        block(model, 0, inputs[0], keep_all, dense_parts)
+        sparse_parts: list[dict] = []
+        sparse = block(model, 0, inputs[0], drop, sparse_parts)
+        dense = block(model, 0, inputs[0], keep_all)
+        if kind == "x":
+            change = [a - b for a, b in zip(sparse, dense)]
+            middle = None
+        else:
+            o_proj = as_float32(model.layers[0].o_proj).astype(np.float64)
+            kept = [drop(0, "o_proj", k["heads"], k) for k in sparse_parts]
+            change = [o_proj @ (a - k["heads"]) for a, k in zip(kept, dense_parts)]
+            middle = [x + o_proj @ k["heads"] for x, k in zip(inputs[0], dense_parts)]
+        cost = 0.0
+        for p in range(len(ids)):
+            ends = []
+            for sign in (1e-4, -1e-4):
+                if middle is None:
+                    moved = list(dense)
+                    moved[p] = dense[p] + sign * change[p]
+                else:
+                    moved = list(dense)
+                    x = middle[p] + sign * change[p]
+                    w = model.layers[0]
+                    y = norm(x, w.ffn_norm, spec.norm_eps)
+                    h = silu(as_float32(w.gate_proj) @ y) * (as_float32(w.up_proj) @ y)
+                    moved[p] = x + as_float32(w.down_proj) @ h
+                ends.append(loss_after(0, moved))
+            cost += ((ends[0] - ends[1]) / 2e-4) ** 2 / 2
+        assert curves.cost[kind][0, g] == pytest.approx(cost / len(ids), rel=5e-3), kind
+
+
+def test_marginal_levels_save_what_is_asked(study: Study) -> None:
+    for name in ("marginal", "marginal-ffn", "marginal-h"):
+        m = method(name)
+        r = study.measure(m, 0.15)
+        dense = study.dense_bytes().layers
+        assert r.bytes.layers / dense == pytest.approx(0.85, abs=0.03)
+        assert set(r.levels) <= set(m.sites)
+    with pytest.raises(UsageError, match="at most"):
+        study.levels("marginal-h", 0.8)
+
+
+def test_allocation_is_the_best_of_all(study: Study) -> None:
+    """On a grid of three levels, no other choice saves as much for less."""
+    rng = np.random.default_rng(3)
+    grid = len(marginal.GRID)
+    cost = np.sort(rng.random((2, grid)) ** 2, axis=1)
+    cost[:, 0] = 0
+    size = -np.sort(rng.random((2, grid)), axis=1)
+    size[:, 0] = 0
+    curves = marginal.Curves({"o": cost}, {}, {}, *(np.zeros(1) for _ in range(3)))
+    table = {"o": size, "ffn": np.zeros((2, 1, 1, 1))}
+    _, total, spent = marginal.allocate(curves, table, {}, 0.7)
+    assert -total >= 0.7
+    for a in range(grid):
+        for b in range(grid):
+            if -(size[0, a] + size[1, b]) >= -total:
+                assert cost[0, a] + cost[1, b] >= spent - 1e-12
+
+
+# --- the rest -----------------------------------------------------------------------------------
+
+
+def test_dense_is_dense(study: Study) -> None:
+    r = study.measure("dense", 0.0)
+    want = losses(study.runner, study.windows)
+    assert (r.losses.sums == want.sums).all()
+    assert r.bytes.total == study.dense_bytes().total
+    for name in METHODS:
+        assert study.levels(name, 0.0) == {}
+
+
+def test_every_method_measures(study: Study) -> None:
+    dense = study.dense_bytes().layers
+    for name in METHODS:
+        level = 0.1 if name.startswith("marginal") else 0.3
+        r = study.measure(name, level if name != "dense" else 0.0)
+        assert math.isfinite(r.losses.mean)
+        assert r.bytes.layers > 0
+        if name not in ("dense", "acttail") and not name.startswith("prox"):
+            assert r.bytes.layers < dense * 1.02, name
+
+
+def test_unknown_and_out_of_range(study: Study) -> None:
+    with pytest.raises(UsageError, match="there are"):
+        method("nothing")
+    for level in (-0.1, 1.0, 50.0):
+        with pytest.raises(UsageError, match="50 % is written"):
+            study.levels("h", level)
+    with pytest.raises(UsageError, match="were not measured"):
+        Scores().threshold(0, "h", 0.5)
+    with pytest.raises(UsageError, match="no gate"):
+        model = random_model(gated=False)
+        Study(model, Formats(), study.calibration_ids, study.windows)
+
+
+def test_errors_are_those_of_stats() -> None:
+    rng = np.random.default_rng(1)
+    a, b = [rng.random(9) for _ in range(5)], [rng.random(9) for _ in range(5)]
+    of = [Losses(np.array([w.sum() for w in x]), np.full(5, 9.0)) for x in (a, b)]
+    want = perplexity_ratio(a, b)
+    assert of[0].ratio(of[1]) == (pytest.approx(want.value), pytest.approx(want.error))
+
+
+def test_results_and_tables_are_kept(tmp_path: Path) -> None:
+    model = random_model(seed=7, **SMALL)
+    rng = np.random.default_rng(2)
+    calibration, windows = rng.integers(0, 60, (3, 40)), rng.integers(0, 60, (2, 14))
+    said: list[str] = []
+
+    def make(ids: np.ndarray = calibration) -> Study:
+        return Study(model, Formats("q8", "q8", "q8"), ids, windows, tmp_path, progress=said.append)
+
+    first = [make().measure(n, 0.2) for n in ("teal-greedy", "marginal", "prox-2")]
+    assert said
+    said.clear()
+    again = [make().measure(n, 0.2) for n in ("teal-greedy", "marginal", "prox-2")]
+    assert not said
+    for a, b in zip(first, again):
+        assert (a.losses.sums == b.losses.sums).all() and a.bytes.total == b.bytes.total
+    make(calibration[:2]).measure("teal-greedy", 0.2)
+    assert said, "other calibration text is measured anew"
+
+
+def test_dense_bytes_by_hand() -> None:
+    model = random_model()
+    for fmt, row in (("q4", 40), ("q8", 68)):
+        f = Formats(fmt, fmt, "q8")
+        b = bytes_a_token(model.spec, f, Reads.dense(2, 172))
+        column, scales = (32, 256) if fmt == "q4" else (64, 128)
+        assert b.attention == 2 * (64 + 32 + 32 + 64) * row
+        assert b.ffn == 2 * (2 * 172 * row + 172 * column + 6 * scales)
+        assert b.head == 160 * 68 and b.embed == 68
+        assert b.total == b.attention + b.ffn + b.head + b.embed
+
+
+def test_masks_in_single_token_decoding(study: Study) -> None:
+    m = method("teal")
+    hooks = Masked(study.runner, study.rules(m, study.levels(m, 0.4)))
+    ids = study.windows[0]
+    whole = study.runner.forward(torch.tensor(ids)[None], hooks)[0]
+    runner = TorchModel(study.model)
+    cache = runner.new_cache(len(ids))
+    for p, token in enumerate(ids):
+        got = runner.step(int(token), cache, hooks)
+        torch.testing.assert_close(got, whole[p], rtol=1e-4, atol=1e-4)
