@@ -20,6 +20,9 @@ int32_t plain_quantize8(const float *x, uint32_t n, int8_t *q);
 void plain_attention(const sf_attn *a, const float *q, int16_t *q16, float *score, int32_t *acc,
                      float *out);
 float plain_sum_to_float(int64_t acc, int32_t s);
+void plain_rmsnorm(const float *x, const float *w, uint32_t n, float eps, float *out);
+float plain_sigmoid(float x);
+float plain_gelu_tanh(float x);
 
 enum { MAX_DIM = 640, GROUPS = MAX_DIM / 32, POSITIONS = 600, ROUNDS = 60 };
 
@@ -130,8 +133,9 @@ static bool columns(uint32_t kind) {
     if (memcmp(isum[0], isum[1], dim * sizeof(int32_t)) != 0) {
         return false;
     }
-    sf_scale_q4(scales, shift, -1234567, dim, isum[0], acc[0]);
-    plain_scale_q4(scales, shift, -1234567, dim, isum[1], acc[1]);
+    const int32_t total = ((int32_t)below(8129) - 4064) * (1 << shift);
+    sf_scale_q4(scales, shift, total, dim, isum[0], acc[0]);
+    plain_scale_q4(scales, shift, total, dim, isum[1], acc[1]);
     sf_axpy_q8(p, q[0], n, dim, isum[0]);
     plain_axpy_q8(p, q[0], n, dim, isum[1]);
     if (memcmp(isum[0], isum[1], dim * sizeof(int32_t)) != 0) {
@@ -196,6 +200,21 @@ static bool conversions(uint32_t kind) {
     return true;
 }
 
+static bool elementwise(uint32_t kind) {
+    const uint32_t n = 1u + below(MAX_DIM / 2);
+    for (uint32_t i = 0; i < n; i++) {
+        x[i] = kind == 1 ? 0.0f : value(kind == 0 ? 60 : 12);
+        x[MAX_DIM / 2 + i] = value(4);
+        if (sf_bits(sf_sigmoid(x[i])) != sf_bits(plain_sigmoid(x[i])) ||
+            sf_bits(sf_gelu_tanh(x[i])) != sf_bits(plain_gelu_tanh(x[i]))) {
+            return false;
+        }
+    }
+    sf_rmsnorm(x, x + MAX_DIM / 2, n, 1e-5f, out[0]);
+    plain_rmsnorm(x, x + MAX_DIM / 2, n, 1e-5f, out[1]);
+    return memcmp(out[0], out[1], n * sizeof(float)) == 0;
+}
+
 /* Name of the kernel that differs, or NULL. */
 const char *first_difference(void);
 const char *first_difference(void) {
@@ -212,6 +231,9 @@ const char *first_difference(void) {
         }
         if (!attention(kind)) {
             return "attention";
+        }
+        if (!elementwise(kind)) {
+            return "elementwise";
         }
         if (!conversions(kind)) {
             return "sum to float";

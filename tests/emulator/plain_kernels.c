@@ -10,10 +10,18 @@
 #define sf_quantize16 plain_quantize16
 #define sf_quantize8 plain_quantize8
 #define sf_attention plain_attention
+#define sf_rmsnorm plain_rmsnorm
+#define sf_sigmoid plain_sigmoid
+#define sf_silu plain_silu
+#define sf_gelu_tanh plain_gelu_tanh
+#define sf_relu plain_relu
+#define sf_rope_angles plain_rope_angles
+#define sf_rope plain_rope
 #include "../../firmware/kernels/attention.c"
 #include "../../firmware/kernels/axpy.c"
 #include "../../firmware/kernels/dot_q4.c"
 #include "../../firmware/kernels/dot_q8.c"
+#include "../../firmware/kernels/elementwise.c"
 #include "../../firmware/kernels/quantize.c"
 
 float plain_sum_to_float(int64_t acc, int32_t s);

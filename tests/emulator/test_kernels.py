@@ -21,7 +21,7 @@ from sparseflash.sfm import Image, pack
 
 HERE = Path(__file__).parent
 SOURCES = [HERE / "kernels_main.c", HERE / "plain_kernels.c"]
-BARE = [b for b in board_ids() if b.startswith("mps")]
+BARE = [b for b in board_ids() if b.startswith(("mps", "pico"))]
 HOSTED = {
     "gcc": (["cc", "-march=native"], []),
     "clang": (["clang", "-march=native"], []),
@@ -53,18 +53,27 @@ def test_hosted(name: str, tmp_path: Path) -> None:
 
 def only_kernels(board: Board) -> Board:
     """The board with the comparison for its main program."""
+    return with_main(board, SOURCES)
+
+
+def with_main(board: Board, main: list[Path]) -> Board:
     sources = [s for s in board.sources if Path(s).name != "main.c"]
-    return replace(board, sources=[*sources, *map(str, SOURCES)])
+    return replace(board, sources=[*sources, *map(str, main)])
 
 
 @pytest.mark.parametrize("name", BARE)
 def test_bare(name: str, tmp_path: Path) -> None:
-    board = only_kernels(load_board(name))
-    command = list(board.settings("emulator")["command"])
-    need(board.toolchain["cc"], command[0])
-    pack(random_model(), tmp_path / "model.sfm")
-    image = Image(tmp_path / "model.sfm")
-    generate(make_plan(image, board, dense_thresholds(image)), tmp_path, board)
-    elf = build_firmware(board, tmp_path, tmp_path / "firmware")
-    with start_emulator(command, elf, image.path, timeout=60) as emulator:
-        assert emulator.port.readline() == b"equal\n"
+    assert said(only_kernels(load_board(name)), tmp_path) == b"equal\n"
+
+
+def said(board: Board, folder: Path) -> bytes:
+    """The first line of a board's main program."""
+    need_emulator(board)
+    pack(random_model(), folder / "model.sfm", Formats(layout=board.raw.get("layout", "joint")))
+    image = Image(folder / "model.sfm")
+    generate(make_plan(image, board, dense_thresholds(image)), folder, board)
+    elf = build_firmware(board, folder, folder / "firmware")
+    (folder / "plan.json").write_text("{}")
+    flash_files(board, Files(elf, image.path, folder / "plan.json"), folder / "flashed")
+    with start_board(board, folder / "flashed") as emulator:
+        return emulator.port.readline()
