@@ -26,7 +26,7 @@ typedef struct {
 static _Alignas(SF_FLASH_ALIGN) uint8_t pinned[SF_PINNED_BYTES + SF_FLASH_ALIGN];
 SF_FLASH_BUFFER static _Alignas(SF_FLASH_ALIGN) uint8_t ring_memory[SF_RING_BUFFERS][SF_RING_BYTES];
 SF_FLASH_BUFFER static _Alignas(SF_FLASH_ALIGN) uint8_t pick_memory[SF_PICK_BUFFERS][SF_PICK_BYTES];
-SF_FLASH_BUFFER static _Alignas(SF_FLASH_ALIGN) uint8_t row_memory[SF_ROW_BYTES];
+SF_FLASH_BUFFER static _Alignas(SF_FLASH_ALIGN) uint8_t row_memory[2][SF_ROW_BYTES];
 
 #ifdef SF_CONST_BYTES /* the flash is not mapped while it streams */
 static _Alignas(4) uint8_t constants[SF_CONST_BYTES];
@@ -37,6 +37,7 @@ static uint32_t ring_head, ring_count;
 static uint32_t ahead_part, ahead_row; /* what the ring submits next */
 static bool with_head = true;          /* the last token ran the head, so the next one may */
 static slot pick[SF_PICK_BUFFERS];
+static slot single[2];
 static uint32_t pick_head, pick_count;
 static int error;
 
@@ -264,23 +265,51 @@ bool sf_stream_next(sf_stream *s, sf_tile *t) {
     return true;
 }
 
+/* Starts reading a row into one of the two buffers. */
+static void row_start(uint32_t k, const sf_part *part, uint32_t row) {
+    slot *s = &single[k];
+    const uint32_t at = part->at + row * part->stride;
+    s->data = submit(at, part->bytes, row_memory[k], &s->ticket);
+    while (s->data == NULL && ring_count > 0) { /* the queue is full of what runs ahead */
+        ring_pop();
+        s->data = submit(at, part->bytes, row_memory[k], &s->ticket);
+    }
+    s->part = (uint32_t)(part - sf_parts);
+    s->first = row;
+    s->rows = s->data == NULL ? 0 : 1;
+    s->waiting = s->data != NULL;
+}
+
 const uint8_t *sf_flash_row(const sf_part *part, uint32_t row) {
     sf_count_used(part->bytes, part->ffn);
     if (row < part->pinned) {
         return pinned + part->pin + row * part->stride;
     }
-    slot s = {.waiting = true};
-    s.data = submit(part->at + row * part->stride, part->bytes, row_memory, &s.ticket);
-    while (s.data == NULL && ring_count > 0) { /* the queue is full of what runs ahead */
-        ring_pop();
-        s.data = submit(part->at + row * part->stride, part->bytes, row_memory, &s.ticket);
+    const uint32_t number = (uint32_t)(part - sf_parts);
+    uint32_t k = 0;
+    while (k < 2u && !(single[k].rows > 0 && single[k].part == number && single[k].first == row)) {
+        k++;
     }
-    if (s.data == NULL) {
+    if (k == 2u) {
+        wait_slot(&single[0]);
+        wait_slot(&single[1]);
+        k = 0;
+        row_start(k, part, row);
+    }
+    if (single[k].rows == 0) {
         error = SF_ERR_FLASH;
-        return row_memory;
+        return row_memory[k];
     }
-    wait_slot(&s);
-    return s.data;
+    wait_slot(&single[k]);
+    single[k].rows = error == SF_OK ? 1 : 0; /* to be read again */
+    /* Scales come block after block: the next is on its way while this one is used. */
+    slot *other = &single[1u - k];
+    wait_slot(other);
+    other->rows = 0;
+    if (number != SF_PART_EMBED && row + 1u < part->rows) {
+        row_start(1u - k, part, row + 1u);
+    }
+    return single[k].data;
 }
 
 const uint8_t *sf_flash_map(uint32_t at, uint32_t bytes) {
@@ -321,6 +350,7 @@ int sf_flash_start(void) {
     int code = SF_OK;
     ring_head = ring_count = pick_head = pick_count = 0;
     ahead_part = ahead_row = 0;
+    single[0].rows = single[1].rows = 0;
     error = SF_OK;
 #ifdef SF_CONST_BYTES
     code = load(SF_CONST_AT, SF_CONST_BYTES, constants);

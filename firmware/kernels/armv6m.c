@@ -208,8 +208,8 @@ float sf_v6m_multiply_rest(float x, float y) {
     if (e < 1) {
         drop += (uint32_t)(1 - e);
         e = 1;
-        if (drop > 63u) {
-            return sf_from_bits(sign); /* below half of the least subnormal */
+        if (drop > 63u) { /* half of the least subnormal, or below */
+            return sf_from_bits(sign | (drop == 64u && p > (uint64_t)1 << 63 ? 1u : 0u));
         }
     }
     uint32_t bits = (uint32_t)(p >> drop);

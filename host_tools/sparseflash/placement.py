@@ -80,34 +80,26 @@ def _padded(size: int) -> int:
     return -(-size // PIN_ALIGN) * PIN_ALIGN
 
 
-def place(
-    parts: list[Part], budget: int, tied: bool, ram: int, board: str, read_scales: bool = False
-) -> list[Part]:
+def place(parts: list[Part], budget: int, tied: bool, ram: int, board: str) -> list[Part]:
     """Pins rows into ``budget`` bytes of RAM; the others are streamed.
 
-    ``read_scales``: scales of down_proj that find no room are read one by one where they are used.
-
     Raises:
-        TooSmallError: not even the scales of down_proj fit, which the stream does not carry.
+        TooSmallError: working memory leaves nothing.
     """
     groups = [
         [p for p in parts if p.kind == "scales"],
         sorted((p for p in parts if p.kind not in ("scales", "embed")), key=lambda p: -p.use),
     ]
-    need = sum(_padded(p.size) for p in groups[0])
-    rows = {(p.kind, p.layer): p.rows for p in groups[0]}
-    if need > budget and read_scales:
-        for p in groups[0]:
-            n = (budget // len(groups[0]) - PIN_ALIGN) // p.stride
-            rows[p.kind, p.layer] = max(0, min(p.rows, n))
-        need = sum(_padded(rows[p.kind, p.layer] * p.stride) for p in groups[0])
-    if need > budget:
+    if budget < 0:
         raise TooSmallError(
-            f"board {board}: of {ram:,} bytes of RAM {budget:,} are left for weights and the "
-            f"scales of down_proj alone take {need:,}; the least that works is "
-            f"--ram {ram + need - budget}"
+            f"board {board}: of {ram:,} bytes of RAM none are left for weights, working memory "
+            f"alone takes {ram - budget:,}; the least that works is --ram {ram - budget}"
         )
-    left = budget - need
+    need = sum(_padded(p.size) for p in groups[0])
+    # Scales are all or nothing: those that are not pinned are read block by block.
+    scales = groups[0] if need <= budget else []
+    rows = {(p.kind, p.layer): p.rows for p in scales}
+    left = budget - (need if scales else 0)
     for use in sorted({p.use for p in groups[1]}, reverse=True):
         some = [p for p in groups[1] if p.use == use]
         share = min(1.0, left / sum(_padded(p.size) for p in some))

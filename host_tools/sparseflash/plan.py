@@ -68,8 +68,7 @@ def _flash_and_parts(
     memory["program and stack"] = int(stream.get("program_bytes", 0))
     del memory["total"]
     budget = ram - sum(memory.values()) - sum(board.reserve.values())
-    read_scales = stream.get("scales") == "read"
-    parts = place(parts, budget, image.spec.tied_head, ram, board.id, read_scales)
+    parts = place(parts, budget, image.spec.tied_head, ram, board.id)
     memory["pinned weights"] = flash["pinned_bytes"] = pinned_bytes(parts)
     memory["total"] = sum(memory.values())
     return {"mode": "stream", **flash}, parts

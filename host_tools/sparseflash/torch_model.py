@@ -280,6 +280,16 @@ class TorchModel:
             y = self._rms(y, w.post_ffn_norm)
         return y
 
+    @torch.no_grad()
+    def neurons(self, i: int, x: Tensor) -> Tensor:
+        """h (B, T, ffn_dim) of layer ``i`` as if its FFN got the residual ``x``; no hooks."""
+        w = self.layers[i]
+        y = self._norm(x, w.ffn_norm, w.ffn_norm_bias)
+        up = self._linear(y, w.up_proj, w.up_bias)
+        gate = up if w.gate_proj is None else self._linear(y, w.gate_proj)
+        h = activate(self.spec.activation, gate)
+        return h if w.gate_proj is None else h * up
+
     # Whole sequences ------------------------------------------------------
 
     @torch.no_grad()

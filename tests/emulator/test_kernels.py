@@ -11,13 +11,14 @@ import pytest
 from conftest import random_model
 from sparseflash.boards import Board, board_ids, load_board
 from sparseflash.build import STRICT, build_firmware
-from sparseflash.emulator import start_emulator
+from sparseflash.emulator import EmulatorProcess
 from sparseflash.engine import dense_thresholds
 from sparseflash.files import root
 from sparseflash.generate import generate
 from sparseflash.plan import make_plan
 from sparseflash.programs import missing, run
-from sparseflash.sfm import Image, pack
+from sparseflash.runners import Files, flash_files, start_board
+from sparseflash.sfm import Formats, Image, pack
 
 HERE = Path(__file__).parent
 SOURCES = [HERE / "kernels_main.c", HERE / "plain_kernels.c"]
@@ -68,12 +69,28 @@ def test_bare(name: str, tmp_path: Path) -> None:
 
 def said(board: Board, folder: Path) -> bytes:
     """The first line of a board's main program."""
-    need_emulator(board)
+    settings = board.settings("emulator")
+    need(board.toolchain["cc"], settings["command"][0], *(["npm"] if "npm" in settings else []))
     pack(random_model(), folder / "model.sfm", Formats(layout=board.raw.get("layout", "joint")))
     image = Image(folder / "model.sfm")
     generate(make_plan(image, board, dense_thresholds(image)), folder, board)
     elf = build_firmware(board, folder, folder / "firmware")
     (folder / "plan.json").write_text("{}")
     flash_files(board, Files(elf, image.path, folder / "plan.json"), folder / "flashed")
-    with start_board(board, folder / "flashed") as emulator:
-        return emulator.port.readline()
+    process = start_board(board, folder / "flashed")
+    assert isinstance(process, EmulatorProcess)
+    with process as emulator:
+        return bytes(emulator.port.readline())
+
+
+FLOATS = HERE / "floats_main.c"
+
+
+def test_floats(tmp_path: Path) -> None:
+    """Our float arithmetic of Armv6-M gives the bits that this machine's unit gives."""
+    need("cc")
+    fw = root() / "firmware"
+    exe = tmp_path / "floats"
+    run(["cc", "-O1", *STRICT, f"-I{fw / 'include'}", str(FLOATS), "-o", str(exe)])
+    here = subprocess.run([exe], capture_output=True, check=True, timeout=60).stdout
+    assert said(with_main(load_board("pico"), [FLOATS]), tmp_path) == here

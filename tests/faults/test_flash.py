@@ -67,7 +67,7 @@ def fault(e: Engine, seed: int, depth: int, fail: int = 0) -> None:
     e._lib.sf_fault_set(ctypes.c_uint32(seed), ctypes.c_uint32(depth), ctypes.c_uint32(fail))
 
 
-@pytest.mark.parametrize("ram", [60_000, 120_000, 170_000, 10_000_000])
+@pytest.mark.parametrize("ram", [42_000, 60_000, 120_000, 170_000, 10_000_000])
 @pytest.mark.parametrize("buffers", [2, 5])
 def test_same_bits(
     image: Image, ids: np.ndarray, host: Board, tmp_path: Path, ram: int, buffers: int
@@ -90,7 +90,7 @@ def test_same_bits(
 def test_counters(image: Image, ids: np.ndarray, host: Board, tmp_path: Path) -> None:
     """What is used does not depend on the budget; what is read shrinks with it."""
     used, read = [], []
-    for k, ram in enumerate((60_000, 120_000, 10_000_000)):
+    for k, ram in enumerate((34_000, 120_000, 10_000_000)):
         e = engine(image, stream_board(host), ram, tmp_path / str(k))
         fault(e, 1, 64)
         e.set_thresholds(masks(image)["h"])
@@ -105,7 +105,7 @@ def test_counters(image: Image, ids: np.ndarray, host: Board, tmp_path: Path) ->
 
 def test_failed_reads_are_named(image: Image, ids: np.ndarray, host: Board, tmp_path: Path) -> None:
     """The n-th read fails, for many n: that token reports it, and a retry is right."""
-    e = engine(image, stream_board(host), 60_000, tmp_path)
+    e = engine(image, stream_board(host), 34_000, tmp_path)
     t = masks(image)["h"]
     e.set_thresholds(t)
     want = Reference(image).run(ids, t, keep_sites=False).logits
@@ -126,4 +126,4 @@ def test_failed_reads_are_named(image: Image, ids: np.ndarray, host: Board, tmp_
 
 def test_too_small(image: Image, host: Board) -> None:
     with pytest.raises(TooSmallError, match="--ram"):
-        make_plan(image, stream_board(host), dense_thresholds(image), kv_len=32, ram=20_000)
+        make_plan(image, stream_board(host), dense_thresholds(image), kv_len=32, ram=12_000)

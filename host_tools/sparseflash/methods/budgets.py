@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sparseflash.methods.evaluate import spread
 from sparseflash.methods.masks import LayerRules, Masked, Rule
 from sparseflash.methods.registry import Method
 from sparseflash.methods.sites import SITES, key, weights
@@ -51,7 +52,7 @@ def uniform(study: Study, m: Method, level: float) -> Levels:
     """The level at every site and layer."""
     n = study.model.spec.n_layers
     out = {s: np.full(n, level) for s in m.sites}
-    if m.proxy:
+    if m.guess:
         out = {s: np.full(n, level * m.second) for s in m.sites}
         out["proxy"] = np.full(n, level)
     return out
@@ -59,13 +60,13 @@ def uniform(study: Study, m: Method, level: float) -> Levels:
 
 # --- TEAL's greedy split ------------------------------------------------------------------------
 
-GREEDY_STEP = 0.01
+GREEDY_STEP = 0.02
 """Share of a block's weights that one step drops."""
 GREEDY_TOKENS = 256
 
 
 def greedy_path(
-    study: Study, m: Method, layer: int, x: Tensor, step: float = GREEDY_STEP, until: float = 0.9
+    study: Study, m: Method, layer: int, x: Tensor, step: float = GREEDY_STEP, until: float = 0.7
 ) -> list[list[float]]:
     """Levels (steps + 1, sites) of one block for its dense input ``x`` (B, T, dim).
 
@@ -258,16 +259,10 @@ def tail(study: Study, m: Method, level: float) -> Levels:
 
 # --- ASVD's sensitivity -------------------------------------------------------------------------
 
-SENSITIVITY_LEVELS = (0.0, 0.25, 0.5, 0.7, 0.85)
-SENSITIVITY_TOKENS = 1024
+SENSITIVITY_LEVELS = (0.0, 0.25, 0.5, 0.75)
+SENSITIVITY_TOKENS = 512
 SHARED = (("q", "k", "v"), ("o",), ("xg", "xu"), ("h",))
 """Sites that see one tensor and are tried together."""
-
-
-def spread(ids: np.ndarray, rows: int) -> np.ndarray:
-    """``rows`` windows spread evenly over the calibration windows."""
-    rows = max(1, min(rows, len(ids)))
-    return np.ascontiguousarray(ids[np.linspace(0, len(ids) - 1, rows).round().astype(int)])
 
 
 @torch.no_grad()
@@ -332,7 +327,7 @@ def sensitivity_levels(table: np.ndarray, sizes: np.ndarray, level: float) -> np
     rising = np.maximum.accumulate(table, axis=-1)
     rising = rising + 1e-12 * np.arange(table.shape[-1])
     weight = sizes[:, None] / sizes.sum() / table.shape[1]
-    top = SENSITIVITY_LEVELS[-1] + 0.1
+    top = SENSITIVITY_LEVELS[-1] + 0.15
 
     def at(limit: float) -> np.ndarray:
         out = np.empty(table.shape[:2])

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from sparseflash.methods.masks import Reads
-from sparseflash.quantize import GROUP, row_bytes
+from sparseflash.quantize import row_bytes
 from sparseflash.sfm import Formats
 from sparseflash.spec import ModelSpec
 
@@ -37,7 +37,7 @@ class Extra:
     proxy: float = 0.0
     metadata: float = 0.0
     low_rank: dict[str, np.ndarray] = field(default_factory=dict)
-    """Bytes (layers,) of the factors that replace a projection: q, k, v, o, gate, up or down."""
+    """Bytes (layers,) of the factors that replace q, k, v, o, gate, up or down; nan where none."""
 
 
 @dataclass
@@ -82,6 +82,10 @@ def bytes_a_token(
         body = reads.kept[site] / n * column_bytes(outputs, fmt)
         return np.asarray(body + reads.blocks[site] / n * scales_bytes(outputs, fmt))
 
+    def replaced(name: str, part: np.ndarray) -> np.ndarray:
+        factors = extra.low_rank.get(name)
+        return part if factors is None else np.where(np.isnan(factors), part, factors)
+
     attention = zero.copy()
     for site, outputs, cols in (
         ("q", spec.q_dim, spec.dim),
@@ -90,9 +94,9 @@ def bytes_a_token(
         ("o", spec.dim, spec.q_dim),
     ):
         part = columns(site, outputs, formats.attn)
-        if site in extra.low_rank:
-            part = extra.low_rank[site]
-        attention += part if part is not None else outputs * row_bytes(cols, formats.attn)
+        if part is None:
+            part = zero + outputs * row_bytes(cols, formats.attn)
+        attention += replaced(site, part)
     fmt = formats.ffn
     row = row_bytes(spec.dim, fmt)
     gate, up = reads.gate_rows / n * row, reads.up_rows / n * row
@@ -102,9 +106,7 @@ def bytes_a_token(
     up = up if by_column is None else np.minimum(up, by_column)
     down = reads.columns / n * column_bytes(spec.dim, fmt)
     down = down + reads.column_blocks / n * scales_bytes(spec.dim, fmt)
-    gate = extra.low_rank.get("gate", gate)
-    up = extra.low_rank.get("up", up)
-    down = extra.low_rank.get("down", down)
+    gate, up, down = replaced("gate", gate), replaced("up", up), replaced("down", down)
     layers = attention + gate + up + down + extra.proxy + extra.metadata
     embed = row_bytes(spec.dim, formats.embed)
     return Bytes(
@@ -118,8 +120,3 @@ def bytes_a_token(
         embed=float(embed),
         by_layer=np.asarray(layers),
     )
-
-
-def groups(n: int) -> int:
-    """Groups of 32 in n entries."""
-    return -(-n // GROUP)

@@ -86,3 +86,9 @@ def evaluate(
     hooks = Masked(runner, rules)
     found = losses(runner, windows, hooks, progress)
     return found, hooks.reads
+
+
+def spread(ids: np.ndarray, rows: int) -> np.ndarray:
+    """``rows`` windows spread evenly over the calibration windows."""
+    rows = max(1, min(rows, len(ids)))
+    return np.ascontiguousarray(ids[np.linspace(0, len(ids) - 1, rows).round().astype(int)])

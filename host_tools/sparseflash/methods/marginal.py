@@ -31,9 +31,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sparseflash.errors import UsageError
-from sparseflash.methods.budgets import spread
 from sparseflash.methods.bytes import bytes_a_token
-from sparseflash.methods.evaluate import losses
+from sparseflash.methods.evaluate import losses, spread
 from sparseflash.methods.masks import LayerRules, Masked, Reads, Rule, live_blocks
 from sparseflash.methods.registry import Method
 from sparseflash.methods.sites import key, weights
@@ -43,8 +42,10 @@ if TYPE_CHECKING:
     from sparseflash.methods.study import Levels, Study
 
 GRID = (0.0, 0.1, 0.2, 0.25, 0.3, 0.35, 0.4, 0.45, 0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9)
-TOKENS = 4096
+TOKENS = 2048
 SEED = 1
+RUN_AGAIN = (1, 2, 4, 6, 8, 11, 13, 15)
+"""Grid points at which a branch runs again; the root of the cost is straight between them."""
 KINDS = {"attn": ("q", "k", "v"), "o": ("o",), "x": ("xg", "xu"), "ffn": ("act", "h")}
 """Kinds of choice and the sites that each sets."""
 
@@ -138,12 +139,12 @@ def measure_curves(study: Study, m: Method) -> Curves:
         branch = runner.ffn_branch if kind == "x" else runner.attention_branch
         dense = branch(layer, x, run_dense)
         limits = {s: _limits(study, m, layer, s) for s in sites}
-        for j, level in enumerate(GRID):
+        for j in range(size):
             rules = [LayerRules() for _ in range(n)]
             for s, (t, w) in limits.items():
                 rules[layer].sites[s] = Rule(threshold=float(t[j]), weight=w)
             _count_kept(kind, layer, j, tensor, rules[layer].sites[sites[0]])
-            if level > 0:
+            if j in RUN_AGAIN:
                 hooks = Masked(runner, rules, count=False)
                 run = runner.begin(torch.zeros(x.shape[:2], dtype=torch.long), hooks)[1]
                 d = branch(layer, x, run) - dense
@@ -204,7 +205,22 @@ def measure_curves(study: Study, m: Method) -> Curves:
     every = [*cost.values(), *kept.values(), *blocks.values(), rows, columns, column_blocks]
     for values in every:
         np.divide(values, count, out=values)
+    for kind in ("x", "attn"):
+        if kind in cost:
+            cost[kind] = between(cost[kind])
     return Curves(cost, kept, blocks, rows, columns, column_blocks)
+
+
+def between(cost: np.ndarray) -> np.ndarray:
+    """Costs (layers, G) at every grid point from those of RUN_AGAIN; beyond them, straight on."""
+    grid, at = np.array(GRID), [0, *RUN_AGAIN]
+    out = np.empty_like(cost)
+    for i, row in enumerate(cost):
+        root = np.sqrt(np.where(grid == 0, 0.0, row))[at]
+        slope = (root[-1] - root[-2]) / (grid[at[-1]] - grid[at[-2]])
+        line = np.interp(grid, grid[at], root) + np.maximum(grid - grid[at[-1]], 0) * slope
+        out[i] = line**2
+    return out
 
 
 def _draw_gradient(study: Study, x: Tensor, draw: torch.Generator) -> Tensor:

@@ -28,11 +28,18 @@ class Method:
     budget: str = "uniform"
     proxy: int = 0
     """Bits of the copies of gate and up that choose the neurons; 0 has none."""
+    rank: int = 0
+    """Rank of whitened low-rank copies that choose the neurons instead."""
     second: float = 0.0
-    """With a proxy: the exact h is thresholded too, at this share of the level."""
+    """With a proxy or a rank: the exact h is thresholded too, at this share of the level."""
     source: str = ""
     device: bool = False
     """The generated C applies it: thresholds on gate, act, up, h and down of each layer."""
+
+    @property
+    def guess(self) -> str:
+        """Key of the score that chooses neurons before they are read; empty without one."""
+        return f"proxy{self.proxy}" if self.proxy else f"svd{self.rank}" if self.rank else ""
 
 
 _TEAL = ("q", "k", "v", "o", "xg", "xu", "h")
@@ -108,6 +115,10 @@ _LIST = (
         proxy=3,
         second=0.5,
         source="arXiv 2607.27591",
+    ),
+    *(
+        Method(f"svd-{r}", f"neurons by whitened factors of rank {r}", (), rank=r)
+        for r in (64, 128)
     ),
     Method(
         "marginal",

@@ -1,8 +1,8 @@
 """Distributions of the scores on calibration text, and thresholds at a level of them.
 
 One streaming pass counts each score of each layer in the bins of ``calibrate``; any level can be
-asked afterwards. A key is a tensor (``h``), a tensor times column norms (``h*down_proj``), or
-``proxy2`` for h guessed by the 2-bit proxy.
+asked afterwards. A key is a tensor (``h``), a tensor times column norms (``h*down_proj``), or a
+guess of h by copies of gate and up (``proxy2``, ``svd64``).
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import io
 import zipfile
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -21,7 +21,6 @@ from torch import Tensor
 from sparseflash.calibrate import BINS, bin_edges, histogram
 from sparseflash.errors import InputError, UsageError
 from sparseflash.files import write_bytes
-from sparseflash.methods.proxy import quantize_proxy
 from sparseflash.torch_model import Hooks, TorchModel, activate
 
 PLAIN_KEYS = ("attn_in", "heads", "ffn_in", "gate", "act", "up", "h", "down")
@@ -86,26 +85,22 @@ class Scores:
         return cls(counts, digest)
 
 
+Pairs = list[tuple[Tensor, Tensor]]
+"""Copies of gate and up (ffn, dim), by layer."""
+
+
 class _Count(Hooks):
-    def __init__(self, runner: TorchModel, keys: Sequence[str]) -> None:
-        self.runner, self.keys = runner, keys
+    def __init__(self, runner: TorchModel, keys: Sequence[str], pairs: Mapping[str, Pairs]) -> None:
+        self.runner, self.keys, self.pairs = runner, keys, pairs
         n = runner.spec.n_layers
         self.counts = {k: np.zeros((n, BINS), np.int64) for k in keys}
         self.weights: dict[tuple[str, int], Tensor] = {}
-        self.proxies: dict[int, list[tuple[Tensor, Tensor]]] = {}
         for k in keys:
             if "*" in k:
                 matrix = k.split("*")[1]
                 for i, w in enumerate(runner.layers):
                     norm = torch.linalg.vector_norm(getattr(w, matrix).float(), dim=0)
                     self.weights[k, i] = norm
-            elif k.startswith("proxy"):
-                bits = int(k.removeprefix("proxy"))
-                self.proxies[bits] = []
-                for w in runner.layers:
-                    assert w.gate_proj is not None
-                    pair = quantize_proxy(w.gate_proj, bits), quantize_proxy(w.up_proj, bits)
-                    self.proxies[bits].append(pair)
 
     def _add(self, layer: int, tensor: str, value: Tensor) -> None:
         for k in self.keys:
@@ -124,10 +119,11 @@ class _Count(Hooks):
 
     def ffn_in(self, layer: int, x: Tensor) -> Tensor:
         self._add(layer, "ffn_in", x)
-        for bits, layers in self.proxies.items():
+        for name, layers in self.pairs.items():
             gate, up = layers[layer]
-            guess = activate(self.runner.spec.activation, x @ gate.T) * (x @ up.T)
-            self.counts[f"proxy{bits}"][layer] += histogram(guess)
+            y = x.to(gate.dtype)
+            guess = activate(self.runner.spec.activation, (y @ gate.T).float()) * (y @ up.T).float()
+            self.counts[name][layer] += histogram(guess)
         return x
 
     def ffn(self, layer: int, gate: Tensor, up: Tensor, h: Tensor) -> Tensor:
@@ -147,10 +143,14 @@ def measure_scores(
     runner: TorchModel,
     ids: np.ndarray,
     keys: Sequence[str],
+    pairs: Mapping[str, Pairs] | None = None,
     progress: Callable[[], None] = lambda: None,
 ) -> dict[str, np.ndarray]:
-    """Counts of each key over windows, integer (n, tokens), of the dense model."""
-    hooks = _Count(runner, tuple(dict.fromkeys(keys)))
+    """Counts of each key over windows, integer (n, tokens), of the dense model.
+
+    ``pairs`` holds the copies of gate and up of those keys that guess h.
+    """
+    hooks = _Count(runner, tuple(dict.fromkeys(keys)), pairs or {})
     for window in ids:
         runner.hidden(torch.from_numpy(np.asarray(window, np.int64))[None], hooks)
         progress()

@@ -10,18 +10,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from sparseflash.calibrate import SITES as DEVICE_SITES
 from sparseflash.calibrate import Calibration
 from sparseflash.errors import InputError, UsageError
 from sparseflash.files import write_json
 from sparseflash.methods.bytes import Bytes, Extra, bytes_a_token
-from sparseflash.methods.evaluate import Losses, evaluate
+from sparseflash.methods.evaluate import Losses, evaluate, spread
+from sparseflash.methods.lowrank import predictor_bytes, predictors
 from sparseflash.methods.masks import LayerRules, ProxyRule, Reads, Rule
 from sparseflash.methods.proxy import proxy_bytes, quantize_proxy
 from sparseflash.methods.registry import Method, method
-from sparseflash.methods.scores import Scores, measure_scores
+from sparseflash.methods.scores import Pairs, Scores, measure_scores
 from sparseflash.methods.sites import INPUTS, SITES, key, weights
 from sparseflash.sfm import Formats
 from sparseflash.spec import Model
@@ -29,6 +29,8 @@ from sparseflash.torch_model import TorchModel
 
 Levels = dict[str, np.ndarray]
 """Share dropped by site, (layers,)."""
+SCORE_TOKENS = 4096
+"""Calibration tokens on which scores are counted that the calibration itself did not."""
 VERSION = 1
 """Of what the caches hold; raise it when a definition changes."""
 
@@ -62,7 +64,7 @@ class Study:
     progress: Callable[[str], None] = lambda _: None
     scores: Scores = field(default_factory=Scores)
     _tables: dict[str, Any] = field(default_factory=dict)
-    _proxies: dict[int, list[tuple[torch.Tensor, torch.Tensor]]] = field(default_factory=dict)
+    _copies: dict[str, Pairs] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         spec = self.model.spec
@@ -117,7 +119,9 @@ class Study:
         if not missing:
             return
         self.progress(f"scores of {', '.join(missing)}")
-        found = measure_scores(self.runner, self.calibration_ids, missing)
+        pairs = {k: self.copies(k) for k in missing if k.startswith(("proxy", "svd"))}
+        rows = -(-SCORE_TOKENS // self.calibration_ids.shape[1])
+        found = measure_scores(self.runner, spread(self.calibration_ids, rows), missing, pairs)
         self.scores.counts.update(found)
         path = self._path("scores.npz")
         if path is not None:
@@ -125,16 +129,22 @@ class Study:
 
     # Rules ---------------------------------------------------------------------------------
 
-    def proxies(self, bits: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        """Dequantised proxies of gate and up of every layer."""
-        if bits not in self._proxies:
-            out = []
-            for w in self.runner.layers:
-                assert w.gate_proj is not None
-                pair = quantize_proxy(w.gate_proj, bits), quantize_proxy(w.up_proj, bits)
-                out.append((pair[0].to(self.runner.matmul), pair[1].to(self.runner.matmul)))
-            self._proxies = {bits: out}
-        return self._proxies[bits]
+    def copies(self, guess: str) -> Pairs:
+        """Dequantised copies of gate and up that guess h: ``proxy3``, ``svd64``."""
+        if guess not in self._copies:
+            if guess.startswith("svd"):
+                pairs = predictors(self, int(guess.removeprefix("svd")))
+            else:
+                bits = int(guess.removeprefix("proxy"))
+                pairs = []
+                for w in self.runner.layers:
+                    assert w.gate_proj is not None
+                    pairs.append(
+                        (quantize_proxy(w.gate_proj, bits), quantize_proxy(w.up_proj, bits))
+                    )
+            kind = self.runner.matmul
+            self._copies = {guess: [(a.to(kind), b.to(kind)) for a, b in pairs]}
+        return self._copies[guess]
 
     def rules(self, m: Method, levels: Levels) -> list[LayerRules]:
         """The rules of every layer at the levels."""
@@ -156,11 +166,10 @@ class Study:
                     t = self.scores.threshold(i, key(site, m.score), level)
                     rule = Rule(threshold=t, weight=w)
                 out[i].sites[site] = rule
-        if m.proxy:
-            name = f"proxy{m.proxy}"
-            self.need_scores([name])
-            for i, (gate, up) in enumerate(self.proxies(m.proxy)):
-                t = self.scores.threshold(i, name, float(levels["proxy"][i]))
+        if m.guess:
+            self.need_scores([m.guess])
+            for i, (gate, up) in enumerate(self.copies(m.guess)):
+                t = self.scores.threshold(i, m.guess, float(levels["proxy"][i]))
                 out[i].proxy = ProxyRule(gate, up, Rule(threshold=t))
         return out
 
@@ -168,6 +177,8 @@ class Study:
         """What the method reads beside the weights: proxies, and norms in binary16."""
         spec = self.model.spec
         proxy = proxy_bytes(spec, m.proxy) if m.proxy else 0.0
+        if m.rank:
+            proxy = predictor_bytes(spec, m.rank)
         norms = 0
         if m.score == "norm":
             norms = sum(2 * SITES[s].width(spec) for s in m.sites if s in INPUTS)
@@ -190,7 +201,14 @@ class Study:
         h = hashlib.sha256(self.scores.digest.encode())
         h.update(hashlib.sha256(np.ascontiguousarray(windows, "<i8").tobytes()).digest())
         plain = {k: [round(float(x), 6) for x in v] for k, v in sorted(levels.items())}
-        what = [m.sites, m.score, m.select, m.proxy, str(self.runner.matmul), plain]
+        what = [
+            m.sites,
+            m.score,
+            m.select,
+            m.guess if m.rank else m.proxy,
+            str(self.runner.matmul),
+            plain,
+        ]
         h.update(json.dumps(what).encode())
         return h.hexdigest()[:32]
 
