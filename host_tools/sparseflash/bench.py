@@ -12,6 +12,7 @@ from sparseflash.link.client import Device
 TIMES = {
     "clock": "the device's clock",
     "instructions": "instructions, counted by QEMU -icount shift=0; no model of cycles",
+    "cycles": "cycles of the emulator's model: core by its manual, flash by its clocks",
     "none": "none: an emulator's seconds say nothing of the device",
 }
 """What the ticks of a board mean: ``time`` of its runner in board.yaml."""
@@ -24,7 +25,7 @@ def bench(
 
     ``tokens_per_second`` is the device's own clock over its steps (None without a clock);
     ``link_tokens_per_second`` is the host's clock over the whole exchange. An emulator has
-    neither; where it counts instructions they are given instead.
+    neither; where it counts instructions or models cycles, those are given instead.
     """
     own, wall, digests = [], [], []
     counters: dict[str, int] = {}
@@ -59,6 +60,7 @@ def bench(
         "instructions_per_token": (
             counters["time_total"] * 10**9 // (rate * n) if time_model == "instructions" else None
         ),
+        "cycles_per_token": total / n if time_model == "cycles" else None,
         "bytes_per_token": counters["bytes"] / n,
         "ffn_bytes_per_token": counters["bytes_ffn"] / n,
         "reads_per_token": counters["reads"] / n,

@@ -18,7 +18,7 @@ export function makeFlash({ BasePeripheral, mcu, clock, overhead, refill, quadEn
   // ---- the flash chip: what it does with a transfer in SPI mode ----
   const chip = {
     status1: 0,
-    status2: quadEnable ? 2 : 0,
+    status2: quadEnable > 0 ? 2 : 0,
     writable: false,
     continuous: false,
     transfer(bytes) {
@@ -28,7 +28,7 @@ export function makeFlash({ BasePeripheral, mcu, clock, overhead, refill, quadEn
       if (command === 0x35) return fill(this.status2);
       if (command === 0x06 || command === 0x50) this.writable = true;
       else if (command === 0x31 && this.writable && bytes.length === 2) {
-        this.status2 = value;
+        if (quadEnable >= 0) this.status2 = value;
         this.writable = false;
       }
       return fill(0xff);

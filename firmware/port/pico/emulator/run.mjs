@@ -8,7 +8,8 @@
 // port       TCP port on 127.0.0.1 that plays UART0
 // stats      file for counters, written when the client leaves
 // profile    file for cycles by address of SRAM code, written with stats
-// overhead, refill, quad    see flash.mjs
+// overhead, refill    see flash.mjs
+// quad       1: the flash comes with four lanes enabled; 0: it can be told; -1: it has one lane
 //
 // Received bytes come at the programmed baud rate, and wait while the receive FIFO is full.
 // Sent bytes take no time. The emulation ends when the client leaves, or none comes in a minute.
