@@ -61,6 +61,7 @@ def bench(
         ),
         "bytes_per_token": counters["bytes"] / n,
         "ffn_bytes_per_token": counters["bytes_ffn"] / n,
+        "flash_bytes_per_token": counters["bytes_read"] / n,
         "reads_per_token": counters["reads"] / n,
         "neurons_per_token": counters["neurons"] / n,
         "share_attention": counters["time_attn"] / total if time_model != "none" else None,
