@@ -67,5 +67,6 @@ def bench(
         "share_attention": counters["time_attn"] / total if time_model != "none" else None,
         "share_ffn": counters["time_ffn"] / total if time_model != "none" else None,
         "share_head": counters["time_head"] / total if time_model != "none" else None,
+        "share_waiting": counters["time_wait"] / total if time_model != "none" else None,
         "digest": digests[0] if len(set(digests)) == 1 else "differs between repetitions",
     }
