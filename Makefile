@@ -6,6 +6,7 @@ SPARSITY ?= 30
 METHOD ?= h
 PORT ?=
 TEXT ?=
+WINDOWS ?=
 
 VENV := .venv
 PY := $(VENV)/bin/python
@@ -15,11 +16,11 @@ PLAN := --method $(METHOD) --sparsity $(SPARSITY)
 LINE := $(if $(PORT),--port $(PORT))
 STAMP := $(VENV)/.ready
 
-.PHONY: flash-curve help demo test setup fetch calibrate generate build flash size stack validate perplexity bench chat boards models lint clean
+.PHONY: flash-curve help demo test setup fetch calibrate generate build flash size stack validate perplexity sparsity bench chat boards models lint clean
 
 help: ## This list
 	awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-14s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
-	echo "Variables: BOARD=$(BOARD) MODEL=$(MODEL) METHOD=$(METHOD) SPARSITY=$(SPARSITY) PORT=$(PORT) TEXT=$(TEXT)"
+	echo "Variables: BOARD=$(BOARD) MODEL=$(MODEL) METHOD=$(METHOD) SPARSITY=$(SPARSITY) PORT=$(PORT) TEXT=$(TEXT) WINDOWS=$(WINDOWS)"
 
 $(STAMP): requirements.txt pyproject.toml
 	python3 -m venv $(VENV)
@@ -64,6 +65,9 @@ validate: setup ## Compares the device with the host, bit by bit
 
 perplexity: setup ## Perplexity, KL and bytes a token of dense and sparse variants
 	$(SF) perplexity --model $(MODEL) $(if $(TEXT),--text $(TEXT))
+
+sparsity: setup ## Every sparsity method on one page: table, plots (WINDOWS=8 for a short look)
+	$(SF) sparsity --model $(MODEL) $(if $(TEXT),--text $(TEXT)) $(if $(WINDOWS),--windows $(WINDOWS))
 
 bench: setup ## Tokens a second and bytes a token over the link
 	$(SF) bench $(ARGS) $(LINE)

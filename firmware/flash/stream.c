@@ -8,6 +8,7 @@
 
 #include "sf_port.h"
 #include "sf_state.h"
+#include "sf_timeline.h"
 
 /* Where a DMA engine reaches only part of the SRAM, board.yaml names the section. */
 #ifndef SF_FLASH_BUFFER
@@ -19,6 +20,7 @@
 typedef struct {
     const uint8_t *data; /* of the first row */
     uint32_t part, first, rows;
+    uint64_t begin; /* when it was submitted */
     sf_ticket ticket;
     bool waiting;
 } slot;
@@ -68,7 +70,10 @@ static void wait_slot(slot *s) {
         if (sf_flash_wait(s->ticket) != SF_OK) {
             error = SF_ERR_FLASH;
         }
-        sf_count_wait(sf_port_ticks() - start);
+        const uint64_t end = sf_port_ticks();
+        sf_count_wait(end - start);
+        sf_event(SF_LANE_WAIT, "wait", s->part, start, end);
+        sf_event(SF_LANE_READ, "read", s->part, s->begin, end);
         s->waiting = false;
     }
 }
@@ -98,6 +103,7 @@ static void ring_fill(void) {
             return;
         }
         s->part = ahead_part;
+        s->begin = sf_port_ticks();
         s->first = ahead_row;
         s->rows = rows;
         s->waiting = true;
@@ -158,6 +164,8 @@ static void pick_fill(sf_stream *s) {
         if (q->data == NULL) {
             return;
         }
+        q->part = (uint32_t)(p - sf_parts);
+        q->begin = sf_port_ticks();
         q->first = first;
         q->rows = count;
         q->waiting = true;

@@ -7,18 +7,8 @@
     !defined(__ARM_FEATURE_MVE) && !defined(SF_PLAIN)
 #define SF_DSP 1
 
+#include "arm_half.h"
 #include "sf_kernels.h"
-
-/* Two halves of memory, aligned to 4, in units of 2^-24. */
-static inline void sf_two_halves(const uint8_t *p, int32_t *low, int32_t *high) {
-    float a = sf_from_bits(sf_load32(p)), b;
-    __asm("vcvtt.f32.f16 %0, %1" : "=t"(b) : "t"(a));
-    __asm("vcvtb.f32.f16 %0, %0" : "+t"(a));
-    __asm("vcvt.s32.f32 %0, %0, #24" : "+t"(a));
-    __asm("vcvt.s32.f32 %0, %0, #24" : "+t"(b));
-    *low = (int32_t)sf_bits(a);
-    *high = (int32_t)sf_bits(b);
-}
 
 /* Bytes 0 and 2 as two signed halves; bytes 1 and 3. */
 static inline uint32_t sf_even(uint32_t w) {

@@ -1,8 +1,8 @@
 /* One query head over an int8 KV cache: integer dot products, integer softmax, integer mixing. */
-#include "arm_dsp.h"
 #include "sf_kernels.h"
+#include "tiers.h"
 
-#if !defined(SF_DSP) && !defined(SF_ARMV6M)
+#ifndef SF_TIER_ATTENTION
 
 void sf_attention(const sf_attn *a, const float *q, int16_t *q16, float *score, int32_t *acc,
                   float *out) {

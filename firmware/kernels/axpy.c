@@ -1,7 +1,6 @@
 /* down_proj by columns: a neuron adds h * column to integer sums, in any order. */
-#include "arm_dsp.h"
 #include "sf_kernels.h"
-#include "x86.h"
+#include "tiers.h"
 
 #ifdef SF_VNNI
 
@@ -47,7 +46,9 @@ void sf_scale_q4(const uint8_t *scales, uint32_t k, int32_t sum, uint32_t dim, i
     }
 }
 
-#elif !defined(SF_DSP) && !defined(SF_ARMV6M)
+#endif
+
+#ifndef SF_TIER_AXPY_Q4
 
 void sf_axpy_q4(const uint8_t *const *col, const int8_t *h, uint32_t n, uint32_t dim,
                 int32_t *isum) {
@@ -65,6 +66,25 @@ void sf_axpy_q4(const uint8_t *const *col, const int8_t *h, uint32_t n, uint32_t
     }
 }
 
+#endif
+
+#ifndef SF_TIER_AXPY_Q8
+
+void sf_axpy_q8(const uint8_t *const *col, const int8_t *h, uint32_t n, uint32_t dim,
+                int32_t *isum) {
+    for (uint32_t r = 0; r < n; r++) {
+        const int8_t *w = (const int8_t *)col[r];
+        const int32_t a = h[r];
+        for (uint32_t j = 0; j < dim; j++) {
+            isum[j] += a * (int32_t)w[j];
+        }
+    }
+}
+
+#endif
+
+#ifndef SF_TIER_SCALE_Q4
+
 void sf_scale_q4(const uint8_t *scales, uint32_t k, int32_t sum, uint32_t dim, int32_t *isum,
                  int64_t *acc) {
     const int32_t shift = (int32_t)(1u << k);
@@ -78,18 +98,7 @@ void sf_scale_q4(const uint8_t *scales, uint32_t k, int32_t sum, uint32_t dim, i
 
 #endif
 
-#if !defined(SF_DSP) && !defined(SF_ARMV6M)
-
-void sf_axpy_q8(const uint8_t *const *col, const int8_t *h, uint32_t n, uint32_t dim,
-                int32_t *isum) {
-    for (uint32_t r = 0; r < n; r++) {
-        const int8_t *w = (const int8_t *)col[r];
-        const int32_t a = h[r];
-        for (uint32_t j = 0; j < dim; j++) {
-            isum[j] += a * (int32_t)w[j];
-        }
-    }
-}
+#ifndef SF_TIER_SCALE_Q8
 
 void sf_scale_q8(const uint8_t *scales, uint32_t k, int32_t sum, uint32_t dim, int32_t *isum,
                  int64_t *acc) {

@@ -1,7 +1,6 @@
 /* Affine 4-bit rows times an activation vector. Row: nibbles [groups][16], then {d, m} [groups]. */
-#include "arm_dsp.h"
 #include "sf_kernels.h"
-#include "x86.h"
+#include "tiers.h"
 
 #ifdef SF_VNNI
 
@@ -49,7 +48,7 @@ void sf_dot_q4(const uint8_t *const *row, uint32_t n, const sf_bfp *x, float *ou
     }
 }
 
-#elif !defined(SF_DSP) && !defined(SF_ARMV6M)
+#elif !defined(SF_TIER_DOT)
 
 void sf_dot_q4(const uint8_t *const *row, uint32_t n, const sf_bfp *x, float *out) {
     for (uint32_t r = 0; r < n; r++) {

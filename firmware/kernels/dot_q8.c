@@ -1,9 +1,8 @@
 /* Symmetric 8-bit rows times an activation vector. Row: int8 [groups][32], then d [groups]. */
-#include "arm_dsp.h"
 #include "sf_kernels.h"
-#include "x86.h"
+#include "tiers.h"
 
-#if !defined(SF_VNNI) && !defined(SF_DSP) && !defined(SF_ARMV6M)
+#ifndef SF_TIER_DOT
 
 void sf_dot_q8(const uint8_t *const *row, uint32_t n, const sf_bfp *x, float *out) {
     for (uint32_t r = 0; r < n; r++) {

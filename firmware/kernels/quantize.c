@@ -1,9 +1,8 @@
 /* Activations to block floating point: scales are powers of two, so nothing is divided. */
-#include "arm_dsp.h"
-#include "armv6m.h"
 #include "sf_kernels.h"
+#include "tiers.h"
 
-#ifndef SF_DSP
+#ifndef SF_TIER_QUANTIZE
 
 /* Exponent that brings a magnitude with these bits to [2^top, 2^(top+1)). */
 static int32_t exponent_for(uint32_t magnitude, int32_t top, int32_t max) {

@@ -63,10 +63,12 @@ def bench(
         "cycles_per_token": total / n if time_model == "cycles" else None,
         "bytes_per_token": counters["bytes"] / n,
         "ffn_bytes_per_token": counters["bytes_ffn"] / n,
+        "flash_bytes_per_token": counters["bytes_read"] / n,
         "reads_per_token": counters["reads"] / n,
         "neurons_per_token": counters["neurons"] / n,
         "share_attention": counters["time_attn"] / total if time_model != "none" else None,
         "share_ffn": counters["time_ffn"] / total if time_model != "none" else None,
         "share_head": counters["time_head"] / total if time_model != "none" else None,
+        "share_waiting": counters["time_wait"] / total if time_model != "none" else None,
         "digest": digests[0] if len(set(digests)) == 1 else "differs between repetitions",
     }

@@ -398,6 +398,37 @@ def perplexity(
 
 
 @app.command()
+def sparsity(
+    model: ModelOption = "smollm2-135m",
+    text: Annotated[str | None, typer.Option("--text", help="a declared text or a file")] = None,
+    windows: Annotated[int, typer.Option("--windows", help="spread evenly; 0 takes all")] = 0,
+    methods: Annotated[str, typer.Option("--methods", help="names, or all")] = "all",
+    percents: Annotated[str, typer.Option("--percents", help="empty takes each method's own")] = "",
+    ppl: Annotated[float, typer.Option("--ppl", help="also within p % of dense; 0: no")] = 1.0,
+    kept: Annotated[str, typer.Option("--asvd", help="weights kept by low rank, percent")] = "",
+    predict: Annotated[bool, typer.Option(help="how well active neurons are told")] = True,
+) -> None:
+    """Every sparsity method on one page: perplexity, bytes a token, plots."""
+    from sparseflash.methods import bench
+
+    with _bar() as bar:
+        task = bar.add_task("", total=None)
+        folder, text_of = bench.run(
+            model,
+            text,
+            windows,
+            [] if methods == "all" else methods.split(","),
+            [float(p) for p in percents.split(",") if p],
+            ppl,
+            [float(p) for p in kept.split(",") if p],
+            predict,
+            lambda what: bar.update(task, description=what),
+        )
+    print(text_of)
+    _say(f"{folder / 'sparsity.md'}, .csv, .json, .png and three more plots")
+
+
+@app.command()
 def boards() -> None:
     """Lists the boards."""
     from sparseflash.boards import board_ids, load_board

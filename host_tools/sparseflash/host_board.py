@@ -43,8 +43,13 @@ class HostProcess:
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    process.kill()
-    process.wait()
+    if process.stdin is not None:
+        process.stdin.close()  # asks it to end, so that it can write what it keeps
+    try:
+        process.wait(2.0)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
     for pipe in (process.stdin, process.stdout):
         if pipe is not None:
             pipe.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -55,3 +56,29 @@ def test_bits_and_budget(reader: str, method: str, tmp_path: Path) -> None:
     assert 0 < c["bytes_read"] < c["bytes"]
     # Alignment and what runs ahead come on top; a mask takes away.
     assert c["bytes_read"] < streamed + 2 * 4096 * c["reads"] + 4 * 65536
+
+
+def test_timeline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The trace is what Chrome loads: spans of computing, waiting and reading, none negative."""
+    model = random_model(n_layers=3, dim=256, ffn_dim=1024)
+    pack(model, tmp_path / "m.sfm", Formats(layout="split"))
+    image, board = Image(tmp_path / "m.sfm"), load_board("host-flash")
+    stream = board.raw["stream"] | {"ring_bytes": 65536, "ring_buffers": 4}
+    board = replace(board, raw=board.raw | {"stream": stream})
+    t = dense_thresholds(image)
+    full = make_plan(image, board, t, kv_len=64)["memory"]
+    plan = make_plan(image, board, t, kv_len=64, ram=full["total"] - full["pinned weights"] // 2)
+    generate(plan, tmp_path / "gen", board)
+    program = build_firmware(board, tmp_path / "gen", tmp_path / "firmware")
+    monkeypatch.setenv("SPARSEFLASH_TIMELINE", str(tmp_path / "trace.json"))
+    with start_host_device(program, image.path, "tcp") as process:
+        with Device.open(process.url, image.sha256, plan_digest(plan), timeout=20) as device:
+            for token in range(4):
+                device.step(token)
+            device.quit()
+        process.process.wait(10)
+    events = json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
+    spans = [e for e in events if e["ph"] == "X"]
+    assert {e["tid"] for e in spans} == {0, 1, 2}
+    assert all(e["dur"] >= 0 for e in spans)
+    assert sum(e["name"] == "FFN" for e in spans) == 4 * 3
