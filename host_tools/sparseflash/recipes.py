@@ -117,10 +117,12 @@ def _source(where: str, raw: Any) -> Source:
         raise InputError(f"{where}: package {raw['package']!r} is not pinned as name==version")
     if kind == "random" and (
         not isinstance(raw["shape"], dict)
-        or tuple(raw["shape"]) != SHAPE
+        or set(raw["shape"]) != set(SHAPE)
         or not all(isinstance(v, int) and v > 0 for v in [raw["seed"], *raw["shape"].values()])
     ):
-        raise InputError(f"{where}: seed and shape must be positive integers, in order {SHAPE}")
+        raise InputError(
+            f"{where}: seed must be a positive integer, and shape positive {list(SHAPE)}"
+        )
     return Source(**{k: raw[k] for k in wanted})
 
 

@@ -217,6 +217,34 @@ def test_shipped_recipes_and_texts_are_sound(monkeypatch: pytest.MonkeyPatch) ->
     for name in names:
         recipe = load_recipe(name)
         assert recipe.licence
+        if recipe.source.kind == "random":
+            assert recipe.calibration["texts"] == ["random"]
+            continue
         assert set(recipe.calibration["texts"]) <= set(texts)
         assert recipe.evaluation["text"] in texts
         assert recipe.evaluation["text"] not in recipe.calibration["texts"]
+
+
+def test_random_models_are_the_same_bytes(place: Path) -> None:
+    shape = {
+        "dim": 32,
+        "ffn_dim": 64,
+        "layers": 1,
+        "heads": 4,
+        "kv_heads": 2,
+        "vocab": 40,
+        "context": 16,
+    }
+    size = 4 * (7 + 40 * 32 + 2 * 32 + 32 + 3 * 32 * 32 + 3 * 64 * 32 + 16 * 8)
+    entry = {"kind": "random", "seed": 7, "shape": shape, "bytes": size, "sha256": "0" * 64}
+    write_yaml(place / "models" / "m.yaml", recipe_of(entry))
+    with pytest.raises(InputError, match="SHA-256") as e:
+        recipes.fetch("m")
+    one_sentence(e.value)
+    entry["sha256"] = "1168cecdc8d19c7b497b62d5ded0ea6194e8cbefa5b83073eae5e3c7ac80355b"
+    write_yaml(place / "models" / "m.yaml", recipe_of(entry))
+    assert recipes.fetch("m").stat().st_size == size
+    for wrong in ({"seed": 0}, {"shape": {**shape, "dim": -1}}, {"shape": {"dim": 32}}):
+        write_yaml(place / "models" / "m.yaml", recipe_of({**entry, **wrong}))
+        with pytest.raises(InputError, match="seed must be"):
+            load_recipe("m")
