@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import subprocess
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from conftest import data_folder
+from conftest import data_folder, random_model
 from sparseflash.boards import Board, board_ids, load_board
 from sparseflash.build import build_firmware, build_library
 from sparseflash.emulator import EmulatorProcess
@@ -72,8 +73,7 @@ def ids(image: Image) -> np.ndarray:
     return np.array(tokenizer.encode(text)[:POSITIONS])
 
 
-@pytest.fixture(scope="session")
-def sparse(image: Image, ids: np.ndarray) -> np.ndarray:
+def half_thresholds(image: Image, ids: np.ndarray) -> np.ndarray:
     """Thresholds that drop about half of the neurons, by the gate and by h."""
     sites = Reference(image).run(ids, dense_thresholds(image)).sites
     t = dense_thresholds(image)
@@ -84,19 +84,28 @@ def sparse(image: Image, ids: np.ndarray) -> np.ndarray:
 
 
 @pytest.fixture(scope="session")
-def host_digest(
-    image: Image, sparse: np.ndarray, host: Board, tmp_path_factory: pytest.TempPathFactory
-) -> str:
-    folder = tmp_path_factory.mktemp("host")
-    generate(make_plan(image, host, sparse), folder)
+def sparse(image: Image, ids: np.ndarray) -> np.ndarray:
+    return half_thresholds(image, ids)
+
+
+def host_tokens(image: Image, thresholds: np.ndarray, host: Board, folder: Path, n: int) -> str:
+    """Digest of a greedy generation of the board ``host``."""
+    generate(make_plan(image, host, thresholds), folder)
     engine = Engine(build_library(folder, folder / "lib.so"), image)
     token, out = 1, []
-    for _ in range(TOKENS):
+    for _ in range(n):
         logits = engine.step(token)
         assert logits is not None
         token = int(np.argmax(logits))
         out.append(token)
     return digest(out)
+
+
+@pytest.fixture(scope="session")
+def host_digest(
+    image: Image, sparse: np.ndarray, host: Board, tmp_path_factory: pytest.TempPathFactory
+) -> str:
+    return host_tokens(image, sparse, host, tmp_path_factory.mktemp("host"), TOKENS)
 
 
 def digest(tokens: list[int]) -> str:
@@ -114,7 +123,7 @@ def need(board: Board) -> None:
 def flashed(board: Board, image: Image, thresholds: np.ndarray, folder: Path) -> tuple[Path, bytes]:
     """Generated, built and flashed; the folder and the digest of the plan."""
     plan = make_plan(image, board, thresholds, ram=RAM.get(board.id))
-    if board.id in RAM:
+    if "stream" in board.raw:
         assert plan["placement"]["total"]["streamed"] > 150_000
     generate(plan, folder / "gen", board)
     firmware = build_firmware(board, folder / "gen", folder / "firmware")
@@ -122,6 +131,38 @@ def flashed(board: Board, image: Image, thresholds: np.ndarray, folder: Path) ->
     files = Files(firmware, Path(image.path), folder / "plan.json")
     flash_files(board, files, folder / "flashed")
     return folder / "flashed", plan_digest(plan)
+
+
+def compare(
+    board: Board,
+    image: Image,
+    ids: np.ndarray,
+    thresholds: np.ndarray,
+    expected: str,
+    tokens: int,
+    folder: Path,
+) -> None:
+    """Sparse and dense against the reference, and a generation against the host's digest."""
+    place, plan = flashed(board, image, thresholds, folder)
+    process = start_board(board, place)
+    assert process is not None
+    with process:
+        timeout = reply_seconds(board)
+        if isinstance(process, EmulatorProcess):
+            device = Device.connect(process.port, process.url, image.sha256, plan, timeout)
+        else:
+            device = Device.open(process.url, image.sha256, plan, timeout=timeout)
+        with device:
+            assert device.info().board == board.id
+            assert validate(device, image, ids, thresholds) is None
+            neurons = device.counters()["neurons"]
+            device.reset()
+            assert digest([t for t, _ in device.generate([1], tokens)]) == expected
+            dense = dense_thresholds(image)
+            for i, row in enumerate(dense):
+                device.set_thresholds(i, row)
+            assert validate(device, image, ids, dense) is None
+            assert 0 < neurons < 0.6 * len(ids) * image.spec.n_layers * image.spec.ffn_dim
 
 
 @pytest.mark.parametrize("name", EMULATED)
@@ -135,28 +176,25 @@ def test_board(
 ) -> None:
     board = load_board(name)
     need(board)
-    image = image_for(board, images)
-    place, plan = flashed(board, image, sparse, tmp_path)
-    process = start_board(board, place)
-    assert process is not None
-    with process:
-        timeout = reply_seconds(board)
-        if isinstance(process, EmulatorProcess):
-            device = Device.connect(process.port, process.url, image.sha256, plan, timeout)
-        else:
-            device = Device.open(process.url, image.sha256, plan, timeout=timeout)
-        with device:
-            assert device.info().board == name
-            assert validate(device, image, ids, sparse) is None
-            neurons = device.counters()["neurons"]
-            device.reset()
-            tokens = [t for t, _ in device.generate([1], TOKENS)]
-            assert digest(tokens) == host_digest
-            dense = dense_thresholds(image)
-            for i, row in enumerate(dense):
-                device.set_thresholds(i, row)
-            assert validate(device, image, ids, dense) is None
-            assert 0 < neurons < 0.6 * POSITIONS * image.spec.n_layers * image.spec.ffn_dim
+    compare(board, image_for(board, images), ids, sparse, host_digest, TOKENS, tmp_path)
+
+
+def test_larger_than_sram(host: Board, tmp_path: Path) -> None:
+    """A random Llama of 8M parameters: 5 MB of weights through 768 KB of SRAM."""
+    board = load_board("ast1030-evb")
+    need(board)
+    model = random_model(
+        n_layers=6, vocab=8192, dim=288, ffn_dim=768, n_heads=6, n_kv_heads=6, head_dim=48
+    )
+    formats = {"attn": "q4", "ffn": "q4", "embed": "q8"}
+    for layout in ("joint", "split"):
+        pack(model, tmp_path / layout, Formats(**formats, layout=layout))
+    image = Image(tmp_path / "split")
+    assert image.size > 6 * board.sram_bytes
+    ids = np.random.default_rng(2).integers(0, image.spec.vocab, 8)
+    thresholds = half_thresholds(image, ids)
+    expected = host_tokens(Image(tmp_path / "joint"), thresholds, host, tmp_path / "host", 8)
+    compare(replace(board, kv_len_default=64), image, ids, thresholds, expected, 8, tmp_path)
 
 
 @pytest.mark.parametrize("name", [b for b in board_ids() if load_board(b).kind == "bare"])
