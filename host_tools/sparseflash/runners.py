@@ -7,6 +7,7 @@ would be executed.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 from dataclasses import dataclass
@@ -42,9 +43,11 @@ COMMANDS: dict[str, list[list[str]]] = {
         ["st-flash", "--reset", "write", "{image}", "{image_address}"],
     ],
     "pyocd": [
-        ["pyocd", "flash", "--target", "{target}", "{elf}"],
-        ["pyocd", "flash", "--target", "{target}", "--base-address", "{image_address}", "{image}"],
-        ["pyocd", "reset", "--target", "{target}"],
+        ["pyocd", "flash", "--target", "{target}", "--format", "elf", "{elf}"],
+        ["pyocd", "flash", "--target", "{target}", "--format", "bin", "--base-address",
+         "{image_address}", "{image}"],
+        ["pyocd", "commander", "--target", "{target}", "--command", "compare {address} {bin}",
+         "--command", "compare {image_address} {image}", "--command", "reset"],
     ],
     "esptool": [
         ["esptool", "--chip", "{chip}", "--port", "{port}", "elf2image", "--output", "{bin}",
@@ -57,7 +60,8 @@ COMMANDS: dict[str, list[list[str]]] = {
     "ssh": [
         ["ssh", "{host}", "mkdir -p sparseflash"],
         ["scp", "{elf}", "{image}", "{host}:sparseflash/"],
-        ["ssh", "{host}", "cd sparseflash && sha256sum {elf_name} {image_name}"],
+        ["ssh", "{host}", "cd sparseflash && printf '%s\\n' '{elf_sha}  {elf_name}' "
+         "'{image_sha}  {image_name}' | sha256sum --check"],
     ],
 }  # fmt: skip
 """Each ends with a read-back, or asks its program for one."""
@@ -87,7 +91,10 @@ def runner_commands(
         "uf2": f"{files.firmware}.uf2",
         "image": files.image,
         "elf_name": files.firmware.name,
+        "elf_sha": _sha256(files.firmware),
+        "image_sha": _sha256(files.image),
         "image_name": files.image.name,
+        **_addresses(board),
         **{k: v for k, v in settings.items() if k != "commands"},
         **{k: v for k, v in asked.items() if v},
     }
@@ -103,6 +110,20 @@ def runner_commands(
         raise UsageError(
             f"runner {runner!r} of board {board.id} needs {name.upper()}=; give it to make flash"
         ) from None
+
+
+def _sha256(path: Path) -> str:
+    """Of a file; a dry run may come before the build."""
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "SHA256"
+
+
+def _addresses(board: Board) -> dict[str, str]:
+    if not board.memories:
+        return {}
+    return {
+        "address": f"{board.memory('code').origin:#010x}",
+        "image_address": f"{board.flash['base']:#010x}",
+    }
 
 
 def find_drive(label: str) -> Path | None:
@@ -185,7 +206,8 @@ def flash_files(
         if "uf2" in board.raw:
             write_uf2(board, files)
         for command in commands:
-            run(command, show=True)
+            if "Mismatched byte" in run(command, show=True):  # pyocd says it, and exits with 0
+                raise ToolError(f"{command[0]}: the board does not hold what was written to it")
     _put(files.image, flashed / "model.sfm")
     _put(files.plan, flashed / "plan.json")
     return commands

@@ -16,6 +16,8 @@ void sf_board_init(void);
 /* The DMA engine of a board that streams; sf_board_init() calls it. */
 void sf_flash_init(void);
 void sf_uart_init(void);
+/* Cortex-M7 only. */
+void sf_cache_on(void);
 /* Whether a byte came in; whether its interrupt is raised while it waits. */
 bool sf_uart_waiting(void);
 
