@@ -12,7 +12,7 @@ import torch
 
 from conftest import random_model
 from sparseflash.errors import UsageError
-from sparseflash.methods import budgets, lowrank, marginal
+from sparseflash.methods import budgets, gradients, lowrank, marginal
 from sparseflash.methods.bytes import bytes_a_token
 from sparseflash.methods.evaluate import Losses, evaluate, losses, spread
 from sparseflash.methods.masks import Masked, Reads
@@ -515,7 +515,7 @@ def test_marginal_costs_are_those_of_a_direct_gradient(study: Study) -> None:
         inputs.append(xs)
         parts.append([])
         xs = block(model, i, xs, keep_all, parts[-1])
-    draw = torch.Generator().manual_seed(marginal.SEED)
+    draw = torch.Generator().manual_seed(gradients.SEED)
     logits = study.runner.logits(study.runner.hidden(torch.tensor(ids)[None]))[0]
     drawn = torch.multinomial(logits.softmax(-1), 1, generator=draw)[:, 0].numpy()
 
@@ -600,6 +600,49 @@ def test_marginal_costs_are_those_of_a_direct_gradient(study: Study) -> None:
                 ends.append(loss_after(0, moved))
             cost += ((ends[0] - ends[1]) / 2e-4) ** 2 / 2
         assert curves.cost[kind][0, g] == pytest.approx(cost / len(ids), rel=5e-3), kind
+
+
+def test_fisher_score(study: Study) -> None:
+    """Weights from finite differences of the likelihood of drawn tokens; masks by a loop."""
+    m = method("h-fisher")
+    rules = study.rules(m, study.levels(m, 0.6))
+    model, spec = study.model, study.model.spec
+    embed = as_float32(model.embed).astype(np.float64)
+    draw = torch.Generator().manual_seed(gradients.SEED)
+    total = np.zeros(3)
+    neurons = (0, 17, 40)
+    for ids in study.calibration_ids:
+        xs = block(model, 0, [embed[t] for t in ids], keep_all)
+        logits = study.runner.logits(study.runner.hidden(torch.tensor(ids)[None]))[0]
+        drawn = torch.multinomial(logits.softmax(-1), 1, generator=draw)[:, 0].numpy()
+        out = block(model, 1, xs, keep_all)
+        down = as_float32(model.layers[1].down_proj).astype(np.float64)
+        for x, target in zip(out, drawn):
+            # The last layer: a token's neurons touch only its own prediction.
+            for k, i in enumerate(neurons):
+                ends = []
+                for sign in (1e-4, -1e-4):
+                    z = embed @ norm(x + sign * down[:, i], model.final_norm, spec.norm_eps)
+                    ends.append(np.log(np.exp(z - z.max()).sum()) + z.max() - z[target])
+                total[k] += ((ends[0] - ends[1]) / 2e-4) ** 2
+    want = np.sqrt(total / study.calibration_ids.size)
+    weight = rules[1].sites["h"].weight
+    assert weight is not None
+    np.testing.assert_allclose(weight.numpy()[list(neurons)], want, rtol=2e-3)
+    w = [rules[i].sites["h"].weight.numpy().astype(np.float64) for i in range(2)]
+    t = [rules[i].sites["h"].threshold for i in range(2)]
+    scores = [np.abs(s["h"]) * w[i] for i, s in enumerate(seen(model, study.calibration_ids))]
+    for i in range(2):
+        assert t[i] == pytest.approx(np.quantile(scores[i], 0.6), rel=0.02)
+
+    def drop(layer: int, name: str, x: np.ndarray, know: dict[str, np.ndarray]) -> np.ndarray:
+        if name != "h":
+            return x
+        return np.array([v if abs(v) * c >= t[layer] else 0.0 for v, c in zip(x, w[layer])])
+
+    check(study, "h-fisher", 0.6, drop)
+    assert study.extra(m).metadata == 2 * 48
+    assert study.extra(method("marginal-fisher")).metadata == 2 * (3 * 32 + 2 * 48)
 
 
 def test_marginal_levels_save_what_is_asked(study: Study) -> None:

@@ -48,6 +48,9 @@ PERCENTS: dict[str, tuple[float, ...]] = {
     "svd-64": (50,),
     "svd-128": (50,),
     "marginal": (10, 15, 20, 25, 30, 40),
+    "marginal-fisher": (10, 15, 20, 25, 30, 40),
+    "h-fisher": (50, 70),
+    "cats-fisher": (30, 50),
     "marginal-ffn": (10, 15, 20, 30),
     "marginal-h": (10, 13),
 }

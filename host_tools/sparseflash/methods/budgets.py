@@ -22,7 +22,7 @@ from torch import Tensor
 from sparseflash.methods.evaluate import spread
 from sparseflash.methods.masks import LayerRules, Masked, Rule
 from sparseflash.methods.registry import Method
-from sparseflash.methods.sites import SITES, key, weights
+from sparseflash.methods.sites import SITES, key
 from sparseflash.torch_model import Hooks, TorchModel
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ def greedy_path(
         rules = [LayerRules() for _ in range(n)]
         for s, level in zip(sites, levels):
             if level > 0:
-                w = weights(runner, layer, s, m.score)
+                w = study.weights(layer, key(s, m.score))
                 t = study.scores.threshold(layer, key(s, m.score), float(level))
                 rules[layer].sites[s] = Rule(threshold=t, weight=w)
         run = _pass(runner, x, Masked(runner, rules, count=False))
@@ -182,7 +182,7 @@ def cett_curves(study: Study, m: Method) -> np.ndarray:
 
     class Measure(Hooks):
         def ffn(self, layer: int, gate: Tensor, up: Tensor, h: Tensor) -> Tensor:
-            flat, w = h.reshape(-1, h.shape[-1]), weights(runner, layer, "h", m.score)
+            flat, w = h.reshape(-1, h.shape[-1]), study.weights(layer, name)
             for k, level in enumerate(CETT_LEVELS):
                 if level > 0:
                     rule = Rule(study.scores.threshold(layer, name, level), weight=w)

@@ -33,17 +33,16 @@ from torch import Tensor
 from sparseflash.errors import UsageError
 from sparseflash.methods.bytes import bytes_a_token
 from sparseflash.methods.evaluate import losses, spread
+from sparseflash.methods.gradients import SEED, Branch, neurons, walk
 from sparseflash.methods.masks import LayerRules, Masked, Reads, Rule, live_blocks
 from sparseflash.methods.registry import Method
-from sparseflash.methods.sites import key, weights
-from sparseflash.torch_model import Hooks, activate
+from sparseflash.methods.sites import key
 
 if TYPE_CHECKING:
     from sparseflash.methods.study import Levels, Study
 
 GRID = (0.0, 0.1, 0.2, 0.25, 0.3, 0.35, 0.4, 0.45, 0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9)
 TOKENS = 2048
-SEED = 1
 RUN_AGAIN = (1, 2, 4, 6, 8, 11, 13, 15)
 """Grid points at which a branch runs again; the root of the cost is straight between them."""
 KINDS = {"attn": ("q", "k", "v"), "o": ("o",), "x": ("xg", "xu"), "ffn": ("act", "h")}
@@ -83,34 +82,11 @@ class Curves:
         return cls(**{k: array(v) for k, v in d.items()})
 
 
-class _Tap(Hooks):
-    """Keeps the tensors that sites look at."""
-
-    def __init__(self) -> None:
-        self.at: dict[str, Tensor] = {}
-
-    def attn_in(self, layer: int, x: Tensor) -> Tensor:
-        self.at["attn_in"] = x
-        return x
-
-    def attn_out(self, layer: int, heads: Tensor) -> Tensor:
-        self.at["heads"] = heads
-        return heads
-
-    def ffn_in(self, layer: int, x: Tensor) -> Tensor:
-        self.at["ffn_in"] = x
-        return x
-
-    def ffn(self, layer: int, gate: Tensor, up: Tensor, h: Tensor) -> Tensor:
-        self.at |= {"gate": gate, "h": h}
-        return h
-
-
 def _limits(study: Study, m: Method, layer: int, site: str) -> tuple[Tensor, Tensor | None]:
     """Thresholds (G,) of the grid, and the weights of the score."""
     name = key(site, m.score)
     t = [study.scores.threshold(layer, name, level) for level in GRID]
-    return torch.tensor(t), weights(study.runner, layer, site, m.score)
+    return torch.tensor(t), study.weights(layer, name)
 
 
 def _bins(score: Tensor, limits: Tensor) -> Tensor:
@@ -155,52 +131,34 @@ def measure_curves(study: Study, m: Method) -> Curves:
         kept[kind][layer, j] += float(mask.sum()) / tensor.shape[-1]
         blocks[kind][layer, j] += live_blocks(mask) / -(-tensor.shape[-1] // 32)
 
+    def o_costs(b: Branch) -> None:
+        heads, g = b.at["heads"][0], b.grad["heads"][0]
+        limits, w = _limits(study, m, b.layer, "o")
+        bins = _bins(heads.abs() if w is None else heads.abs() * w, limits)
+        sums = torch.zeros(len(heads), size).scatter_add_(1, bins, heads * g)
+        dropped = sums.cumsum(1) - sums
+        cost["o"][b.layer] += (dropped**2).sum(0).numpy() / 2
+        for j in range(size):
+            rule = Rule(threshold=float(limits[j]), weight=w)
+            _count_kept("o", b.layer, j, b.at["heads"], rule)
+
     for row in ids:
         study.progress("costs of single drops")
-        tokens = torch.from_numpy(row)[None]
-        tap = _Tap()
-        with torch.no_grad():
-            x, run = runner.begin(tokens, tap)
-            before, middle = [], []
-            for i in range(n):
-                before.append(x)
-                x = x + runner.attention_branch(i, x, run)
-                middle.append(x)
-                x = x + runner.ffn_branch(i, x, run)
-        g = _draw_gradient(study, x, draw)
-        for i in reversed(range(n)):
-            x = middle[i].detach().requires_grad_()
-            with torch.enable_grad():
-                out = x + runner.ffn_branch(i, x, run)
-                g_x, g_h = torch.autograd.grad(out, [x, tap.at["h"]], g)
-            with torch.no_grad():
-                gate, h = tap.at["gate"].detach()[0], tap.at["h"].detach()[0]
+        for b in walk(runner, row, draw):
+            if b.kind == "ffn":
                 if "ffn" in kinds:
-                    found = _ffn_costs(study, m, i, gate, h, g_h[0])
-                    for total, part in zip(
-                        (cost["ffn"], rows, columns, column_blocks), found, strict=True
-                    ):
-                        total[i] += part
+                    act, h = neurons(study, b.at), b.at["h"][0]
+                    found = _ffn_costs(study, m, b.layer, act, h, b.grad["h"][0])
+                    sums = (cost["ffn"], rows, columns, column_blocks)
+                    for total, part in zip(sums, found, strict=True):
+                        total[b.layer] += part
                 if "x" in kinds:
-                    branch_costs(i, "x", x.detach(), g, tap.at["ffn_in"].detach())
-            g, x = g_x, before[i].detach().requires_grad_()
-            with torch.enable_grad():
-                out = x + runner.attention_branch(i, x, run)
-                g_x, g_heads = torch.autograd.grad(out, [x, tap.at["heads"]], g)
-            with torch.no_grad():
+                    branch_costs(b.layer, "x", b.x, b.g, b.at["ffn_in"])
+            else:
                 if "o" in kinds:
-                    heads = tap.at["heads"].detach()
-                    limits, w = _limits(study, m, i, "o")
-                    score = heads[0].abs() if w is None else heads[0].abs() * w
-                    bins = _bins(score, limits)
-                    sums = torch.zeros(len(row), size).scatter_add_(1, bins, heads[0] * g_heads[0])
-                    dropped = sums.cumsum(1) - sums
-                    cost["o"][i] += (dropped**2).sum(0).numpy() / 2
-                    for j in range(size):
-                        _count_kept("o", i, j, heads, Rule(threshold=float(limits[j]), weight=w))
+                    o_costs(b)
                 if "attn" in kinds:
-                    branch_costs(i, "attn", x.detach(), g, tap.at["attn_in"].detach())
-            g = g_x
+                    branch_costs(b.layer, "attn", b.x, b.g, b.at["attn_in"])
     count = ids.size
     every = [*cost.values(), *kept.values(), *blocks.values(), rows, columns, column_blocks]
     for values in every:
@@ -223,30 +181,19 @@ def between(cost: np.ndarray) -> np.ndarray:
     return out
 
 
-def _draw_gradient(study: Study, x: Tensor, draw: torch.Generator) -> Tensor:
-    """Gradient of the summed log-likelihood of drawn next tokens at the last residual x."""
-    runner = study.runner
-    with torch.enable_grad():
-        x = x.detach().requires_grad_()
-        logits = F.linear(runner.end(x), runner.head).float()[0]
-        drawn = torch.multinomial(logits.detach().softmax(-1), 1, generator=draw)[:, 0]
-        loss = F.cross_entropy(logits, drawn, reduction="sum")
-        return torch.autograd.grad(loss, x)[0]
-
-
 def _ffn_costs(
-    study: Study, m: Method, layer: int, gate: Tensor, h: Tensor, g: Tensor
+    study: Study, m: Method, layer: int, act: Tensor, h: Tensor, g: Tensor
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Summed over tokens for every (act, h) level: cost, rows (act), columns, column blocks.
 
-    gate, h and the gradient g at h are (T, ffn).
+    act, h and the gradient g at h are (T, ffn).
     """
     size, t, ffn = len(GRID), h.shape[0], h.shape[1]
     top = torch.full_like(h, size - 1, dtype=torch.long)
     a = s = top
     if "act" in m.sites:
-        limits, _ = _limits(study, m, layer, "act")
-        a = _bins(activate(study.model.spec.activation, gate).abs(), limits)
+        limits, w = _limits(study, m, layer, "act")
+        a = _bins(act.abs() if w is None else act.abs() * w, limits)
     if "h" in m.sites:
         limits, w = _limits(study, m, layer, "h")
         s = _bins(h.abs() if w is None else h.abs() * w, limits)

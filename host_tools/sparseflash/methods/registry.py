@@ -22,7 +22,8 @@ class Method:
     title: str
     sites: tuple[str, ...]
     score: str = "magnitude"
-    """magnitude, or norm: times the norm of the column that the entry meets."""
+    """magnitude; norm: times the norm of the column that the entry meets; fisher: times the root
+    mean square of the gradient there."""
     select: str = "threshold"
     """threshold (calibrated for each layer) or top-k (for each token)."""
     budget: str = "uniform"
@@ -126,6 +127,15 @@ _LIST = (
         ("q", "k", "v", "o", "xg", "xu", "act", "h"),
         budget="marginal",
     ),
+    Method(
+        "marginal-fisher",
+        "the same sites, magnitudes weighed by gradients",
+        ("q", "k", "v", "o", "xg", "xu", "act", "h"),
+        score="fisher",
+        budget="marginal",
+    ),
+    Method("h-fisher", "h weighed by its gradient", ("h",), score="fisher"),
+    Method("cats-fisher", "act(gate) weighed by its gradient", ("act",), score="fisher"),
     Method(
         "marginal-ffn",
         "act and h: equal loss for each byte saved",

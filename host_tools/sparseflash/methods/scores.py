@@ -1,8 +1,8 @@
 """Distributions of the scores on calibration text, and thresholds at a level of them.
 
 One streaming pass counts each score of each layer in the bins of ``calibrate``; any level can be
-asked afterwards. A key is a tensor (``h``), a tensor times column norms (``h*down_proj``), or a
-guess of h by copies of gate and up (``proxy2``, ``svd64``).
+asked afterwards. A key is a tensor (``h``), a tensor times weights (``h*down_proj``: the norms of
+its columns; ``h*fisher``), or a guess of h by copies of gate and up (``proxy2``, ``svd64``).
 """
 
 from __future__ import annotations
@@ -90,24 +90,21 @@ Pairs = list[tuple[Tensor, Tensor]]
 
 
 class _Count(Hooks):
-    def __init__(self, runner: TorchModel, keys: Sequence[str], pairs: Mapping[str, Pairs]) -> None:
-        self.runner, self.keys, self.pairs = runner, keys, pairs
-        n = runner.spec.n_layers
-        self.counts = {k: np.zeros((n, BINS), np.int64) for k in keys}
-        self.weights: dict[tuple[str, int], Tensor] = {}
-        for k in keys:
-            if "*" in k:
-                matrix = k.split("*")[1]
-                for i, w in enumerate(runner.layers):
-                    norm = torch.linalg.vector_norm(getattr(w, matrix).float(), dim=0)
-                    self.weights[k, i] = norm
+    def __init__(
+        self,
+        runner: TorchModel,
+        keys: Sequence[str],
+        pairs: Mapping[str, Pairs],
+        weights: Mapping[str, Sequence[Tensor | None]],
+    ) -> None:
+        self.runner, self.keys, self.pairs, self.weights = runner, keys, pairs, weights
+        self.counts = {k: np.zeros((runner.spec.n_layers, BINS), np.int64) for k in keys}
 
     def _add(self, layer: int, tensor: str, value: Tensor) -> None:
         for k in self.keys:
-            name, _, matrix = k.partition("*")
-            if name == tensor:
-                scored = value * self.weights[k, layer] if matrix else value
-                self.counts[k][layer] += histogram(scored)
+            if k.partition("*")[0] == tensor:
+                w = self.weights[k][layer] if k in self.weights else None
+                self.counts[k][layer] += histogram(value if w is None else value * w)
 
     def attn_in(self, layer: int, x: Tensor) -> Tensor:
         self._add(layer, "attn_in", x)
@@ -128,7 +125,7 @@ class _Count(Hooks):
 
     def ffn(self, layer: int, gate: Tensor, up: Tensor, h: Tensor) -> Tensor:
         self._add(layer, "gate", gate)
-        if "act" in self.keys:
+        if any(k.partition("*")[0] == "act" for k in self.keys):
             self._add(layer, "act", activate(self.runner.spec.activation, gate))
         self._add(layer, "up", up)
         self._add(layer, "h", h)
@@ -144,13 +141,15 @@ def measure_scores(
     ids: np.ndarray,
     keys: Sequence[str],
     pairs: Mapping[str, Pairs] | None = None,
+    weights: Mapping[str, Sequence[Tensor | None]] | None = None,
     progress: Callable[[], None] = lambda: None,
 ) -> dict[str, np.ndarray]:
     """Counts of each key over windows, integer (n, tokens), of the dense model.
 
-    ``pairs`` holds the copies of gate and up of those keys that guess h.
+    ``pairs`` holds the copies of gate and up of those keys that guess h, ``weights`` what the
+    magnitudes of the others are multiplied by, by layer.
     """
-    hooks = _Count(runner, tuple(dict.fromkeys(keys)), pairs or {})
+    hooks = _Count(runner, tuple(dict.fromkeys(keys)), pairs or {}, weights or {})
     for window in ids:
         runner.hidden(torch.from_numpy(np.asarray(window, np.int64))[None], hooks)
         progress()

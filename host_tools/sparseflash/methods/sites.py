@@ -14,7 +14,8 @@ site      tensor                               weights that a drop leaves unread
 ========  ===================================  ==========================================
 
 A score is the magnitude, or the magnitude times the norm of the column it meets, ||W[:, i]||
-(WINA, and the Sparsing Law's CETT for ``h``). Sites that look at the same tensor with the same
+(WINA, and the Sparsing Law's CETT for ``h``), or times the root mean square of the gradient there
+(``fisher``, see ``gradients``). Sites that look at the same tensor with the same
 score drop the same entries at the same level.
 """
 
@@ -22,11 +23,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor
-
 from sparseflash.spec import ModelSpec
-from sparseflash.torch_model import TorchModel
 
 
 @dataclass(frozen=True)
@@ -67,28 +64,15 @@ INPUTS = ("q", "k", "v", "o", "xg", "xu", "h")
 MATRIX_SITES = {"q": "q", "k": "k", "v": "v", "o": "o", "gate": "xg", "up": "xu"}
 """Site of each projection that ``Hooks.matrix_in`` names; ``down`` is handled with the FFN."""
 
-SCORES = ("magnitude", "norm")
+WEIGHTED = ("attn_in", "heads", "ffn_in", "act", "h")
+"""Tensors whose entries the score ``fisher`` weighs."""
 
 
 def key(site: str, score: str) -> str:
     """Name of a distribution: sites that share tensor and score share it."""
     s = SITES[site]
-    if score == "magnitude" or not s.matrix:
-        return s.tensor
-    if score == "norm":
+    if score == "norm" and s.matrix:
         return f"{s.tensor}*{s.matrix}"
-    return f"{score}"
-
-
-def column_norms(runner: TorchModel, layer: int, site: str) -> Tensor:
-    """||W[:, i]|| of the projection that the site feeds, float32 (width,)."""
-    return torch.linalg.vector_norm(
-        getattr(runner.layers[layer], SITES[site].matrix).float(), dim=0
-    )
-
-
-def weights(runner: TorchModel, layer: int, site: str, score: str) -> Tensor | None:
-    """What the magnitudes are multiplied by, (width,); None for the magnitude itself."""
-    if score != "norm" or not SITES[site].matrix:
-        return None
-    return column_norms(runner, layer, site)
+    if score == "fisher" and s.tensor in WEIGHTED:
+        return f"{s.tensor}*fisher"
+    return s.tensor

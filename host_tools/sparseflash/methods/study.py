@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from sparseflash.calibrate import SITES as DEVICE_SITES
 from sparseflash.calibrate import Calibration
@@ -17,12 +18,13 @@ from sparseflash.errors import InputError, UsageError
 from sparseflash.files import write_json
 from sparseflash.methods.bytes import Bytes, Extra, bytes_a_token
 from sparseflash.methods.evaluate import Losses, evaluate, spread
+from sparseflash.methods.gradients import fisher_weights
 from sparseflash.methods.lowrank import predictor_bytes, predictors
 from sparseflash.methods.masks import LayerRules, ProxyRule, Reads, Rule
 from sparseflash.methods.proxy import proxy_bytes, quantize_proxy
 from sparseflash.methods.registry import Method, method
 from sparseflash.methods.scores import Pairs, Scores, measure_scores
-from sparseflash.methods.sites import INPUTS, SITES, key, weights
+from sparseflash.methods.sites import SITES, key
 from sparseflash.sfm import Formats
 from sparseflash.spec import Model
 from sparseflash.torch_model import TorchModel
@@ -121,11 +123,25 @@ class Study:
         self.progress(f"scores of {', '.join(missing)}")
         pairs = {k: self.copies(k) for k in missing if k.startswith(("proxy", "svd"))}
         rows = -(-SCORE_TOKENS // self.calibration_ids.shape[1])
-        found = measure_scores(self.runner, spread(self.calibration_ids, rows), missing, pairs)
+        layers = range(self.model.spec.n_layers)
+        by = {k: [self.weights(i, k) for i in layers] for k in missing if "*" in k}
+        picked = spread(self.calibration_ids, rows)
+        found = measure_scores(self.runner, picked, missing, pairs, by)
         self.scores.counts.update(found)
         path = self._path("scores.npz")
         if path is not None:
             self.scores.save(path)
+
+    def weights(self, layer: int, name: str) -> torch.Tensor | None:
+        """What the magnitudes of a key are multiplied by, float32 (n,); None for nothing."""
+        tensor, _, by = name.partition("*")
+        if not by:
+            return None
+        if by == "fisher":
+            table = self.table("fisher", lambda: fisher_weights(self))
+            return torch.tensor(table[tensor][layer])
+        w = getattr(self.runner.layers[layer], by)
+        return torch.linalg.vector_norm(w.float(), dim=0)
 
     # Rules ---------------------------------------------------------------------------------
 
@@ -158,7 +174,7 @@ class Study:
                 level = float(levels[site][i])
                 if level <= 0.0:
                     continue
-                w = weights(self.runner, i, site, m.score)
+                w = self.weights(i, key(site, m.score))
                 if m.select == "top-k":
                     n = SITES[site].width(spec)
                     rule = Rule(keep=round((1.0 - level) * n), weight=w)
@@ -180,8 +196,9 @@ class Study:
         if m.rank:
             proxy = predictor_bytes(spec, m.rank)
         norms = 0
-        if m.score == "norm":
-            norms = sum(2 * SITES[s].width(spec) for s in m.sites if s in INPUTS)
+        if m.score != "magnitude":
+            shared = {key(s, m.score): s for s in m.sites}
+            norms = sum(2 * SITES[s].width(spec) for k, s in shared.items() if "*" in k)
         return Extra(proxy=proxy, metadata=float(norms))
 
     def levels(self, m: Method | str, level: float) -> Levels:
