@@ -108,10 +108,20 @@ static inline float sf_sum_to_float(int64_t acc, int32_t s) {
     return (float)acc * sf_pow2(-(24 + SF_SHIFT_SPAN + s));
 }
 #endif
+/* A sum below 2^63 as a float, and back, truncated; neither needs a conversion by doubles. */
+static inline float sf_whole(uint64_t sum) {
+    return sf_sum_to_float((int64_t)sum, -(24 + SF_SHIFT_SPAN));
+}
+static inline uint64_t sf_truncate(float x) {
+    const uint32_t e = sf_bits(x) >> 23;
+    const uint64_t m = (sf_bits(x) & 0x007FFFFFu) | 0x00800000u;
+    return e < 127u ? 0u : (e < 150u ? m >> (150u - e) : m << (e - 150u));
+}
 /* One row as floats: x [dim]. */
 void sf_row_q4(const uint8_t *row, uint32_t dim, float *x);
 void sf_row_q8(const uint8_t *row, uint32_t dim, float *x);
 
+float sf_sqrt(float x);
 /* out = x / rms(x) * w; scratch [n]. out may be x. */
 void sf_rmsnorm(const float *x, const float *w, uint32_t n, float eps, float *out);
 

@@ -9,6 +9,41 @@
 float sf_v6m_multiply_rest(float x, float y);
 float sf_v6m_add_rest(float x, float y);
 
+/* Two bits of the argument at a time give one of the root. It is never half way between two floats:
+ * an odd root of 25 bits has an odd square. */
+float sf_sqrt(float x) {
+    const uint32_t bits = sf_bits(x);
+    if (bits << 1 == 0u || bits == 0x7F800000u) {
+        return x;
+    }
+    if (bits > 0x7F800000u) {
+        return sf_from_bits(0x7FC00000u);
+    }
+    int32_t e = (int32_t)(bits >> 23);
+    uint32_t m = bits & 0x007FFFFFu;
+    if (e > 0) {
+        m |= 0x00800000u;
+    } else {
+        for (e = 1; m < 0x00800000u; e--) {
+            m <<= 1;
+        }
+    }
+    m <<= (e & 1) != 0 ? 7 : 8; /* 127 is odd */
+    uint32_t root = 0, rest = 0;
+    for (uint32_t i = 0; i < 25u; i++) {
+        const uint32_t trial = root << 2 | 1u;
+        rest = rest << 2 | m >> 30;
+        m <<= 2;
+        root <<= 1;
+        if (rest >= trial) {
+            rest -= trial;
+            root |= 1u;
+        }
+    }
+    root = (root + 1u) >> 1; /* the hidden bit adds one to the exponent */
+    return sf_from_bits(((uint32_t)((e + 125) >> 1) << 23) + root);
+}
+
 /* n of any size, q of any alignment. */
 static void widen(const int8_t *q, uint32_t n, int32_t *out) {
     for (uint32_t i = 0; i < n; i++) {

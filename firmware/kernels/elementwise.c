@@ -4,10 +4,11 @@
 
 #include <math.h>
 
-/* A sum below 2^63 as a float. */
-static float sf_whole(uint64_t sum) {
-    return sf_sum_to_float((int64_t)sum, -(24 + SF_SHIFT_SPAN));
+#ifndef SF_ARMV6M
+float sf_sqrt(float x) {
+    return sqrtf(x);
 }
+#endif
 
 void sf_rmsnorm(const float *x, const float *w, uint32_t n, float eps, float *out) {
     uint32_t top = 0;
@@ -28,7 +29,7 @@ void sf_rmsnorm(const float *x, const float *w, uint32_t n, float eps, float *ou
 #endif
     }
     const float mean = sf_whole(sum) / (float)n * sf_pow2(-2 * s);
-    const float inverse = 1.0f / sqrtf(mean + eps);
+    const float inverse = 1.0f / sf_sqrt(mean + eps);
     for (uint32_t i = 0; i < n; i++) {
         const float y = x[i] * inverse;
         out[i] = y * w[i];

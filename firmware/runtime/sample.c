@@ -49,7 +49,7 @@ uint32_t sf_sample(sf_sampler *s) {
     uint32_t least = 1;
     uint64_t total = sum_from(logits, top, scale, 1);
     if (s->top_p < 1.0f) {
-        const uint64_t need = (uint64_t)((float)total * s->top_p);
+        const uint64_t need = sf_truncate(sf_whole(total) * s->top_p);
         uint32_t low = 1, high = 1u << 24;
         while (low < high) {
             const uint32_t middle = low + (high - low + 1u) / 2u;

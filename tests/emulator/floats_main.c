@@ -34,7 +34,12 @@ static uint32_t mix(uint32_t h, float value) {
     return h * 0x01000193u + (bits << 1 > 0xFF000000u ? 0x7FC00000u : bits);
 }
 
-/* sum, difference, product, compare; conversions; division of integers */
+#if __STDC_HOSTED__ && !defined(__ARM_ARCH_PROFILE)
+#include <math.h>
+#define sf_sqrt sqrtf
+#endif
+
+/* sum, difference, product, compare; conversions; division of integers; root, whole number */
 static void hashes(uint32_t *h) {
     for (uint32_t i = 0; i < PAIRS; i++) {
         const volatile float a = operand(i % 5u), b = operand(i / 5u % 5u);
@@ -46,14 +51,16 @@ static void hashes(uint32_t *h) {
         h[4] = mix(h[4], (float)(int32_t)u);
         h[5] = mix(h[5], (float)((int64_t)u * (int32_t)v));
         h[6] = h[6] * 31u + u / v + u % v;
+        h[7] = mix(h[7], sf_sqrt(a));
+        h[8] = h[8] * 31u + (uint32_t)(sf_truncate((float)u * 3.0f) >> 3);
     }
 }
 
 static size_t text(char *out) {
-    uint32_t h[7] = {0};
+    uint32_t h[9] = {0};
     size_t n = 0;
     hashes(h);
-    for (uint32_t i = 0; i < 7u; i++) {
+    for (uint32_t i = 0; i < 9u; i++) {
         for (uint32_t d = 0; d < 8u; d++) {
             out[n++] = "0123456789abcdef"[h[i] >> (28u - 4u * d) & 15u];
         }
@@ -67,7 +74,7 @@ static size_t text(char *out) {
 #include <stdio.h>
 
 int main(void) {
-    char line[80];
+    char line[96];
     return fwrite(line, text(line), 1, stdout) == 1 ? 0 : 1;
 }
 #else
@@ -75,7 +82,7 @@ int main(void) {
 #include "sf_port.h"
 
 int main(void) {
-    char line[80];
+    char line[96];
     sf_board_init();
     sf_uart_init();
     const size_t n = text(line);

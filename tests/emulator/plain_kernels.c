@@ -11,6 +11,7 @@
 #define sf_quantize8 plain_quantize8
 #define sf_attention plain_attention
 #define sf_rmsnorm plain_rmsnorm
+#define sf_sqrt plain_sqrt
 #define sf_sigmoid plain_sigmoid
 #define sf_silu plain_silu
 #define sf_gelu_tanh plain_gelu_tanh
