@@ -24,7 +24,7 @@ console = Console()
 BoardOption = Annotated[str, typer.Option("--board", help="a folder of firmware/port")]
 ModelOption = Annotated[str, typer.Option("--model", help="a recipe of models/")]
 PortOption = Annotated[str | None, typer.Option("--port", help="serial port or pyserial URL")]
-MethodOption = Annotated[str, typer.Option("--method", help="dense, h, cats, paper, paper-gate-up")]
+MethodOption = Annotated[str, typer.Option("--method", help="docs/METHODS.md")]
 SparsityOption = Annotated[float, typer.Option("--sparsity", help="percent below the threshold")]
 KvOption = Annotated[int | None, typer.Option("--kv-len", min=1, help="positions of KV cache")]
 Count = Annotated[int, typer.Option(min=1)]
@@ -136,7 +136,7 @@ def generate(
     limits = np.zeros((image.spec.n_layers, 5), np.float32)
     if percent:
         limits = pipeline.thresholds_for(
-            image, pipeline.calibrated(loaded, recipe), method, percent
+            image, pipeline.calibrated(loaded, recipe), method, percent, loaded, recipe
         )
     plan = pipeline.plan_and_generate(image, target, limits, recipe, method, percent, kv_len, ram)
     table = Table("SRAM", "bytes", title=f"{model} on {board}")
@@ -366,7 +366,7 @@ def perplexity(
     pipeline.host_engine(image, recipe, window)
     variants: list[tuple[str, float, np.ndarray]] = [("dense", 0.0, dense_thresholds(image))]
     for method, percent in wanted:
-        limits = pipeline.thresholds_for(image, calibration, method, percent)
+        limits = pipeline.thresholds_for(image, calibration, method, percent, loaded, recipe)
         variants.append((method, percent, limits))
     folder = pipeline.Places(model).folder
     with _bar() as bar:

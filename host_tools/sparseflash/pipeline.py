@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -31,6 +31,7 @@ from sparseflash.generate import generate
 from sparseflash.host_board import HostProcess
 from sparseflash.link.client import Device
 from sparseflash.load import load_model
+from sparseflash.methods import registry
 from sparseflash.plan import make_plan, plan_digest
 from sparseflash.recipes import Recipe, fetch, fetch_tokenizer
 from sparseflash.reference import SITES, THRESHOLDS, Reference
@@ -38,14 +39,11 @@ from sparseflash.runners import Files, flash_files, reply_seconds, start_board
 from sparseflash.sfm import Formats, Image, pack
 from sparseflash.spec import Model
 
-METHODS: dict[str, tuple[str, ...]] = {
-    "dense": (),
-    "h": ("h",),
-    "cats": ("act",),
-    "paper": ("gate", "up", "down"),
-    "paper-gate-up": ("gate", "up"),
-}
-"""Sites that a method thresholds, each at the asked sparsity (docs/DESIGN.md, "Methods")."""
+if TYPE_CHECKING:
+    from sparseflash.methods.study import Study
+
+DEVICE_METHODS = tuple(m.name for m in registry.METHODS.values() if m.device)
+"""Methods that thresholds of a layer's gate, act, up, h and down express."""
 
 
 @dataclass(frozen=True)
@@ -120,42 +118,87 @@ def calibrated(model: Model, recipe: Recipe) -> Calibration:
                 return old
         except InputError:
             pass
-    settings: dict[str, Any] = {
+    settings = calibration_settings(recipe)
+    window, seed = int(settings["window"]), int(settings["seed"])
+    ids, texts = calibration_tokens(model, recipe)
+    result = calibrate(model, ids, window=window, texts=texts, seed=seed)
+    result.save(path)
+    return result
+
+
+def calibration_settings(recipe: Recipe) -> dict[str, Any]:
+    """texts, tokens, window and seed: the recipe's, and defaults for the rest."""
+    return {
         "texts": DEFAULT_TEXTS,
         "tokens": DEFAULT_TOKENS,
         "window": DEFAULT_WINDOW,
         "seed": 1,
         **recipe.calibration,
     }
-    window, seed = int(settings["window"]), int(settings["seed"])
-    ids, texts = calibration_windows(
-        model, list(settings["texts"]), int(settings["tokens"]), window, seed
+
+
+def calibration_tokens(
+    model: Model, recipe: Recipe, seed: int = 0, tokens: int = 0
+) -> tuple[np.ndarray, dict[str, str]]:
+    """Calibration windows (n, tokens) and the SHA-256 of their texts; ``seed`` draws others."""
+    settings = calibration_settings(recipe)
+    return calibration_windows(
+        model,
+        list(settings["texts"]),
+        tokens or int(settings["tokens"]),
+        int(settings["window"]),
+        seed or int(settings["seed"]),
     )
-    result = calibrate(model, ids, window=window, texts=texts, seed=seed)
-    result.save(path)
-    return result
 
 
 def check_method(method: str, percent: float) -> None:
-    """Refuses a method that does not exist, and a sparsity out of range."""
-    if method not in METHODS:
-        raise UsageError(f"method {method!r} is unknown; there are {', '.join(METHODS)}")
+    """Refuses a method that does not exist or that no device runs, and a sparsity out of range."""
+    if not registry.method(method).device:
+        raise UsageError(
+            f"method {method!r} is measured on the host only (make sparsity); a device runs "
+            f"{', '.join(DEVICE_METHODS)}"
+        )
     if not 0 <= percent < 100:
         raise UsageError(f"sparsity {percent:g} is out of range; give 0 up to below 100 percent")
 
 
 def thresholds_for(
-    image: Image, calibration: Calibration, method: str, percent: float
+    image: Image,
+    calibration: Calibration,
+    method: str,
+    percent: float,
+    model: Model | None = None,
+    recipe: Recipe | None = None,
 ) -> np.ndarray:
-    """float32 (layers, 5): the method's sites at ``percent`` of magnitudes below."""
+    """float32 (layers, 5): the method's sites at ``percent`` of magnitudes below.
+
+    Methods whose levels differ between layers need the model and its recipe to find them.
+    """
     check_method(method, percent)
     out = dense_thresholds(image)
-    for site in METHODS[method]:
+    if not percent:
+        return out
+    m = registry.method(method)
+    levels = {s: np.full(image.spec.n_layers, percent / 100) for s in m.sites}
+    if m.budget != "uniform":
+        if model is None or recipe is None:
+            raise UsageError(f"method {method} needs the model to share its budget over layers")
+        levels = _study(model, image, calibration, recipe).levels(m, percent / 100)
+    for site, shares in levels.items():
         column = THRESHOLDS.index(site)
-        for i in range(image.spec.n_layers):
-            if percent:
-                out[i, column] = calibration.threshold(i, site, percent / 100)
+        for i, share in enumerate(shares):
+            if share > 0:
+                out[i, column] = calibration.threshold(i, site, float(share))
     return out
+
+
+def _study(model: Model, image: Image, calibration: Calibration, recipe: Recipe) -> Study:
+    """A study without evaluation text, on the tokens of the calibration."""
+    from sparseflash.methods.study import Study
+
+    ids, _ = calibration_tokens(model, recipe)
+    folder = Places(recipe.name).folder / "study"
+    return Study(model, image.formats, ids, ids[:0], folder, calibration)
 
 
 def curve_path(board: Board) -> Path:

@@ -191,10 +191,10 @@ def test_larger_than_sram(host: Board, tmp_path: Path) -> None:
         pack(model, tmp_path / layout, Formats(**formats, layout=layout))
     image = Image(tmp_path / "split")
     assert image.size > 6 * board.sram_bytes
-    ids = np.random.default_rng(2).integers(0, image.spec.vocab, 8)
+    ids = np.random.default_rng(2).integers(0, image.spec.vocab, 6)
     thresholds = half_thresholds(image, ids)
-    expected = host_tokens(Image(tmp_path / "joint"), thresholds, host, tmp_path / "host", 8)
-    compare(replace(board, kv_len_default=64), image, ids, thresholds, expected, 8, tmp_path)
+    expected = host_tokens(Image(tmp_path / "joint"), thresholds, host, tmp_path / "host", 4)
+    compare(replace(board, kv_len_default=64), image, ids, thresholds, expected, 4, tmp_path)
 
 
 @pytest.mark.parametrize("name", [b for b in board_ids() if load_board(b).kind == "bare"])

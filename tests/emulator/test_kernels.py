@@ -22,7 +22,9 @@ from sparseflash.sfm import Formats, Image, pack
 
 HERE = Path(__file__).parent
 SOURCES = [HERE / "kernels_main.c", HERE / "plain_kernels.c"]
-BARE = [b for b in board_ids() if b.startswith("mps") or b == "pico"]
+BARE = [
+    b for b in board_ids() if b.startswith(("mps", "pico")) and "emulator" in load_board(b).runners
+]
 HOSTED = {
     "gcc": (["cc", "-march=native"], []),
     "clang": (["clang", "-march=native"], []),

@@ -1,4 +1,4 @@
-"""The byte model against the counters of the generated C, and the host's prediction of them."""
+"""The methods a device runs: bit-equal to the reference, and the bytes that the host predicted."""
 
 from __future__ import annotations
 
@@ -12,8 +12,10 @@ from sparseflash import pipeline
 from sparseflash.boards import Board
 from sparseflash.build import build_library
 from sparseflash.engine import Engine, dense_thresholds
+from sparseflash.errors import UsageError
 from sparseflash.generate import generate
 from sparseflash.methods.bytes import bytes_a_token
+from sparseflash.methods.marginal import GRID
 from sparseflash.methods.masks import Reads
 from sparseflash.methods.registry import method
 from sparseflash.methods.study import Study
@@ -23,7 +25,8 @@ from sparseflash.reference import THRESHOLDS, Linear, Reference, activate, quant
 from sparseflash.sfm import Formats, Image, pack
 from sparseflash.spec import Model
 
-METHODS = ("dense", "h", "cats", "paper", "paper-gate-up")
+LEVELS = {"dense": 0.0, "h": 0.5, "cats": 0.5, "paper": 0.5, "paper-gate-up": 0.5,
+          "marginal-ffn": 0.2, "marginal-h": 0.05}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -33,8 +36,10 @@ def stories() -> Model:
     return pipeline.open_model(load_recipe("stories260k"))
 
 
-def reads_of(reference: Reference, thresholds: np.ndarray, ids: np.ndarray) -> Reads:
-    """What the integer reference leaves to read, from the vectors it passes."""
+def reads_of(
+    reference: Reference, thresholds: np.ndarray, ids: np.ndarray
+) -> tuple[Reads, np.ndarray]:
+    """What the integer reference leaves to read, from the vectors it passes; and its logits."""
     spec = reference.spec
     run = reference.run(ids, thresholds)
     reads = Reads.empty(spec.n_layers)
@@ -58,7 +63,7 @@ def reads_of(reference: Reference, thresholds: np.ndarray, ids: np.ndarray) -> R
                 blocks.add(n // 32)
             reads.gate_rows[i] += spec.ffn_dim
             reads.column_blocks[i] += len(blocks)
-    return reads
+    return reads, run.logits
 
 
 @pytest.mark.parametrize("fmt", ["q4", "q8"])
@@ -74,9 +79,10 @@ def test_counters_are_the_byte_model(stories: Model, host: Board, tmp_path: Path
     ids = np.array(stories.tokenizer.encode(text))
     calibration, windows = ids[:160].reshape(2, 80), ids[60:180].reshape(1, 120)
     study = Study(stories, formats, calibration, windows)
-    for name in METHODS:
+    assert set(LEVELS) == set(pipeline.DEVICE_METHODS)
+    for name, level in LEVELS.items():
         m = method(name)
-        levels = study.levels(m, 0.0 if name == "dense" else 0.5)
+        levels = study.levels(m, level)
         thresholds = dense_thresholds(image)
         for i, rules in enumerate(study.rules(m, levels)):
             for site, rule in rules.sites.items():
@@ -84,14 +90,44 @@ def test_counters_are_the_byte_model(stories: Model, host: Board, tmp_path: Path
         engine.set_thresholds(thresholds)
         engine.reset()
         engine.counters(clear=True)
-        for token in windows[0]:
-            engine.step(int(token))
+        exact, logits = reads_of(reference, thresholds, windows[0])
+        for token, want in zip(windows[0], logits):
+            got = engine.step(int(token))
+            assert got is not None
+            assert np.array_equal(got.view(np.uint32), want.view(np.uint32)), name
         counters = engine.counters()
-        exact = reads_of(reference, thresholds, windows[0])
         found = bytes_a_token(stories.spec, formats, exact)
         assert round(found.total * len(windows[0])) == counters["bytes"], name
         assert round(found.ffn * len(windows[0])) == counters["bytes_ffn"], name
-        predicted = study.measure(m, 0.0 if name == "dense" else 0.5).bytes
+        predicted = study.measure(m, level).bytes
         if name == "dense":
             assert predicted.total == found.total
         assert predicted.total == pytest.approx(found.total, rel=5e-3), name
+
+
+def test_methods_of_the_host_are_refused_for_devices(stories: Model, tmp_path: Path) -> None:
+    pipeline.check_method("marginal-ffn", 20)
+    with pytest.raises(UsageError, match="host only"):
+        pipeline.check_method("teal", 20)
+    with pytest.raises(UsageError, match="there are"):
+        pipeline.check_method("nothing", 20)
+    with pytest.raises(UsageError, match="below 100"):
+        pipeline.check_method("h", 100)
+
+
+def test_thresholds_of_a_shared_budget(
+    stories: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pipeline, "root", lambda: tmp_path)
+    recipe = load_recipe("stories260k")
+    image = pipeline.pack_model(stories, recipe)
+    calibration = pipeline.calibrated(stories, recipe)
+    got = pipeline.thresholds_for(image, calibration, "marginal-ffn", 20, stories, recipe)
+    assert got.shape == (5, 5) and got.dtype == np.float32
+    assert (got[:, [0, 2, 4]] == 0).all()
+    assert len(np.unique(got[:, 3])) > 1
+    dropped = [calibration.dropped(i, "h", float(got[i, 3])) for i in range(5)]
+    grid = np.array(GRID)
+    assert all(np.abs(grid - d).min() < 1e-3 for d in dropped)
+    with pytest.raises(UsageError, match="needs the model"):
+        pipeline.thresholds_for(image, calibration, "marginal-ffn", 20)

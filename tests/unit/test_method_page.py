@@ -24,7 +24,7 @@ from sparseflash.sfm import Formats
 def test_every_method_has_levels_and_a_source_or_is_ours() -> None:
     assert set(bench.PERCENTS) == set(METHODS) - {"dense"}
     for m in METHODS.values():
-        assert m.source or m.name.startswith(("h", "marginal", "asvd", "svd", "dense"))
+        assert m.source or m.name.startswith(("h", "cats-", "marginal", "asvd", "svd", "dense"))
 
 
 def row(name: str, share: float, ratio: float) -> dict[str, object]:

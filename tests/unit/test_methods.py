@@ -283,6 +283,22 @@ def test_teal_inputs(study: Study, dense_tensors: list[dict[str, np.ndarray]]) -
     assert reads.columns.sum() == kept["h"]
 
 
+def test_layers_without_a_rule_are_read_whole(study: Study) -> None:
+    m = method("teal")
+    levels = study.levels(m, 0.4)
+    levels["q"] = np.array([0.0, 0.4])
+    levels["xu"] = np.array([0.4, 0.0])
+    _, reads = evaluate(study.runner, study.windows, study.rules(m, levels))
+    tokens = study.windows.size
+    assert reads.kept["q"][0] == tokens * 32 and reads.blocks["q"][0] == tokens
+    assert reads.kept["q"][1] < tokens * 32 * 0.8
+    assert reads.kept["xu"][1] == tokens * 32
+    both = bytes_a_token(study.model.spec, study.formats, reads)
+    levels["q"], levels["xu"] = np.array([0.4, 0.4]), np.array([0.4, 0.4])
+    all_sparse = study.measure(m, 0.4, levels=levels).bytes
+    assert both.attention > all_sparse.attention and both.up > all_sparse.up
+
+
 def top_k(x: np.ndarray, score: np.ndarray, keep: int) -> np.ndarray:
     """The keep largest live, and ties with the last of them (heads of a group at position 0)."""
     limit = sorted(score)[-keep]
@@ -666,12 +682,33 @@ def test_allocation_is_the_best_of_all(study: Study) -> None:
     size[:, 0] = 0
     curves = marginal.Curves({"o": cost}, {}, {}, *(np.zeros(1) for _ in range(3)))
     table = {"o": size, "ffn": np.zeros((2, 1, 1, 1))}
-    _, total, spent = marginal.allocate(curves, table, {}, 0.7)
+    found = marginal.allocate(curves, table, {"o": (1.0, 0.0)}, 0.7)
+    total, spent = found.size, found.cost["o"]
     assert -total >= 0.7
     for a in range(grid):
         for b in range(grid):
             if -(size[0, a] + size[1, b]) >= -total:
                 assert cost[0, a] + cost[1, b] >= spent - 1e-12
+
+
+def test_slopes_of_true_rises_share_between_kinds() -> None:
+    """Two kinds alike but for their true rise: at the choice, loss for a byte is the same."""
+    level = np.linspace(0, 1, len(marginal.GRID))
+    cost, size = np.tile(level**2, (50, 1)), np.tile(-level, (50, 1))
+    curves = marginal.Curves({"o": cost, "attn": cost}, {}, {}, *(np.zeros(1) for _ in range(3)))
+    table = {"o": size, "attn": size, "ffn": np.zeros((50, 1, 1, 1))}
+    rises = {"o": (1.0, 0.0), "attn": (0.25, 0.0)}
+    found = marginal.allocate(curves, table, rises, 50.0)
+    # 2 l_o = 0.25 * 2 l_attn and l_o + l_attn = 1: l_o = 0.2, l_attn = 0.8.
+    assert found.cost["o"] / 50 == pytest.approx(0.2**2, abs=0.02)
+    assert found.cost["attn"] / 50 == pytest.approx(0.8**2, abs=0.08)
+
+
+def test_rises_are_fitted() -> None:
+    points = {"x": [[c, 0.3 * c + 2.0 * c * c] for c in (0.03, 0.08, 0.2)]}
+    assert marginal.fit_rises(points)["x"] == (pytest.approx(0.3), pytest.approx(2.0))
+    a, b = marginal.fit_rises({"x": [[c, 2 * c - c * c] for c in (0.03, 0.08, 0.2)]})["x"]
+    assert b == 0.0 and 1.8 < a < 2.0
 
 
 # --- the rest -----------------------------------------------------------------------------------

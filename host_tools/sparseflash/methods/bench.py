@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from sparseflash import __version__, pipeline, recipes
-from sparseflash.calibrate import Calibration, assert_disjoint, calibration_windows
+from sparseflash.calibrate import Calibration, assert_disjoint
 from sparseflash.errors import UsageError
 from sparseflash.methods.bytes import bytes_a_token
 from sparseflash.methods.evaluate import Losses, evaluate, spread
@@ -68,7 +68,8 @@ def evaluation_windows(model: Model, recipe: Recipe, text: str | None, windows: 
     if model.tokenizer is None:
         raise UsageError(f"{model.name} has no tokenizer, so it has no perplexity of a text")
     name = text or str(recipe.evaluation["text"])
-    tokens, window = int(recipe.evaluation["tokens"]), int(recipe.evaluation["window"])
+    tokens = int(recipe.evaluation.get("tokens", 40960))
+    window = int(recipe.evaluation.get("window", 1024))
     ids = np.array(model.tokenizer.encode(recipes.text(name)[: 12 * tokens]), np.int64)[:tokens]
     if len(ids) < window:
         raise UsageError(f"text {name} has {len(ids)} tokens, fewer than a window of {window}")
@@ -86,7 +87,7 @@ def open_study(
     recipe = recipes.load_recipe(model_name)
     model = pipeline.open_model(recipe)
     calibration = pipeline.calibrated(model, recipe)
-    ids = calibration_ids(model, recipe)
+    ids, _ = pipeline.calibration_tokens(model, recipe)
     tested = evaluation_windows(model, recipe, text, windows)
     name = text or str(recipe.evaluation["text"])
     assert_disjoint(calibration, tested, recipes.file_sha256(recipes.text_path(name)))
@@ -102,23 +103,11 @@ def open_study(
     )
 
 
-def calibration_ids(model: Model, recipe: Recipe, seed: int = 0, tokens: int = 0) -> np.ndarray:
-    """The recipe's calibration windows; another ``seed`` draws others."""
-    c = recipe.calibration
-    ids, _ = calibration_windows(
-        model,
-        list(c["texts"]),
-        tokens or int(c["tokens"]),
-        int(c["window"]),
-        seed or int(c["seed"]),
-    )
-    return ids
-
-
 def validation_windows(study: Study, recipe: Recipe) -> np.ndarray:
     """Windows of the calibration texts that calibration did not see, for the search."""
     assert study.calibration is not None
-    ids = calibration_ids(study.model, recipe, int(recipe.calibration["seed"]) + 1, 16384)
+    seed = int(pipeline.calibration_settings(recipe)["seed"])
+    ids, _ = pipeline.calibration_tokens(study.model, recipe, seed + 1, 16384)
     kept = [row for row in ids if _unseen(study.calibration, row)]
     if not kept:
         raise UsageError("calibration saw all of its texts; calibrate on fewer tokens")

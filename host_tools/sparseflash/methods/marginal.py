@@ -14,9 +14,10 @@ Bytes of each choice come from ``bytes`` with the reads counted on the same text
 sum of costs under a sum of bytes: for a price a byte each layer takes its cheapest choice, the pair
 act and h together with the FFN input since they share rows and columns; the price is bisected.
 
-Costs of single drops add up to less than what all drops together cost, and not in the same
-proportion for every kind of site: ``scales`` measures that proportion, once for each kind, by
-running the model with that kind alone at a typical budget.
+The divergence from the dense model is not yet the loss on text: a drop can move the model nearer to
+the text, and drops together can cost more than their sum. So for each kind of site alone the true
+rise of the loss on calibration text is measured at a few budgets, and fitted by a C + b C^2 for a
+predicted cost C; prices then act on the slopes of these fits.
 """
 
 from __future__ import annotations
@@ -269,86 +270,129 @@ def choices(study: Study, m: Method, curves: Curves) -> dict[str, np.ndarray]:
     return out
 
 
-def _ffn_cost(curves: Curves, shape: tuple[int, ...], scales: dict[str, float]) -> np.ndarray:
-    """Cost (layers, X, A, S) of the FFN choices."""
-    out = np.zeros(shape)
-    if "x" in curves.cost:
-        out += scales.get("x", 1.0) * curves.cost["x"][:, : shape[1], None, None]
-    if "ffn" in curves.cost:
-        part = curves.cost["ffn"]
-        # A method without act has one row of levels (0), one without h one column.
-        part = part[:, : shape[2], : shape[3]]
-        out += scales.get("ffn", 1.0) * part[:, None]
-    return out
+@dataclass
+class Choice:
+    """Levels by site, bytes a token less the dense ones, and predicted cost by kind."""
+
+    levels: Levels
+    size: float
+    cost: dict[str, float]
 
 
 def choose(
-    curves: Curves, size: dict[str, np.ndarray], scales: dict[str, float], price: float
-) -> tuple[Levels, float, float]:
-    """Levels at a price in nats a byte, their bytes less the dense ones, and their summed cost."""
-    levels: Levels = {}
-    total = spent = 0.0
+    curves: Curves, size: dict[str, np.ndarray], slopes: dict[str, float], price: float
+) -> Choice:
+    """The cheapest choice of every layer at a price in nats a byte.
+
+    ``slopes`` multiply the costs of each kind; a kind without one counts as predicted.
+    """
+    out = Choice({}, 0.0, {})
     grid = np.array(GRID)
     for kind in ("attn", "o"):
         if kind in curves.cost:
-            cost = scales.get(kind, 1.0) * curves.cost[kind]
-            pick = np.argmin(cost + price * size[kind], axis=1)
+            cost = curves.cost[kind]
+            pick = np.argmin(slopes.get(kind, 1.0) * cost + price * size[kind], axis=1)
             layers = np.arange(len(pick))
-            total += float(size[kind][layers, pick].sum())
-            spent += float(cost[layers, pick].sum())
-            levels |= {s: grid[pick] for s in KINDS[kind]}
+            out.size += float(size[kind][layers, pick].sum())
+            out.cost[kind] = float(cost[layers, pick].sum())
+            out.levels |= {s: grid[pick] for s in KINDS[kind]}
     table = size["ffn"]
-    cost = _ffn_cost(curves, table.shape, scales)
-    flat = (cost + price * table).reshape(len(table), -1)
-    pick = np.argmin(flat, axis=1)
-    layers = np.arange(len(pick))
-    total += float(table.reshape(len(table), -1)[layers, pick].sum())
-    spent += float(cost.reshape(len(table), -1)[layers, pick].sum())
+    n, xs, acts, hs = table.shape
+    cost = np.zeros(table.shape)
+    if "x" in curves.cost:
+        cost += slopes.get("x", 1.0) * curves.cost["x"][:, :xs, None, None]
+    if "ffn" in curves.cost:
+        # A method without act has one act level (0), one without h one h level.
+        cost += slopes.get("ffn", 1.0) * curves.cost["ffn"][:, None, :acts, :hs]
+    pick = np.argmin((cost + price * table).reshape(n, -1), axis=1)
+    layers = np.arange(n)
     x, a, s = np.unravel_index(pick, table.shape[1:])
-    levels |= {"xg": grid[x], "xu": grid[x], "act": grid[a], "h": grid[s]}
-    return levels, total, spent
+    out.size += float(table[layers, x, a, s].sum())
+    if "x" in curves.cost:
+        out.cost["x"] = float(curves.cost["x"][layers, x].sum())
+        out.levels |= {"xg": grid[x], "xu": grid[x]}
+    if "ffn" in curves.cost:
+        out.cost["ffn"] = float(curves.cost["ffn"][layers, a, s].sum())
+        out.levels |= {"act": grid[a], "h": grid[s]}
+    return out
 
 
-def allocate(
-    curves: Curves, size: dict[str, np.ndarray], scales: dict[str, float], saved: float
-) -> tuple[Levels, float, float]:
+Rises = dict[str, tuple[float, float]]
+"""By kind, (a, b): the true rise of the loss is a C + b C^2 for a predicted cost C."""
+LEAST_SLOPE = 0.05
+"""A byte is never free, and never paid for, however the fit of a small rise turns out."""
+
+
+def settle(
+    curves: Curves, size: dict[str, np.ndarray], rises: Rises, price: float, steps: int = 40
+) -> Choice:
+    """The choice at a price when costs have the slopes of the true rises at that choice."""
+    slopes = {k: 1.0 for k in curves.cost}
+    for _ in range(steps):
+        found = choose(curves, size, slopes, price)
+        for k, (a, b) in rises.items():
+            slope = max(a + 2 * b * found.cost[k], LEAST_SLOPE)
+            slopes[k] = 0.7 * slopes[k] + 0.3 * slope
+    return choose(curves, size, slopes, price)
+
+
+def allocate(curves: Curves, size: dict[str, np.ndarray], rises: Rises, saved: float) -> Choice:
     """The cheapest choice that saves at least ``saved`` bytes a token, by bisecting the price."""
-    low, high = -20.0, 0.0
-    best = choose(curves, size, scales, 10.0**high)
-    for _ in range(50):
+    low, high = -16.0, 0.0
+    best = settle(curves, size, rises, 10.0**high)
+    for _ in range(30):
         middle = (low + high) / 2
-        found = choose(curves, size, scales, 10.0**middle)
-        if -found[1] >= saved:
+        found = settle(curves, size, rises, 10.0**middle)
+        if -found.size >= saved:
             best, high = found, middle
         else:
             low = middle
     return best
 
 
-SCALE_WINDOWS = 4
-TYPICAL = 0.12
-"""Cost, in nats as predicted, at which ``scales`` compares prediction and truth."""
+RISE_WINDOWS = 8
+RISE_COSTS = (0.03, 0.08, 0.2)
+"""Predicted costs, in nats, at which each kind's true rise is measured."""
 
 
-def measure_scales(study: Study, m: Method, curves: Curves) -> dict[str, float]:
-    """True over predicted rise of the loss with one kind alone, at a typical budget."""
+def measure_rises(study: Study, m: Method, curves: Curves) -> dict[str, list[list[float]]]:
+    """Points (predicted cost, true rise of the loss on calibration text) of each kind alone."""
     size = choices(study, m, curves)
-    windows = spread(study.calibration_ids, SCALE_WINDOWS)
+    windows = spread(study.calibration_ids, RISE_WINDOWS)
     base = losses(study.runner, windows).mean
-    out: dict[str, float] = {}
+    out: dict[str, list[list[float]]] = {}
     for kind in curves.cost:
-        off = {k: 1e9 for k in curves.cost if k != kind}
-        low, high = -20.0, 0.0
-        for _ in range(40):
-            middle = (low + high) / 2
-            _, _, spent = choose(curves, size, off, 10.0**middle)
-            low, high = (middle, high) if spent < TYPICAL else (low, middle)
-        levels, _, spent = choose(curves, size, off, 10.0**low)
-        study.progress(f"cost of {kind} alone")
-        levels = {s: v for s, v in levels.items() if s in m.sites}
-        hooks = Masked(study.runner, study.rules(m, levels), count=False)
-        rise = losses(study.runner, windows, hooks).mean - base
-        out[kind] = max(rise, 1e-6) / max(spent, 1e-9)
+        only = {k: 1.0 if k == kind else 1e9 for k in curves.cost}
+        out[kind] = []
+        for goal in RISE_COSTS:
+            low, high = -16.0, 0.0
+            for _ in range(40):
+                middle = (low + high) / 2
+                cost = choose(curves, size, only, 10.0**middle).cost[kind]
+                low, high = (middle, high) if cost < goal else (low, middle)
+            found = choose(curves, size, only, 10.0**low)
+            study.progress(f"rise of the loss by {kind} alone")
+            levels = {s: v for s, v in found.levels.items() if s in m.sites}
+            hooks = Masked(study.runner, study.rules(m, levels), count=False)
+            rise = losses(study.runner, windows, hooks).mean - base
+            out[kind].append([found.cost[kind], rise])
+    return out
+
+
+def fit_rises(points: dict[str, list[list[float]]]) -> Rises:
+    """a and b of each kind by least squares; the error of a rise grows with the root of its cost.
+
+    A rise that bends downwards is noise: then b is 0.
+    """
+    out: Rises = {}
+    for kind, rows in points.items():
+        c, y = np.array([r for r in rows if r[0] > 0]).T
+        w = 1 / np.sqrt(c)
+        found = np.linalg.lstsq(np.stack([c * w, c * c * w], 1), y * w, rcond=None)[0]
+        a, b = float(found[0]), float(found[1])
+        if b < 0:
+            a, b = float((c * y * w**2).sum() / (c * c * w**2).sum()), 0.0
+        out[kind] = (a, b)
     return out
 
 
@@ -357,11 +401,11 @@ def marginal_levels(study: Study, m: Method, level: float) -> Levels:
     study.need_scores([key(s, m.score) for s in m.sites])
     name = f"marginal-{m.score}-{'-'.join(m.sites)}"
     curves = Curves.of_plain(study.table(name, lambda: measure_curves(study, m).plain()))
-    scales = study.table(f"{name}-scales", lambda: measure_scales(study, m, curves))
+    rises = fit_rises(study.table(f"{name}-rises", lambda: measure_rises(study, m, curves)))
     size = choices(study, m, curves)
     saved = level * study.dense_bytes().layers
-    levels, total, _ = allocate(curves, size, scales, saved)
-    if -total < saved * (1 - 1e-9):
-        reach = -total / study.dense_bytes().layers
+    found = allocate(curves, size, rises, saved)
+    if -found.size < saved * (1 - 1e-9):
+        reach = -found.size / study.dense_bytes().layers
         raise UsageError(f"{m.name} saves at most {100 * reach:.0f} % of the layers' bytes")
-    return {s: v for s, v in levels.items() if s in m.sites and not math.isclose(v.max(), 0.0)}
+    return {s: v for s, v in found.levels.items() if s in m.sites and not math.isclose(v.max(), 0)}

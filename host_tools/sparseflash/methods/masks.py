@@ -137,15 +137,18 @@ class Masked(Hooks):
     def __init__(self, runner: TorchModel, rules: list[LayerRules], count: bool = True) -> None:
         self.runner, self.rules, self.count = runner, rules, count
         self.reads = Reads.empty(runner.spec.n_layers)
+        self._inputs = {s for r in rules for s in r.sites if s in MATRIX_SITES.values()}
         self._x: Tensor | None = None
 
-    def _count_input(self, layer: int, site: str, mask: Tensor) -> None:
+    def _count_input(self, layer: int, site: str, x: Tensor, mask: Tensor | None) -> None:
+        """Counts what ``mask`` leaves, everything without one."""
         if not self.count:
             return
-        for table, value in (
-            (self.reads.kept, int(mask.sum())),
-            (self.reads.blocks, live_blocks(mask)),
-        ):
+        n = x.shape[-1]
+        rows = x.numel() // n
+        kept = rows * n if mask is None else int(mask.sum())
+        blocks = rows * -(-n // GROUP) if mask is None else live_blocks(mask)
+        for table, value in ((self.reads.kept, kept), (self.reads.blocks, blocks)):
             table.setdefault(site, np.zeros(len(self.rules)))[layer] += value
 
     def ffn_in(self, layer: int, x: Tensor) -> Tensor:
@@ -154,12 +157,12 @@ class Masked(Hooks):
 
     def matrix_in(self, layer: int, matrix: str, x: Tensor) -> Tensor:
         site = MATRIX_SITES.get(matrix)
-        rule = self.rules[layer].sites.get(site) if site else None
-        if rule is None or site is None:
+        if site not in self._inputs:
             return x
-        mask = rule.mask(x)
-        self._count_input(layer, site, mask)
-        return x * mask
+        rule = self.rules[layer].sites.get(site)
+        mask = None if rule is None else rule.mask(x)
+        self._count_input(layer, site, x, mask)
+        return x if mask is None else x * mask
 
     def ffn(self, layer: int, gate: Tensor, up: Tensor, h: Tensor) -> Tensor:
         rules, spec = self.rules[layer], self.runner.spec
