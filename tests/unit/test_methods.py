@@ -691,6 +691,48 @@ def test_allocation_is_the_best_of_all(study: Study) -> None:
                 assert cost[0, a] + cost[1, b] >= spent - 1e-12
 
 
+def test_drift_is_the_first_order_rise(study: Study) -> None:
+    """Dropping a little of each dropped entry moves the direct loss by the drift."""
+    m = method("marginal")
+    study.need_scores(["attn_in", "heads", "ffn_in", "act", "h"])
+    one = Study(study.model, study.formats, study.calibration_ids[:1], study.windows)
+    one.scores = study.scores
+    got = marginal.measure_drift(one, m)
+    ids, g = study.calibration_ids[0], 8
+    for kind, tensor, names in (
+        ("x", "ffn_in", ("gate_proj", "up_proj")),
+        ("attn", "attn_in", ("q_proj", "k_proj", "v_proj")),
+        ("o", "heads", ("o_proj",)),
+        ("ffn", "h", ("h",)),
+    ):
+        for layer in range(2):
+            t = study.scores.threshold(layer, tensor, marginal.GRID[g])
+            t_act = study.scores.threshold(layer, "act", marginal.GRID[5])
+            ends = []
+            for step in (1e-4, -1e-4):
+
+                def drop(
+                    at: int, name: str, x: np.ndarray, know: dict, layer=layer, step=step,
+                    t=t, t_act=t_act, names=names, kind=kind,
+                ) -> np.ndarray:  # fmt: skip
+                    if at != layer or name not in names:
+                        return x
+                    gone = np.abs(x) < t
+                    if kind == "ffn":
+                        gone |= np.abs(know["act"]) < t_act
+                    return np.where(gone, x * (1 - step), x)
+
+                ends.append(direct_loss(study.model, ids, drop))
+            want = (ends[0] - ends[1]) / 2e-4 / len(ids)
+            found = got.mean[kind][layer, 5, g] if kind == "ffn" else got.mean[kind][layer, g]
+            assert found == pytest.approx(want, rel=5e-3, abs=2e-6), (kind, layer)
+    whole = marginal.measure_drift(study, m)
+    shrunk = whole.shrunk()
+    for k, mean in whole.mean.items():
+        assert (np.abs(shrunk[k]) <= np.abs(mean) + 1e-15).all()
+        assert (shrunk[k][np.abs(mean) <= whole.error[k]] == 0).all()
+
+
 def test_slopes_of_true_rises_share_between_kinds() -> None:
     """Two kinds alike but for their true rise: at the choice, loss for a byte is the same."""
     level = np.linspace(0, 1, len(marginal.GRID))
@@ -705,9 +747,9 @@ def test_slopes_of_true_rises_share_between_kinds() -> None:
 
 
 def test_rises_are_fitted() -> None:
-    points = {"x": [[c, 0.3 * c + 2.0 * c * c] for c in (0.03, 0.08, 0.2)]}
+    points = {"x": [[c, -0.01, 0.3 * c + 2.0 * c * c - 0.01] for c in (0.03, 0.08, 0.2)]}
     assert marginal.fit_rises(points)["x"] == (pytest.approx(0.3), pytest.approx(2.0))
-    a, b = marginal.fit_rises({"x": [[c, 2 * c - c * c] for c in (0.03, 0.08, 0.2)]})["x"]
+    a, b = marginal.fit_rises({"x": [[c, 0.0, 2 * c - c * c] for c in (0.03, 0.08, 0.2)]})["x"]
     assert b == 0.0 and 1.8 < a < 2.0
 
 

@@ -67,8 +67,13 @@ class Branch:
     """Gradients of ffn_in and h, or of attn_in and heads."""
 
 
-def walk(runner: TorchModel, ids: np.ndarray, draw: torch.Generator) -> Iterator[Branch]:
-    """Every branch from the last to the first, for one window of token ids (T,)."""
+def walk(
+    runner: TorchModel, ids: np.ndarray, draw: torch.Generator | None = None
+) -> Iterator[Branch]:
+    """Every branch from the last to the first, for one window of token ids (T,).
+
+    The loss is that of the text's own next tokens, or of tokens that the model draws.
+    """
     tap, n = _Tap(), runner.spec.n_layers
     with torch.no_grad():
         x, run = runner.begin(torch.from_numpy(np.asarray(ids, np.int64))[None], tap)
@@ -81,8 +86,11 @@ def walk(runner: TorchModel, ids: np.ndarray, draw: torch.Generator) -> Iterator
     with torch.enable_grad():
         x = x.detach().requires_grad_()
         logits = F.linear(runner.end(x), runner.head).float()[0]
-        drawn = torch.multinomial(logits.detach().softmax(-1), 1, generator=draw)[:, 0]
-        g = torch.autograd.grad(F.cross_entropy(logits, drawn, reduction="sum"), x)[0]
+        if draw is None:
+            logits, target = logits[:-1], torch.from_numpy(np.asarray(ids[1:], np.int64))
+        else:
+            target = torch.multinomial(logits.detach().softmax(-1), 1, generator=draw)[:, 0]
+        g = torch.autograd.grad(F.cross_entropy(logits, target, reduction="sum"), x)[0]
     for k in reversed(range(2 * n)):
         i, kind = k // 2, "ffn" if k % 2 else "attn"
         branch = runner.ffn_branch if k % 2 else runner.attention_branch

@@ -14,10 +14,12 @@ Bytes of each choice come from ``bytes`` with the reads counted on the same text
 sum of costs under a sum of bytes: for a price a byte each layer takes its cheapest choice, the pair
 act and h together with the FFN input since they share rows and columns; the price is bisected.
 
-The divergence from the dense model is not yet the loss on text: a drop can move the model nearer to
-the text, and drops together can cost more than their sum. So for each kind of site alone the true
-rise of the loss on calibration text is measured at a few budgets, and fitted by a C + b C^2 for a
-predicted cost C; prices then act on the slopes of these fits.
+The divergence from the dense model is not yet the loss on text. A drop can move the model nearer to
+the text or away from it: the first-order part of its loss, its *drift*, is the gradient with the
+text's own next tokens times the change, averaged over calibration text and shrunk by its error. And
+drops together can cost more than their sum: for each kind of site alone the true rise of the loss,
+less the drift, is measured at a few budgets and fitted by a C + b C^2 for a predicted cost C;
+prices act on the slopes of these fits.
 """
 
 from __future__ import annotations
@@ -182,6 +184,19 @@ def between(cost: np.ndarray) -> np.ndarray:
     return out
 
 
+def _cells(study: Study, m: Method, layer: int, act: Tensor, h: Tensor) -> Tensor:
+    """Highest act level times G plus highest h level at which each neuron lives, (T, ffn)."""
+    size = len(GRID)
+    a = s = torch.full_like(h, size - 1, dtype=torch.long)
+    if "act" in m.sites:
+        limits, w = _limits(study, m, layer, "act")
+        a = _bins(act.abs() if w is None else act.abs() * w, limits)
+    if "h" in m.sites:
+        limits, w = _limits(study, m, layer, "h")
+        s = _bins(h.abs() if w is None else h.abs() * w, limits)
+    return a * size + s
+
+
 def _ffn_costs(
     study: Study, m: Method, layer: int, act: Tensor, h: Tensor, g: Tensor
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
@@ -190,15 +205,8 @@ def _ffn_costs(
     act, h and the gradient g at h are (T, ffn).
     """
     size, t, ffn = len(GRID), h.shape[0], h.shape[1]
-    top = torch.full_like(h, size - 1, dtype=torch.long)
-    a = s = top
-    if "act" in m.sites:
-        limits, w = _limits(study, m, layer, "act")
-        a = _bins(act.abs() if w is None else act.abs() * w, limits)
-    if "h" in m.sites:
-        limits, w = _limits(study, m, layer, "h")
-        s = _bins(h.abs() if w is None else h.abs() * w, limits)
-    cell = a * size + s
+    cell = _cells(study, m, layer, act, h)
+    a, s = cell // size, cell % size
 
     def above(values: Tensor) -> Tensor:
         """Sums (T, G, G) over entries that live at each pair of levels."""
@@ -220,6 +228,70 @@ def _ffn_costs(
     best = best.flip(2).cummax(2).values.flip(2)
     touched = torch.stack([(best >= k).sum((0, 1)) for k in range(size)], dim=1)
     return cost, rows, count, touched.double().numpy() / groups
+
+
+DRIFT_TOKENS = 8192
+
+
+@dataclass
+class Drift:
+    """First-order rise of the loss, nats a token, by kind, layer and grid point; and its error."""
+
+    mean: dict[str, np.ndarray]
+    error: dict[str, np.ndarray]
+
+    def plain(self) -> dict[str, Any]:
+        return {
+            n: {k: np.round(v, 9).tolist() for k, v in t.items()} for n, t in vars(self).items()
+        }
+
+    @classmethod
+    def of_plain(cls, d: dict[str, Any]) -> Drift:
+        return cls(*({k: np.array(v) for k, v in d[n].items()} for n in ("mean", "error")))
+
+    def shrunk(self) -> dict[str, np.ndarray]:
+        """The means, each drawn to zero by the share of its square that is error."""
+        out = {}
+        for k, mean in self.mean.items():
+            noise = self.error[k] ** 2 / np.maximum(mean**2, 1e-30)
+            out[k] = mean * np.clip(1.0 - noise, 0.0, 1.0)
+        return out
+
+
+def measure_drift(study: Study, m: Method) -> Drift:
+    """The drift of every kind that the method's sites touch, with its error over windows."""
+    n, size = study.model.spec.n_layers, len(GRID)
+    kinds = {k: [s for s in v if s in m.sites] for k, v in KINDS.items()}
+    kinds = {k: v for k, v in kinds.items() if v}
+    ids = spread(study.calibration_ids, -(-DRIFT_TOKENS // study.calibration_ids.shape[1]))
+    shape = {k: (len(ids), n, size, size) if k == "ffn" else (len(ids), n, size) for k in kinds}
+    found = {k: np.zeros(v) for k, v in shape.items()}
+
+    def line(kind: str, layer: int, x: Tensor, g: Tensor) -> np.ndarray:
+        limits, w = _limits(study, m, layer, kinds[kind][0])
+        bins = _bins(x.abs() if w is None else x.abs() * w, limits).flatten()
+        sums = torch.zeros(size).scatter_add_(0, bins, (x * g).flatten())
+        return -(sums.cumsum(0) - sums).double().numpy() / len(x)
+
+    for w, row in enumerate(ids):
+        study.progress("drift of single drops")
+        for b in walk(study.runner, row):
+            for kind, tensor in (("x", "ffn_in"), ("o", "heads"), ("attn", "attn_in")):
+                if kind in kinds and tensor in b.grad:
+                    found[kind][w, b.layer] = line(
+                        kind, b.layer, b.at[tensor][0], b.grad[tensor][0]
+                    )
+            if b.kind == "ffn" and "ffn" in kinds:
+                cell = _cells(study, m, b.layer, neurons(study, b.at), b.at["h"][0])
+                value = (b.at["h"][0] * b.grad["h"][0]).float()
+                table = torch.zeros(size * size).scatter_add_(0, cell.flatten(), value.flatten())
+                live = table.view(size, size).flip(0, 1).cumsum(0).cumsum(1).flip(0, 1)
+                found["ffn"][w, b.layer] = -(value.sum() - live).double().numpy() / len(row)
+    root = np.sqrt(max(len(ids), 1))
+    return Drift(
+        {k: v.mean(0) for k, v in found.items()},
+        {k: v.std(0, ddof=1) / root if len(ids) > 1 else np.abs(v[0]) for k, v in found.items()},
+    )
 
 
 # --- choosing -----------------------------------------------------------------------------------
@@ -272,77 +344,101 @@ def choices(study: Study, m: Method, curves: Curves) -> dict[str, np.ndarray]:
 
 @dataclass
 class Choice:
-    """Levels by site, bytes a token less the dense ones, and predicted cost by kind."""
+    """Levels by site, bytes a token less the dense ones, predicted cost and drift by kind."""
 
     levels: Levels
     size: float
     cost: dict[str, float]
+    drift: dict[str, float]
 
 
 def choose(
-    curves: Curves, size: dict[str, np.ndarray], slopes: dict[str, float], price: float
+    curves: Curves,
+    size: dict[str, np.ndarray],
+    slopes: dict[str, float],
+    price: float,
+    drift: dict[str, np.ndarray] | None = None,
 ) -> Choice:
     """The cheapest choice of every layer at a price in nats a byte.
 
-    ``slopes`` multiply the costs of each kind; a kind without one counts as predicted.
+    ``slopes`` multiply the costs of each kind; a kind without one counts as predicted. ``drift`` is
+    added as it is.
     """
-    out = Choice({}, 0.0, {})
+    out = Choice({}, 0.0, {}, {})
     grid = np.array(GRID)
+    move = {k: np.zeros_like(v) for k, v in curves.cost.items()} | (drift or {})
     for kind in ("attn", "o"):
         if kind in curves.cost:
             cost = curves.cost[kind]
-            pick = np.argmin(slopes.get(kind, 1.0) * cost + price * size[kind], axis=1)
+            value = slopes.get(kind, 1.0) * cost + move[kind]
+            pick = np.argmin(value + price * size[kind], axis=1)
             layers = np.arange(len(pick))
             out.size += float(size[kind][layers, pick].sum())
             out.cost[kind] = float(cost[layers, pick].sum())
+            out.drift[kind] = float(move[kind][layers, pick].sum())
             out.levels |= {s: grid[pick] for s in KINDS[kind]}
     table = size["ffn"]
     n, xs, acts, hs = table.shape
     cost = np.zeros(table.shape)
     if "x" in curves.cost:
-        cost += slopes.get("x", 1.0) * curves.cost["x"][:, :xs, None, None]
+        part = slopes.get("x", 1.0) * curves.cost["x"] + move["x"]
+        cost += part[:, :xs, None, None]
     if "ffn" in curves.cost:
         # A method without act has one act level (0), one without h one h level.
-        cost += slopes.get("ffn", 1.0) * curves.cost["ffn"][:, None, :acts, :hs]
+        part = slopes.get("ffn", 1.0) * curves.cost["ffn"] + move["ffn"]
+        cost += part[:, None, :acts, :hs]
     pick = np.argmin((cost + price * table).reshape(n, -1), axis=1)
     layers = np.arange(n)
     x, a, s = np.unravel_index(pick, table.shape[1:])
     out.size += float(table[layers, x, a, s].sum())
     if "x" in curves.cost:
         out.cost["x"] = float(curves.cost["x"][layers, x].sum())
+        out.drift["x"] = float(move["x"][layers, x].sum())
         out.levels |= {"xg": grid[x], "xu": grid[x]}
     if "ffn" in curves.cost:
         out.cost["ffn"] = float(curves.cost["ffn"][layers, a, s].sum())
+        out.drift["ffn"] = float(move["ffn"][layers, a, s].sum())
         out.levels |= {"act": grid[a], "h": grid[s]}
     return out
 
 
 Rises = dict[str, tuple[float, float]]
-"""By kind, (a, b): the true rise of the loss is a C + b C^2 for a predicted cost C."""
+"""By kind, (a, b): the true rise less the drift is a C + b C^2 for a predicted cost C."""
 LEAST_SLOPE = 0.05
 """A byte is never free, and never paid for, however the fit of a small rise turns out."""
 
 
 def settle(
-    curves: Curves, size: dict[str, np.ndarray], rises: Rises, price: float, steps: int = 40
+    curves: Curves,
+    size: dict[str, np.ndarray],
+    rises: Rises,
+    price: float,
+    drift: dict[str, np.ndarray] | None = None,
+    steps: int = 40,
 ) -> Choice:
     """The choice at a price when costs have the slopes of the true rises at that choice."""
     slopes = {k: 1.0 for k in curves.cost}
     for _ in range(steps):
-        found = choose(curves, size, slopes, price)
+        found = choose(curves, size, slopes, price, drift)
         for k, (a, b) in rises.items():
             slope = max(a + 2 * b * found.cost[k], LEAST_SLOPE)
             slopes[k] = 0.7 * slopes[k] + 0.3 * slope
-    return choose(curves, size, slopes, price)
+    return choose(curves, size, slopes, price, drift)
 
 
-def allocate(curves: Curves, size: dict[str, np.ndarray], rises: Rises, saved: float) -> Choice:
+def allocate(
+    curves: Curves,
+    size: dict[str, np.ndarray],
+    rises: Rises,
+    saved: float,
+    drift: dict[str, np.ndarray] | None = None,
+) -> Choice:
     """The cheapest choice that saves at least ``saved`` bytes a token, by bisecting the price."""
     low, high = -16.0, 0.0
-    best = settle(curves, size, rises, 10.0**high)
+    best = settle(curves, size, rises, 10.0**high, drift)
     for _ in range(30):
         middle = (low + high) / 2
-        found = settle(curves, size, rises, 10.0**middle)
+        found = settle(curves, size, rises, 10.0**middle, drift)
         if -found.size >= saved:
             best, high = found, middle
         else:
@@ -355,8 +451,10 @@ RISE_COSTS = (0.03, 0.08, 0.2)
 """Predicted costs, in nats, at which each kind's true rise is measured."""
 
 
-def measure_rises(study: Study, m: Method, curves: Curves) -> dict[str, list[list[float]]]:
-    """Points (predicted cost, true rise of the loss on calibration text) of each kind alone."""
+def measure_rises(
+    study: Study, m: Method, curves: Curves, drift: dict[str, np.ndarray]
+) -> dict[str, list[list[float]]]:
+    """Points (predicted cost, drift, true rise of the loss on calibration text), a kind alone."""
     size = choices(study, m, curves)
     windows = spread(study.calibration_ids, RISE_WINDOWS)
     base = losses(study.runner, windows).mean
@@ -368,14 +466,14 @@ def measure_rises(study: Study, m: Method, curves: Curves) -> dict[str, list[lis
             low, high = -16.0, 0.0
             for _ in range(40):
                 middle = (low + high) / 2
-                cost = choose(curves, size, only, 10.0**middle).cost[kind]
+                cost = choose(curves, size, only, 10.0**middle, drift).cost[kind]
                 low, high = (middle, high) if cost < goal else (low, middle)
-            found = choose(curves, size, only, 10.0**low)
+            found = choose(curves, size, only, 10.0**low, drift)
             study.progress(f"rise of the loss by {kind} alone")
             levels = {s: v for s, v in found.levels.items() if s in m.sites}
             hooks = Masked(study.runner, study.rules(m, levels), count=False)
             rise = losses(study.runner, windows, hooks).mean - base
-            out[kind].append([found.cost[kind], rise])
+            out[kind].append([found.cost[kind], found.drift[kind], rise])
     return out
 
 
@@ -386,8 +484,12 @@ def fit_rises(points: dict[str, list[list[float]]]) -> Rises:
     """
     out: Rises = {}
     for kind, rows in points.items():
-        c, y = np.array([r for r in rows if r[0] > 0]).T
-        w = 1 / np.sqrt(c)
+        used = [r for r in rows if r[0] > 0]
+        if not used:
+            out[kind] = (1.0, 0.0)
+            continue
+        c, moved, rise = np.array(used).T
+        y, w = rise - moved, 1 / np.sqrt(c)
         found = np.linalg.lstsq(np.stack([c * w, c * c * w], 1), y * w, rcond=None)[0]
         a, b = float(found[0]), float(found[1])
         if b < 0:
@@ -401,10 +503,14 @@ def marginal_levels(study: Study, m: Method, level: float) -> Levels:
     study.need_scores([key(s, m.score) for s in m.sites])
     name = f"marginal-{m.score}-{'-'.join(m.sites)}"
     curves = Curves.of_plain(study.table(name, lambda: measure_curves(study, m).plain()))
-    rises = fit_rises(study.table(f"{name}-rises", lambda: measure_rises(study, m, curves)))
+    drift = Drift.of_plain(
+        study.table(f"{name}-drift", lambda: measure_drift(study, m).plain())
+    ).shrunk()
+    points = study.table(f"{name}-rise", lambda: measure_rises(study, m, curves, drift))
+    rises = fit_rises(points)
     size = choices(study, m, curves)
     saved = level * study.dense_bytes().layers
-    found = allocate(curves, size, rises, saved)
+    found = allocate(curves, size, rises, saved, drift)
     if -found.size < saved * (1 - 1e-9):
         reach = -found.size / study.dense_bytes().layers
         raise UsageError(f"{m.name} saves at most {100 * reach:.0f} % of the layers' bytes")
