@@ -51,6 +51,7 @@ PERCENTS: dict[str, tuple[float, ...]] = {
     "marginal-fisher": (10, 15, 20, 25, 30, 40),
     "h-fisher": (50, 70),
     "cats-fisher": (30, 50),
+    "marginal-ffn-fisher": (10, 15, 20),
     "marginal-ffn": (10, 15, 20, 30),
     "marginal-h": (10, 13),
 }
