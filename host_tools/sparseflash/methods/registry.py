@@ -144,6 +144,13 @@ _LIST = (
         device=True,
     ),
     Method(
+        "marginal-ffn-fisher",
+        "act and h, magnitudes weighed by gradients",
+        ("act", "h"),
+        score="fisher",
+        budget="marginal",
+    ),
+    Method(
         "marginal-h", "h: equal loss for each byte saved", ("h",), budget="marginal", device=True
     ),
 )

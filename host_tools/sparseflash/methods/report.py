@@ -172,7 +172,9 @@ def plot_bytes(rows: Sequence[Row], path: Path) -> None:
     names = list(dict.fromkeys(r["method"] for r in rows if r["method"] != "dense"))
     for k, name in enumerate(names):
         points = sorted((r for r in rows if r["method"] == name), key=lambda r: -r["bytes"])
-        style = {"linewidth": 2.5, "color": "black"} if name == OURS else {"linewidth": 1.0}
+        style = {"linewidth": 1.0, "color": plt.get_cmap("tab20")(k % 20)}
+        if name == OURS:
+            style = {"linewidth": 2.5, "color": "black"}
         axes.errorbar(
             [r["bytes"] / 1e6 for r in points],
             [r["ratio"] for r in points],
@@ -239,10 +241,11 @@ def plot_histograms(study: Study, path: Path, level: float = 0.5) -> None:
     for i, layer in enumerate(layers):
         for j, k in enumerate(keys):
             counts = study.scores.counts[k][layer][1:-1].astype(float)
-            # Half an octave a bar.
+            # Half an octave of mantissas a bar; heights are per octave.
             bars = counts[: len(counts) // 64 * 64].reshape(-1, 64).sum(1)
-            x = edges[:-1][: len(bars) * 64 : 64]
-            axes[i, j].bar(x, bars / max(bars.sum(), 1), width=0.5, align="edge", color="tab:blue")
+            ends = edges[: len(bars) * 64 + 1 : 64]
+            x, width = ends[:-1], np.diff(ends)
+            axes[i, j].bar(x, bars / width, width=width, align="edge", color="tab:blue")
             for share, style in ((level, "-"), (0.7, "--"), (0.9, ":")):
                 t = study.scores.threshold(layer, k, share)
                 if t > 0:
