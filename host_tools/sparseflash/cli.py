@@ -411,18 +411,17 @@ def sparsity(
     """Every sparsity method on one page: perplexity, bytes a token, plots."""
     from sparseflash.methods import bench
 
-    with _bar() as bar:
-        task = bar.add_task("", total=None)
+    with Console(stderr=True).status("reading the model") as status:
         folder, text_of = bench.run(
             model,
             text,
             windows,
             [] if methods == "all" else methods.split(","),
-            [float(p) for p in percents.split(",") if p],
+            _numbers("--percents", percents) if percents else [],
             ppl,
-            [float(p) for p in kept.split(",") if p],
+            _numbers("--asvd", kept) if kept else [],
             predict,
-            lambda what: bar.update(task, description=what),
+            status.update,
         )
     print(text_of)
     _say(f"{folder / 'sparsity.md'}, .csv, .json, .png and three more plots")

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from conftest import data_folder, random_model
-from sparseflash import pipeline
+from sparseflash import cli, pipeline
 from sparseflash.errors import UsageError
 from sparseflash.methods import bench
 from sparseflash.methods.registry import METHODS, method
@@ -68,7 +68,9 @@ def test_ppl_level_is_the_highest_that_holds() -> None:
         assert level == low
 
 
-def test_page_of_stories260k(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_page_of_stories260k(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     if not (data_folder() / "wikitext2_test.txt").is_file():
         pytest.skip("wikitext2_test.txt is not beside the checkout")
     monkeypatch.setattr(pipeline, "root", lambda: tmp_path)
@@ -96,6 +98,8 @@ def test_page_of_stories260k(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
     said.clear()
     _, again = bench.run("stories260k", None, 2, names, [20.0], 1.0, [], True, said.append)
     assert not said, "nothing is measured twice"
+    cli.sparsity("stories260k", None, 2, "h,cats", "20", 0.0, "", False)
+    assert "| cats | 20 |" in capsys.readouterr().out
     assert "| cats | 20 |" in again
     with pytest.raises(UsageError, match="there are"):
         bench.run("stories260k", None, 2, ["nothing"], [20.0], 0.0, [], False, said.append)

@@ -135,6 +135,8 @@ def run(
     progress: Callable[[str], None],
 ) -> tuple[Path, str]:
     """Measures what is asked and not yet kept, and writes the page; its folder and its text."""
+    for name in names:
+        method(name)
     study = open_study(model_name, text, windows, progress)
     recipe = recipes.load_recipe(model_name)
     base = study.measure("dense", 0.0)
