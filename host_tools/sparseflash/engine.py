@@ -38,7 +38,7 @@ class Engine:
 
     def __init__(self, library: Path, image: Image) -> None:
         self.image = image
-        self._lib = ctypes.CDLL(str(library))
+        self._lib = ctypes.CDLL(str(library.resolve()))
         self._data = image.section_bytes()
         lib = self._lib
         lib.sf_logits.restype = ctypes.POINTER(ctypes.c_float)
