@@ -1,4 +1,5 @@
-/* Answers {offset, bytes, parts} with those bytes of flash, read by DMA in several parts. */
+/* Says "!" once it listens, then answers {offset, bytes, parts} with those bytes of flash, read by
+ * DMA in several parts. */
 #include "bare.h"
 #include "sf_board.h"
 #include "sf_flash.h"
@@ -24,6 +25,8 @@ static void get(uint8_t *p, size_t n) {
 int main(void) {
     sf_board_init();
     sf_uart_init();
+    const uint8_t listens = '!'; /* setting up the UART loses what came before */
+    sf_port_write(&listens, 1);
     for (;;) {
         uint32_t ask[3];
         get((uint8_t *)ask, sizeof ask);

@@ -47,6 +47,7 @@ def test_reads_what_the_chip_holds(tmp_path: Path) -> None:
     whole = np.memmap(chip, np.uint8, "r")
 
     with start_emulator(command, elf, chip) as emulator:
+        assert emulator.port.read(1) == b"!"
         for at in PLACES:
             for size, parts in ((4, 1), (4096, 1), (16384, 4), (65536, 32)):
                 emulator.port.write(struct.pack("<III", at, size, parts))
