@@ -7,6 +7,7 @@ METHOD ?= h
 PORT ?=
 TEXT ?=
 WINDOWS ?=
+ORDER ?= file
 
 VENV := .venv
 PY := $(VENV)/bin/python
@@ -20,7 +21,7 @@ STAMP := $(VENV)/.ready
 
 help: ## This list
 	awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-14s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
-	echo "Variables: BOARD=$(BOARD) MODEL=$(MODEL) METHOD=$(METHOD) SPARSITY=$(SPARSITY) PORT=$(PORT) TEXT=$(TEXT) WINDOWS=$(WINDOWS)"
+	echo "Variables: BOARD=$(BOARD) MODEL=$(MODEL) METHOD=$(METHOD) SPARSITY=$(SPARSITY) PORT=$(PORT) TEXT=$(TEXT) WINDOWS=$(WINDOWS) ORDER=$(ORDER)"
 
 $(STAMP): requirements.txt pyproject.toml
 	python3 -m venv $(VENV)
@@ -45,7 +46,7 @@ calibrate: setup ## Measures thresholds of MODEL
 	$(SF) calibrate --model $(MODEL)
 
 generate: setup ## Packs MODEL and writes the C for BOARD
-	$(SF) generate $(ARGS) $(PLAN)
+	$(SF) generate $(ARGS) $(PLAN) --order $(ORDER)
 
 build: setup ## Compiles what generate wrote
 	$(SF) build $(ARGS)

@@ -32,6 +32,7 @@ from sparseflash.host_board import HostProcess
 from sparseflash.link.client import Device
 from sparseflash.load import load_model
 from sparseflash.methods import registry
+from sparseflash.neuron_order import load_order, measure_order, save_order
 from sparseflash.plan import make_plan, plan_digest
 from sparseflash.recipes import Recipe, fetch, fetch_tokenizer
 from sparseflash.reference import SITES, THRESHOLDS, Reference
@@ -93,10 +94,10 @@ def open_model(recipe: Recipe) -> Model:
     return model
 
 
-def pack_model(model: Model, recipe: Recipe, layout: str = "joint") -> Image:
+def pack_model(model: Model, recipe: Recipe, layout: str = "joint", order: str = "file") -> Image:
     """model.sfm, or its split twin, written when the source or the formats changed."""
     path = Places(recipe.name).image_of(layout)
-    formats = Formats(**recipe.formats, layout=layout)
+    formats = Formats(**recipe.formats, layout=layout, order=order)
     if path.is_file():
         try:
             image = Image(path)
@@ -104,8 +105,19 @@ def pack_model(model: Model, recipe: Recipe, layout: str = "joint") -> Image:
                 return image
         except InputError:
             pass
-    pack(model, path, formats)
+    pack(model, path, formats, neuron_order(model, recipe) if order != "file" else None)
     return Image(path)
+
+
+def neuron_order(model: Model, recipe: Recipe) -> np.ndarray:
+    """order.npz of the recipe's calibration text, measured when it is not there for this source."""
+    path, sha = Places(recipe.name).folder / "order.npz", model.source["sha256"]
+    order = load_order(path, sha)
+    if order is None:
+        ids, _ = calibration_tokens(model, recipe)
+        order = measure_order(model, ids, calibrated(model, recipe))
+        save_order(path, order, sha)
+    return order
 
 
 def calibrated(model: Model, recipe: Recipe) -> Calibration:
