@@ -7,9 +7,9 @@
 The firmware is that of the board with marks in front of the reads (tests/emulator/flash_marks.c).
 The plugin m4_cycles.c counts the core's cycles; sparseflash/dma_model.py adds the flash at each
 rate, in bytes a core cycle. Neither is a measurement of a chip. "ahead" is the firmware as it is;
-"waited" starts each of its reads only when it is waited for. ratio is total to the larger of compute
-and flash, gain is waited to ahead. --ring is the number of ring buffers of 4 KB; --trace writes the
-timeline at the last rate for chrome://tracing.
+"waited" starts each of its reads only when it is waited for. The ratio is total to the larger of
+compute and flash, the gain is waited to ahead. --ring is the number of ring buffers of 4 KB;
+--trace writes the timeline at the last rate for chrome://tracing.
 """
 
 from __future__ import annotations
@@ -73,7 +73,8 @@ def run(a: argparse.Namespace) -> None:
     events, counters, _ = cycles.run_tokens(
         board, folder / "flashed", plugin, image.sha256, plan_digest(plan), a.ids, a.tokens
     )
-    print(f"{a.model}, {method} {a.sparsity:g} %, {a.tokens} tokens, cycles a token after the first")
+    what = f"{method} {a.sparsity:g} %" if a.sparsity else method
+    print(f"{a.model}, {what}, {a.tokens} tokens; cycles a token after the first")
     print(
         f"pinned {plan['memory']['pinned weights']:,} bytes, flash read "
         f"{counters['bytes_read'] / counters['tokens']:,.0f} bytes in "

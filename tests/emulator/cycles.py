@@ -103,13 +103,16 @@ def run_tokens(
     extra = plugin_arguments(board, flashed / "firmware", plugin, out)
     wait = reply_seconds(board)
     image = flashed / "flash.img"
-    with start_emulator(command, flashed / "firmware", image, timeout=wait, extra=extra) as process:
-        with Device.connect(process.port, process.url, model_sha, plan, 3 * wait) as device:
-            device.reset()
-            said: list[int] = []
-            for i in range(tokens):
-                said.append(device.step(prompt[i] if i < len(prompt) else said[-1]))
-            counters = device.counters()
+    elf = flashed / "firmware"
+    with (
+        start_emulator(command, elf, image, timeout=wait, extra=extra) as process,
+        Device.connect(process.port, process.url, model_sha, plan, 3 * wait) as device,
+    ):
+        device.reset()
+        said: list[int] = []
+        for i in range(tokens):
+            said.append(device.step(prompt[i] if i < len(prompt) else said[-1]))
+        counters = device.counters()
     events = read_events(out)
     check(events, counters)
     return events, counters, said

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+from itertools import pairwise
 from pathlib import Path
 
 import cycles
@@ -90,7 +91,7 @@ def test_costs(plugin: Path, tmp_path: Path) -> None:
     )  # fmt: skip
     events = [e for e in cycles.read_events(tmp_path / "out") if e[0] != "."]
     assert [e[0] for e in events] == [chr(65 + i) for i in range(len(names))]
-    found = [b[1] - a[1] - 2 for a, b in zip(events, events[1:])]
+    found = [b[1] - a[1] - 2 for a, b in pairwise(events)]
     assert list(zip([s for s, _ in SNIPPETS], found)) == SNIPPETS
 
 
