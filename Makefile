@@ -17,7 +17,7 @@ PLAN := --method $(METHOD) --sparsity $(SPARSITY)
 LINE := $(if $(PORT),--port $(PORT))
 STAMP := $(VENV)/.ready
 
-.PHONY: flash-curve help demo test setup fetch calibrate generate build flash size stack validate perplexity sparsity bench chat boards models lint clean
+.PHONY: flash-curve cycles help demo test setup fetch calibrate generate build flash size stack validate perplexity sparsity bench chat boards models lint clean
 
 help: ## This list
 	awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-14s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -72,6 +72,9 @@ sparsity: setup ## Every sparsity method on one page: table, plots (WINDOWS=8 fo
 
 bench: setup ## Tokens a second and bytes a token over the link
 	$(SF) bench $(ARGS) $(LINE)
+
+cycles: setup ## Cycles a token of MODEL on ast1030-evb, in a model of its core and flash
+	$(PY) tests/bench/ast1030_cycles.py --model $(MODEL)
 
 chat: setup ## Talks to the device
 	$(SF) chat $(ARGS) $(LINE)
