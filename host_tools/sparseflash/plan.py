@@ -10,12 +10,20 @@ from typing import Any
 import numpy as np
 
 from sparseflash.boards import Board
+from sparseflash.columns import padded
 from sparseflash.errors import TooSmallError, UnsupportedError
 from sparseflash.placement import Part, kinds_of, parts_of, pinned_bytes, place, summary
-from sparseflash.reference import THRESHOLDS
+from sparseflash.reference import INPUTS, THRESHOLDS
 from sparseflash.sfm import Image, Section, vector_layout
 
 RUNTIME_VERSION = 3
+
+
+def outputs_of(image: Image) -> int:
+    """The most outputs of a matrix stored by columns: dim, that of down_proj, without others."""
+    s, f = image.spec, image.formats
+    attn = max(s.q_dim, s.kv_dim) if f.attn_columns else 0
+    return padded(max(s.dim, attn, s.ffn_dim if f.ffn_columns else 0))
 
 
 def memory_table(image: Image, kv_len: int) -> dict[str, int]:
@@ -30,9 +38,11 @@ def memory_table(image: Image, kv_len: int) -> dict[str, int]:
         "logits": 4 * s.vocab,
         "KV cache": s.n_layers * kv_len * 2 * (s.kv_dim + s.n_kv_heads),
         "attention scratch": 4 * kv_len + (2 + 4 + 4) * s.head_dim,
-        "down sums": 12 * s.dim,
+        "down sums": 12 * outputs_of(image),
         "quantised activations": groups * (32 + 4 + 1),
     }
+    if image.formats.inputs:
+        table["input masks"] = 6 * max(s.dim, s.q_dim)
     table["total"] = sum(table.values())
     return table
 
@@ -45,11 +55,14 @@ def _flash_and_parts(
     guess = image.formats.guess > 0
     alive = {"dense": 1.0, "h": keep, "cats": keep}.get(method, keep if guess else keep * keep)
     up = 1.0 if method in ("dense", "h") else keep
-    parts = parts_of(image, alive, up, keep if guess else 1.0)
+    if image.formats.inputs:
+        parts = parts_of(image, keep if image.formats.inputs == "all" else 1.0, inputs=keep)
+    else:
+        parts = parts_of(image, alive, up, keep if guess else 1.0)
     stream = board.raw.get("stream")
     if stream is None:
         return {"mode": "map"}, parts
-    if image.formats.layout != "split":
+    if image.formats.layout != "split" and not image.formats.ffn_columns:
         raise UnsupportedError(
             f"board {board.id} streams its flash in blocks and needs the split layout; generate "
             "the model for this board again"
@@ -97,7 +110,7 @@ def make_plan(
     sparsity: float = 0.0,
     ram: int | None = None,
 ) -> dict[str, Any]:
-    """The plan as plain data; ``thresholds`` float32 (layers, 6), ``ram`` bytes to stay within.
+    """The plan as plain data; ``thresholds`` float32 (layers, 12), ``ram`` bytes to stay within.
 
     Raises:
         TooSmallError: SRAM or flash of the board does not hold it; names the line that overflows.
@@ -128,6 +141,12 @@ def make_plan(
     flash, parts = _flash_and_parts(
         image, board, memory, min(ram or board.sram_bytes, board.sram_bytes), method, sparsity
     )
+    for columns, sites in ((f.attn_columns, INPUTS[:4]), (f.ffn_columns, INPUTS[4:])):
+        which = [THRESHOLDS.index(name) for name in sites]
+        if not columns and np.asarray(thresholds)[:, which].any():
+            raise UnsupportedError(
+                f"the image of {image.name} has rows where {method} needs columns; pack again"
+            )
     if not f.guess and np.asarray(thresholds)[:, THRESHOLDS.index("guess")].any():
         raise UnsupportedError(
             f"the image of {image.name} has no proxies, and method {method} needs them; pack again"
@@ -149,6 +168,9 @@ def make_plan(
         "formats": {"attn": f.attn, "ffn": f.ffn, "embed": f.embed},
         "kinds": list(kinds_of(f)),
         "guess_bits": f.guess,
+        "attn_columns": f.attn_columns,
+        "ffn_columns": f.ffn_columns,
+        "outputs": outputs_of(image),
         "score_scale": float(np.float32(s.score_scale * 1.4426950408889634)),
         "model": {
             "family": s.family,
