@@ -128,15 +128,18 @@ def generate(
     """Packs the model, plans it for the board and writes its C."""
     from sparseflash import pipeline, recipes, sfm
     from sparseflash.boards import load_board
+    from sparseflash.engine import dense_thresholds
+    from sparseflash.methods.registry import method as method_of
 
     recipe, target = recipes.load_recipe(model), load_board(board)
     pipeline.check_method(method, sparsity)
     if order not in sfm.ORDERS:
         raise UsageError(f"order {order!r} is unknown; there are {', '.join(sfm.ORDERS)}")
+    bits = method_of(method).proxy
     loaded = pipeline.open_model(recipe)
-    image = pipeline.pack_model(loaded, recipe, target.raw.get("layout", "joint"), order)
+    image = pipeline.pack_model(loaded, recipe, target.raw.get("layout", "joint"), order, bits)
     percent = 0.0 if method == "dense" else sparsity
-    limits = np.zeros((image.spec.n_layers, 5), np.float32)
+    limits = dense_thresholds(image)
     if percent:
         limits = pipeline.thresholds_for(
             image, pipeline.calibrated(loaded, recipe), method, percent, loaded, recipe
@@ -343,16 +346,20 @@ def perplexity(
     from sparseflash import __version__, pipeline, recipes
     from sparseflash.calibrate import assert_disjoint
     from sparseflash.engine import dense_thresholds
+    from sparseflash.methods.registry import method as method_of
     from sparseflash.perplexity import measure, write_report
 
     recipe = recipes.load_recipe(model)
     wanted = [(m, s) for m in methods.split(",") for s in _numbers("--sparsities", sparsities)]
     for method, percent in wanted:
         pipeline.check_method(method, percent)
+    bits = {method_of(m).proxy for m, _ in wanted} - {0}
+    if len(bits) > 1:
+        raise UsageError("one run has one image, with proxies of one width; ask one prox at a time")
     loaded = pipeline.open_model(recipe)
     if loaded.tokenizer is None:
         raise UsageError(f"{model} has no tokenizer, so it has no perplexity of a text")
-    image = pipeline.pack_model(loaded, recipe)
+    image = pipeline.pack_model(loaded, recipe, guess=max(bits, default=0))
     calibration = pipeline.calibrated(loaded, recipe)
     name = text or str(recipe.evaluation.get("text", ""))
     if not name:

@@ -11,10 +11,11 @@ import numpy as np
 
 from sparseflash.boards import Board
 from sparseflash.errors import TooSmallError, UnsupportedError
-from sparseflash.placement import Part, parts_of, pinned_bytes, place, summary
+from sparseflash.placement import Part, kinds_of, parts_of, pinned_bytes, place, summary
+from sparseflash.reference import THRESHOLDS
 from sparseflash.sfm import Image, Section, vector_layout
 
-RUNTIME_VERSION = 2
+RUNTIME_VERSION = 3
 
 
 def memory_table(image: Image, kv_len: int) -> dict[str, int]:
@@ -41,8 +42,10 @@ def _flash_and_parts(
 ) -> tuple[dict[str, Any], list[Part]]:
     """How weights are reached, and where each part lies; adds its buffers to ``memory``."""
     keep = 1.0 - sparsity / 100
-    alive = {"dense": 1.0, "h": keep, "cats": keep}.get(method, keep * keep)
-    parts = parts_of(image, alive, 1.0 if method in ("dense", "h") else keep)
+    guess = image.formats.guess > 0
+    alive = {"dense": 1.0, "h": keep, "cats": keep}.get(method, keep if guess else keep * keep)
+    up = 1.0 if method in ("dense", "h") else keep
+    parts = parts_of(image, alive, up, keep if guess else 1.0)
     stream = board.raw.get("stream")
     if stream is None:
         return {"mode": "map"}, parts
@@ -94,7 +97,7 @@ def make_plan(
     sparsity: float = 0.0,
     ram: int | None = None,
 ) -> dict[str, Any]:
-    """The plan as plain data; ``thresholds`` float32 (layers, 5), ``ram`` bytes to stay within.
+    """The plan as plain data; ``thresholds`` float32 (layers, 6), ``ram`` bytes to stay within.
 
     Raises:
         TooSmallError: SRAM or flash of the board does not hold it; names the line that overflows.
@@ -125,6 +128,10 @@ def make_plan(
     flash, parts = _flash_and_parts(
         image, board, memory, min(ram or board.sram_bytes, board.sram_bytes), method, sparsity
     )
+    if not f.guess and np.asarray(thresholds)[:, THRESHOLDS.index("guess")].any():
+        raise UnsupportedError(
+            f"the image of {image.name} has no proxies, and method {method} needs them; pack again"
+        )
     vectors: dict[str, int] = {}
     at = 0
     for name, size in vector_layout(s):
@@ -140,6 +147,8 @@ def make_plan(
         "kv_len": kv_len,
         "ffn_blocks": -(-s.ffn_dim // 32),
         "formats": {"attn": f.attn, "ffn": f.ffn, "embed": f.embed},
+        "kinds": list(kinds_of(f)),
+        "guess_bits": f.guess,
         "score_scale": float(np.float32(s.score_scale * 1.4426950408889634)),
         "model": {
             "family": s.family,
