@@ -105,8 +105,8 @@ def formats_for(recipe: Recipe, methods: Iterable[str]) -> Formats:
     needs = {(m.proxy, m.inputs) for m in map(registry.method, methods)} - {(0, "")}
     if len(needs) > 1:
         raise UsageError(
-            "one image has proxies of one width or one set of matrices by columns; ask for one prox "
-            "or one teal at a time"
+            "one image has proxies of one width or one set of matrices by columns; ask for one "
+            "prox or one teal at a time"
         )
     guess, inputs = needs.pop() if needs else (0, "")
     return Formats(f["attn"], f["ffn"], f["embed"], guess=guess, inputs=inputs)

@@ -81,7 +81,7 @@ class Formats:
     """Bits of the proxies of gate and up that choose neurons before they are read; 0 has none."""
     inputs: str = ""
     """Matrices by columns, for methods that drop inputs: ``attn`` (q, k, v, o), ``ffn`` (gate, up),
-    ``all``, or none of them. With gate and up by columns no neuron is contiguous in either layout."""
+    ``all``, or none of them. Gate and up by columns: no neuron is contiguous then."""
 
     @property
     def attn_columns(self) -> bool:
@@ -232,7 +232,7 @@ def pack(
     formats = formats or Formats()
     if formats.inputs not in INPUTS or (formats.guess and formats.ffn_columns):
         raise UnsupportedError(
-            f"matrices by columns {formats.inputs!r} with proxies of {formats.guess} bits: there are "
+            f"columns of {formats.inputs!r} and proxies of {formats.guess} bits: there are "
             f"{', '.join(filter(None, INPUTS))}, and proxies choose rows of gate and up"
         )
     if formats.guess not in (0, *BITS):

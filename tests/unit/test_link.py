@@ -146,7 +146,7 @@ def test_trace_and_tap(device: Device) -> None:
 def test_counters_and_thresholds(device: Device) -> None:
     device.counters(clear=True)
     device.prefill([1, 2, 3])
-    device.set_thresholds(10, [float(i) for i in range(12)])
+    device.set_thresholds(10, [float(i + 1) for i in range(12)])
     c = device.counters(clear=True)
     assert (c["tokens"], c["bytes"], c["neurons"]) == (3, 3 << 33, 25)
     assert not any(device.counters().values())
