@@ -26,6 +26,7 @@ from sparseflash.quantize import (
     unpack_nibbles,
     unpack_rows,
 )
+from sparseflash.screen import proxy_of
 from sparseflash.spec import (
     Activation,
     LayerSpec,
@@ -55,6 +56,7 @@ class Section(IntEnum):
     ATTN = 7
     RECORDS = 8
     SCALES = 9
+    HEAD_PROXY = 10
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,8 @@ class Formats:
     layout: str = "joint"
     """FFN records: ``joint`` keeps a neuron contiguous, ``split`` keeps its gate row, up row and
     down column in a plane each, for flash that is read in large blocks."""
+    head_proxy: str = ""
+    """``q4`` stores the head a second time on that grid, for a screened head."""
 
 
 def _rope_increments(theta: float, scale: float, head_dim: int) -> np.ndarray:
@@ -187,6 +191,9 @@ def pack(model: Model, path: Path, formats: Formats | None = None) -> None:
     if model.head is not None:
         head = quantize(model.head, formats.embed, "head")
         sections.append((Section.HEAD, 0, pack_rows(head).tobytes()))
+    if formats.head_proxy:
+        rows = embed if model.head is None else head
+        sections.append((Section.HEAD_PROXY, 0, pack_rows(proxy_of(rows)).tobytes()))
     vectors: list[np.ndarray] = []
     thetas: list[np.ndarray] = []
     for i, layer in enumerate(model.layers):
@@ -356,6 +363,10 @@ class Image:
             return self.embed()
         rows = self.section(Section.HEAD).reshape(self.spec.vocab, -1)
         return unpack_rows(rows, self.spec.dim, self.formats.embed)
+
+    def head_proxy(self) -> Blocks:
+        rows = self.section(Section.HEAD_PROXY).reshape(self.spec.vocab, -1)
+        return unpack_rows(rows, self.spec.dim, self.formats.head_proxy)
 
     def attention(self, layer: int) -> tuple[Blocks, Blocks, Blocks, Blocks]:
         """q, k, v and o projections."""
