@@ -8,6 +8,7 @@ HEAD ?= exact
 PORT ?=
 TEXT ?=
 WINDOWS ?=
+ORDER ?= file
 
 VENV := .venv
 PY := $(VENV)/bin/python
@@ -17,11 +18,11 @@ PLAN := --method $(METHOD) --sparsity $(SPARSITY) --head $(HEAD)
 LINE := $(if $(PORT),--port $(PORT))
 STAMP := $(VENV)/.ready
 
-.PHONY: flash-curve help demo test setup fetch calibrate generate build flash size stack validate perplexity sparsity bench chat boards models lint clean
+.PHONY: flash-curve cycles help demo test setup fetch calibrate generate build flash size stack validate perplexity sparsity bench chat boards models lint clean
 
 help: ## This list
 	awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-14s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
-	echo "Variables: BOARD=$(BOARD) MODEL=$(MODEL) METHOD=$(METHOD) SPARSITY=$(SPARSITY) HEAD=$(HEAD) PORT=$(PORT) TEXT=$(TEXT) WINDOWS=$(WINDOWS)"
+	echo "Variables: BOARD=$(BOARD) MODEL=$(MODEL) METHOD=$(METHOD) SPARSITY=$(SPARSITY) HEAD=$(HEAD) PORT=$(PORT) TEXT=$(TEXT) WINDOWS=$(WINDOWS) ORDER=$(ORDER)"
 
 $(STAMP): requirements.txt pyproject.toml
 	python3 -m venv $(VENV)
@@ -46,7 +47,7 @@ calibrate: setup ## Measures thresholds of MODEL
 	$(SF) calibrate --model $(MODEL)
 
 generate: setup ## Packs MODEL and writes the C for BOARD
-	$(SF) generate $(ARGS) $(PLAN)
+	$(SF) generate $(ARGS) $(PLAN) --order $(ORDER)
 
 build: setup ## Compiles what generate wrote
 	$(SF) build $(ARGS)
@@ -72,6 +73,9 @@ sparsity: setup ## Every sparsity method on one page: table, plots (WINDOWS=8 fo
 
 bench: setup ## Tokens a second and bytes a token over the link
 	$(SF) bench $(ARGS) $(LINE)
+
+cycles: setup ## Cycles a token of MODEL on ast1030-evb, in a model of its core and flash
+	$(PY) tests/bench/ast1030_cycles.py --model $(MODEL)
 
 chat: setup ## Talks to the device
 	$(SF) chat $(ARGS) $(LINE)

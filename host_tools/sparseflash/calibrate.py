@@ -324,7 +324,8 @@ def calibration_windows(
     return np.asarray(rows, np.int64), hashes
 
 
-def _activation(kind: Activation, x: torch.Tensor) -> torch.Tensor:
+def activation(kind: Activation, x: torch.Tensor) -> torch.Tensor:
+    """act(x), elementwise."""
     from torch.nn import functional as nn
 
     if kind is Activation.SILU:
@@ -388,7 +389,7 @@ def calibrate(
 
     def count_act(layer: int, gate: torch.Tensor) -> None:
         if "act" in sites:
-            count(layer, "act", _activation(spec.activation, gate.detach()))
+            count(layer, "act", activation(spec.activation, gate.detach()))
 
     pool = ThreadPoolExecutor(max_workers=2)
 

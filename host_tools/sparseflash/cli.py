@@ -124,18 +124,22 @@ def generate(
     sparsity: SparsityOption = 30,
     kv_len: KvOption = None,
     ram: Annotated[int | None, typer.Option("--ram", help="bytes to stay within")] = None,
+    order: Annotated[str, typer.Option(help="neurons in flash: file or coactivation")] = "file",
     head: HeadOption = "exact",
 ) -> None:
     """Packs the model, plans it for the board and writes its C."""
-    from sparseflash import pipeline, recipes
+    from sparseflash import pipeline, recipes, sfm
     from sparseflash.boards import load_board
     from sparseflash.screen import head_rows
 
     recipe, target = recipes.load_recipe(model), load_board(board)
     pipeline.check_method(method, sparsity)
     rows = head_rows(head)
+    if order not in sfm.ORDERS:
+        raise UsageError(f"order {order!r} is unknown; there are {', '.join(sfm.ORDERS)}")
     loaded = pipeline.open_model(recipe)
-    image = pipeline.pack_model(loaded, recipe, target.raw.get("layout", "joint"), rows > 0)
+    layout = target.raw.get("layout", "joint")
+    image = pipeline.pack_model(loaded, recipe, layout, order, rows > 0)
     percent = 0.0 if method == "dense" else sparsity
     limits = np.zeros((image.spec.n_layers, 5), np.float32)
     if percent:

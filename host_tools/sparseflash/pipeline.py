@@ -32,6 +32,7 @@ from sparseflash.host_board import HostProcess
 from sparseflash.link.client import Device
 from sparseflash.load import load_model
 from sparseflash.methods import registry
+from sparseflash.neuron_order import load_order, measure_order, save_order
 from sparseflash.plan import make_plan, plan_digest
 from sparseflash.recipes import Recipe, fetch, fetch_tokenizer
 from sparseflash.reference import SITES, THRESHOLDS, Reference
@@ -101,11 +102,16 @@ def open_model(recipe: Recipe) -> Model:
 
 
 def pack_model(
-    model: Model, recipe: Recipe, layout: str = "joint", screened: bool = False
+    model: Model,
+    recipe: Recipe,
+    layout: str = "joint",
+    order: str = "file",
+    screened: bool = False,
 ) -> Image:
     """model.sfm, or a twin of it, written when the source or the formats changed."""
     path = Places(recipe.name).image_of(layout, screened)
-    formats = Formats(**recipe.formats, layout=layout, head_proxy="q4" if screened else "")
+    proxy = "q4" if screened else ""
+    formats = Formats(**recipe.formats, layout=layout, order=order, head_proxy=proxy)
     if path.is_file():
         try:
             image = Image(path)
@@ -113,8 +119,19 @@ def pack_model(
                 return image
         except InputError:
             pass
-    pack(model, path, formats)
+    pack(model, path, formats, neuron_order(model, recipe) if order != "file" else None)
     return Image(path)
+
+
+def neuron_order(model: Model, recipe: Recipe) -> np.ndarray:
+    """order.npz of the recipe's calibration text, measured when it is not there for this source."""
+    path, sha = Places(recipe.name).folder / "order.npz", model.source["sha256"]
+    order = load_order(path, sha)
+    if order is None:
+        ids, _ = calibration_tokens(model, recipe)
+        order = measure_order(model, ids, calibrated(model, recipe))
+        save_order(path, order, sha)
+    return order
 
 
 def calibrated(model: Model, recipe: Recipe) -> Calibration:

@@ -6,7 +6,7 @@ import hashlib
 import json
 import struct
 import zlib
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields, replace
 from enum import IntEnum
 from pathlib import Path
 from typing import Any
@@ -44,6 +44,8 @@ HEADER = struct.Struct("<4sHHIIQII32s")  # 64 bytes
 DIMS = struct.Struct("<16I")
 ENTRY = struct.Struct("<IIQQII")
 ALIGN = 64
+ORDERS = ("file", "coactivation")
+"""Of the neurons in RECORDS."""
 
 
 class Section(IntEnum):
@@ -69,6 +71,8 @@ class Formats:
     layout: str = "joint"
     """FFN records: ``joint`` keeps a neuron contiguous, ``split`` keeps its gate row, up row and
     down column in a plane each, for flash that is read in large blocks."""
+    order: str = "file"
+    """Neurons as in the source (``file``), or ``coactivation`` within their group of 32."""
     head_proxy: str = ""
     """``q4`` stores the head a second time on that grid, for a screened head."""
 
@@ -153,6 +157,21 @@ def _records(gate: Blocks, up: Blocks, down: Blocks, ffn: int, layout: str) -> b
     return b"".join(p.tobytes() for p in pieces)
 
 
+def _reordered(gate: Blocks, up: Blocks, down: Blocks, order: np.ndarray) -> list[Blocks]:
+    """The blocks with neuron order[i] of each in place i; ``order`` stays within groups of 32."""
+    n = len(order)
+    file = np.arange(n)
+    if not np.array_equal(np.sort(order), file) or (order // GROUP != file // GROUP).any():
+        raise InputError(
+            "the neuron order leaves groups of 32 or names one twice; measure it again"
+        )
+    columns = np.concatenate([order, np.arange(n, down.q.shape[1])])
+    rows = [
+        replace(b, **{f.name: getattr(b, f.name)[order] for f in fields(b)}) for b in (gate, up)
+    ]
+    return [*rows, replace(down, q=down.q[:, columns])]
+
+
 def _down_scales(down: Blocks) -> np.ndarray:
     """Scales of down_proj, one table of dim entries for each block of 32 neurons."""
     per = 4 if isinstance(down, Q4Blocks) else 2
@@ -170,9 +189,17 @@ def _token_table(model: Model) -> bytes:
     return struct.pack("<I", len(texts)) + offsets.tobytes() + b"".join(texts)
 
 
-def pack(model: Model, path: Path, formats: Formats | None = None) -> None:
-    """Quantizes ``model`` and writes the flash image; the file appears whole or not at all."""
+def pack(
+    model: Model, path: Path, formats: Formats | None = None, order: np.ndarray | None = None
+) -> None:
+    """Quantizes ``model`` and writes the flash image; the file appears whole or not at all.
+
+    order: int (layers, ffn), old numbers of the neurons in their new places, when the formats ask
+    for one.
+    """
     formats = formats or Formats()
+    if (order is None) != (formats.order == "file"):
+        raise InputError(f"neuron order {formats.order!r} needs its permutations, and only it")
     spec = model.spec
     check_device_support(spec)
     sections: list[tuple[Section, int, bytes]] = []
@@ -222,6 +249,8 @@ def pack(model: Model, path: Path, formats: Formats | None = None) -> None:
         gate = quantize(layer.gate_proj, formats.ffn, f"layer {i} gate_proj")
         up = quantize(layer.up_proj, formats.ffn, f"layer {i} up_proj")
         down = quantize(layer.down_proj, formats.ffn, f"layer {i} down_proj")
+        if order is not None:
+            gate, up, down = _reordered(gate, up, down, order[i])
         records = _records(gate, up, down, spec.ffn_dim, formats.layout)
         sections.append((Section.RECORDS, i, records))
         sections.append((Section.SCALES, i, _down_scales(down).tobytes()))
