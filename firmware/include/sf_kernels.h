@@ -81,6 +81,9 @@ int32_t sf_quantize8(const float *x, uint32_t n, int8_t *q);
 /* out[r] = row[r] . x for n <= SF_TILE rows of x->groups*32 weights. */
 void sf_dot_q4(const uint8_t *const *row, uint32_t n, const sf_bfp *x, float *out);
 void sf_dot_q8(const uint8_t *const *row, uint32_t n, const sf_bfp *x, float *out);
+/* The same for proxy rows of 1 to 4 bits a weight. */
+void sf_dot_proxy(const uint8_t *const *row, uint32_t n, uint32_t bits, const sf_bfp *x,
+                  float *out);
 /* isum[j] += sum_r h[r] * col[r][j] for n <= SF_GROUP columns of dim weights. */
 void sf_axpy_q4(const uint8_t *const *col, const int8_t *h, uint32_t n, uint32_t dim,
                 int32_t *isum);

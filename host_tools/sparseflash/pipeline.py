@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from sparseflash.methods.study import Study
 
 DEVICE_METHODS = tuple(m.name for m in registry.METHODS.values() if m.device)
-"""Methods that thresholds of a layer's gate, act, up, h and down express."""
+"""Methods that thresholds of a layer's gate, act, up, h, down and guess express."""
 
 
 @dataclass(frozen=True)
@@ -101,17 +101,25 @@ def open_model(recipe: Recipe) -> Model:
     return model
 
 
+def formats_of(recipe: Recipe) -> Formats:
+    """The grids of the recipe's weights."""
+    f = recipe.formats
+    return Formats(f["attn"], f["ffn"], f["embed"])
+
+
 def pack_model(
     model: Model,
     recipe: Recipe,
     layout: str = "joint",
     order: str = "file",
+    guess: int = 0,
     screened: bool = False,
 ) -> Image:
     """model.sfm, or a twin of it, written when the source or the formats changed."""
     path = Places(recipe.name).image_of(layout, screened)
     proxy = "q4" if screened else ""
-    formats = Formats(**recipe.formats, layout=layout, order=order, head_proxy=proxy)
+    formats = formats_of(recipe)
+    formats = replace(formats, layout=layout, order=order, guess=guess, head_proxy=proxy)
     if path.is_file():
         try:
             image = Image(path)
@@ -196,7 +204,7 @@ def thresholds_for(
     model: Model | None = None,
     recipe: Recipe | None = None,
 ) -> np.ndarray:
-    """float32 (layers, 5): the method's sites at ``percent`` of magnitudes below.
+    """float32 (layers, 6): the method's sites at ``percent`` of magnitudes below.
 
     Methods whose levels differ between layers need the model and its recipe to find them.
     """
@@ -210,6 +218,15 @@ def thresholds_for(
         if model is None or recipe is None:
             raise UsageError(f"method {method} needs the model to share its budget over layers")
         levels = _study(model, image, calibration, recipe).levels(m, percent / 100)
+    if m.guess:
+        if model is None or recipe is None:
+            raise UsageError(f"method {method} needs the model to know what its proxies guess")
+        study = _study(model, image, calibration, recipe)
+        levels = study.levels(m, percent / 100)
+        for i, rules in enumerate(study.rules(m, levels)):
+            assert rules.proxy is not None
+            out[i, THRESHOLDS.index("guess")] = rules.proxy.rule.threshold
+        del levels["proxy"]
     for site, shares in levels.items():
         column = THRESHOLDS.index(site)
         for i, share in enumerate(shares):

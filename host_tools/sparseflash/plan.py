@@ -11,11 +11,12 @@ import numpy as np
 
 from sparseflash.boards import Board
 from sparseflash.errors import TooSmallError, UnsupportedError
-from sparseflash.placement import Part, parts_of, pinned_bytes, place, summary
+from sparseflash.placement import Part, kinds_of, parts_of, pinned_bytes, place, summary
+from sparseflash.reference import THRESHOLDS
 from sparseflash.screen import check_rows
 from sparseflash.sfm import Image, Section, vector_layout
 
-RUNTIME_VERSION = 2
+RUNTIME_VERSION = 3
 
 
 def memory_table(image: Image, kv_len: int, head_rows: int = 0) -> dict[str, int]:
@@ -50,8 +51,10 @@ def _flash_and_parts(
 ) -> tuple[dict[str, Any], list[Part]]:
     """How weights are reached, and where each part lies; adds its buffers to ``memory``."""
     keep = 1.0 - sparsity / 100
-    alive = {"dense": 1.0, "h": keep, "cats": keep}.get(method, keep * keep)
-    parts = parts_of(image, alive, 1.0 if method in ("dense", "h") else keep, head_rows)
+    guess = image.formats.guess > 0
+    alive = {"dense": 1.0, "h": keep, "cats": keep}.get(method, keep if guess else keep * keep)
+    up = 1.0 if method in ("dense", "h") else keep
+    parts = parts_of(image, alive, up, keep if guess else 1.0, head_rows)
     stream = board.raw.get("stream")
     if stream is None:
         return {"mode": "map"}, parts
@@ -104,7 +107,7 @@ def make_plan(
     ram: int | None = None,
     head_rows: int = 0,
 ) -> dict[str, Any]:
-    """The plan as plain data; ``thresholds`` float32 (layers, 5), ``ram`` bytes to stay within,
+    """The plan as plain data; ``thresholds`` float32 (layers, 6), ``ram`` bytes to stay within,
     ``head_rows`` the rows that a screened head computes exactly (0: the exact head).
 
     Raises:
@@ -136,6 +139,10 @@ def make_plan(
         )
     ram = min(ram or board.sram_bytes, board.sram_bytes)
     flash, parts = _flash_and_parts(image, board, memory, ram, method, sparsity, head_rows)
+    if not f.guess and np.asarray(thresholds)[:, THRESHOLDS.index("guess")].any():
+        raise UnsupportedError(
+            f"the image of {image.name} has no proxies, and method {method} needs them; pack again"
+        )
     vectors: dict[str, int] = {}
     at = 0
     for name, size in vector_layout(s):
@@ -152,6 +159,8 @@ def make_plan(
         "ffn_blocks": -(-s.ffn_dim // 32),
         "head_rows": head_rows,
         "formats": {"attn": f.attn, "ffn": f.ffn, "embed": f.embed, "head_proxy": f.head_proxy},
+        "kinds": list(kinds_of(f)),
+        "guess_bits": f.guess,
         "score_scale": float(np.float32(s.score_scale * 1.4426950408889634)),
         "model": {
             "family": s.family,
