@@ -1,5 +1,5 @@
-/* ESP32-C3 after direct boot: watchdogs off, 160 MHz, the system timer. Registers from the
- * Technical Reference Manual; nothing here ran on a chip yet. */
+/* ESP32-C3 after direct boot: watchdogs off, 160 MHz, the system timer. Registers as the vendor's
+ * headers name them; nothing here ran on a chip yet. */
 #include "bare.h"
 #include "sf_port.h"
 
