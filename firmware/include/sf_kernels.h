@@ -120,6 +120,9 @@ static inline uint64_t sf_truncate(float x) {
     const uint64_t m = (sf_bits(x) & 0x007FFFFFu) | 0x00800000u;
     return e < 127u ? 0u : (e < 150u ? m >> (150u - e) : m << (e - 150u));
 }
+/* The rows largest of x [n], n <= 65536, the least index first among equals: their indices,
+ * ascending, in pick [rows]. */
+void sf_pick_largest(const float *x, uint32_t n, uint32_t rows, uint16_t *pick);
 /* One row as floats: x [dim]. */
 void sf_row_q4(const uint8_t *row, uint32_t dim, float *x);
 void sf_row_q8(const uint8_t *row, uint32_t dim, float *x);

@@ -83,10 +83,12 @@ def parts_of(
     alive_up: float = 1.0,
     alive_gate: float = 1.0,
     inputs: float = 1.0,
+    head_rows: int = 0,
 ) -> list[Part]:
     """The parts in order of use; ``alive`` is the share of neurons a mask keeps.
 
     inputs: the share of inputs that live at matrices stored by columns.
+    head_rows: what a screened head computes exactly.
     """
     s, f = image.spec, image.formats
     lay = record_layout(s, f)
@@ -135,7 +137,11 @@ def parts_of(
         ]
     e_row = row_bytes(s.dim, f.embed)
     head = image.offset(Section.EMBED if s.tied_head else Section.HEAD)
-    out.append(Part("head", s.n_layers, head, e_row, e_row, s.vocab, False))
+    if head_rows:
+        proxy, p_row = image.offset(Section.HEAD_PROXY), row_bytes(s.dim, f.head_proxy)
+        out.append(Part("head_proxy", s.n_layers, proxy, p_row, p_row, s.vocab, False))
+    use = head_rows / s.vocab if head_rows else 1.0
+    out.append(Part("head", s.n_layers, head, e_row, e_row, s.vocab, False, use))
     embed = image.offset(Section.EMBED)
     out.append(Part("embed", s.n_layers, embed, e_row, e_row, s.vocab, False, 1 / s.vocab))
     return out

@@ -14,6 +14,7 @@ from sparseflash.columns import padded
 from sparseflash.errors import TooSmallError, UnsupportedError
 from sparseflash.placement import Part, kinds_of, parts_of, pinned_bytes, place, summary
 from sparseflash.reference import INPUTS, THRESHOLDS
+from sparseflash.screen import check_rows
 from sparseflash.sfm import Image, Section, vector_layout
 
 RUNTIME_VERSION = 3
@@ -26,7 +27,7 @@ def outputs_of(image: Image) -> int:
     return padded(max(s.dim, attn, s.ffn_dim if f.ffn_columns else 0))
 
 
-def memory_table(image: Image, kv_len: int) -> dict[str, int]:
+def memory_table(image: Image, kv_len: int, head_rows: int = 0) -> dict[str, int]:
     """SRAM by category, bytes; the sizes of the generated arrays."""
     s = image.spec
     longest = max(s.ffn_dim, s.dim, s.q_dim)
@@ -43,12 +44,20 @@ def memory_table(image: Image, kv_len: int) -> dict[str, int]:
     }
     if image.formats.inputs:
         table["input masks"] = 6 * max(s.dim, s.q_dim)
+    if head_rows:
+        table["picked head rows"] = 2 * head_rows
     table["total"] = sum(table.values())
     return table
 
 
 def _flash_and_parts(
-    image: Image, board: Board, memory: dict[str, int], ram: int, method: str, sparsity: float
+    image: Image,
+    board: Board,
+    memory: dict[str, int],
+    ram: int,
+    method: str,
+    sparsity: float,
+    head_rows: int,
 ) -> tuple[dict[str, Any], list[Part]]:
     """How weights are reached, and where each part lies; adds its buffers to ``memory``."""
     keep = 1.0 - sparsity / 100
@@ -56,9 +65,10 @@ def _flash_and_parts(
     alive = {"dense": 1.0, "h": keep, "cats": keep}.get(method, keep if guess else keep * keep)
     up = 1.0 if method in ("dense", "h") else keep
     if image.formats.inputs:
-        parts = parts_of(image, keep if image.formats.inputs == "all" else 1.0, inputs=keep)
+        down = keep if image.formats.inputs == "all" else 1.0
+        parts = parts_of(image, down, inputs=keep, head_rows=head_rows)
     else:
-        parts = parts_of(image, alive, up, keep if guess else 1.0)
+        parts = parts_of(image, alive, up, keep if guess else 1.0, head_rows=head_rows)
     stream = board.raw.get("stream")
     if stream is None:
         return {"mode": "map"}, parts
@@ -109,8 +119,10 @@ def make_plan(
     method: str = "dense",
     sparsity: float = 0.0,
     ram: int | None = None,
+    head_rows: int = 0,
 ) -> dict[str, Any]:
-    """The plan as plain data; ``thresholds`` float32 (layers, 12), ``ram`` bytes to stay within.
+    """The plan as plain data; ``thresholds`` float32 (layers, 12), ``ram`` bytes to stay within,
+    ``head_rows`` the rows that a screened head computes exactly (0: the exact head).
 
     Raises:
         TooSmallError: SRAM or flash of the board does not hold it; names the line that overflows.
@@ -124,7 +136,8 @@ def make_plan(
             f"board {board.id}: the image takes {image.size:,} bytes of flash and the board has "
             f"{board.flash_bytes:,}; choose a smaller model or a board with more flash"
         )
-    memory = memory_table(image, kv_len)
+    head_rows = check_rows(head_rows, s.vocab, f.head_proxy)
+    memory = memory_table(image, kv_len, head_rows)
     kept = sum(board.reserve.values())
     if memory["total"] + kept > board.sram_bytes:
         over = memory["total"] + kept - board.sram_bytes
@@ -138,9 +151,8 @@ def make_plan(
             f"{board.sram_bytes - kept:,}{f' beside {beside}' if beside else ''}; the largest line "
             f"is {worst!r} with {memory[worst]:,}: {advice}"
         )
-    flash, parts = _flash_and_parts(
-        image, board, memory, min(ram or board.sram_bytes, board.sram_bytes), method, sparsity
-    )
+    ram = min(ram or board.sram_bytes, board.sram_bytes)
+    flash, parts = _flash_and_parts(image, board, memory, ram, method, sparsity, head_rows)
     for columns, sites in ((f.attn_columns, INPUTS[:4]), (f.ffn_columns, INPUTS[4:])):
         which = [THRESHOLDS.index(name) for name in sites]
         if not columns and np.asarray(thresholds)[:, which].any():
@@ -165,7 +177,8 @@ def make_plan(
         "sparsity": sparsity,
         "kv_len": kv_len,
         "ffn_blocks": -(-s.ffn_dim // 32),
-        "formats": {"attn": f.attn, "ffn": f.ffn, "embed": f.embed},
+        "head_rows": head_rows,
+        "formats": {"attn": f.attn, "ffn": f.ffn, "embed": f.embed, "head_proxy": f.head_proxy},
         "kinds": list(kinds_of(f)),
         "guess_bits": f.guess,
         "attn_columns": f.attn_columns,

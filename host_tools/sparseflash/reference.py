@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from sparseflash.quantize import GROUP, Blocks
+from sparseflash.screen import screened
 from sparseflash.sfm import Image
 from sparseflash.spec import Activation, Q4Blocks
 
@@ -249,10 +250,12 @@ class Reference:
         thresholds: np.ndarray | None = None,
         keep_sites: bool = True,
         logits_from: int = 0,
+        head_rows: int = 0,
     ) -> Run:
         """Teacher-forced pass over ``ids`` (T,) from position 0.
 
         thresholds: float32 (layers, 12) in the order of THRESHOLDS; None is dense.
+        head_rows: rows that a screened head computes exactly; 0 is the exact head.
         """
         spec = self.spec
         ids = np.asarray(ids)
@@ -272,7 +275,10 @@ class Reference:
             if keep_sites:
                 out.sites.append(site)
         x = rmsnorm(x[logits_from:], self.final_norm, spec.norm_eps)
-        out.logits = Linear(self.image.head())(quantize_bfp(x))
+        b = quantize_bfp(x)
+        out.logits = Linear(self.image.head())(b)
+        if head_rows:
+            out.logits = screened(Linear(self.image.head_proxy())(b), out.logits, head_rows)
         return out
 
     def _layer(

@@ -28,6 +28,7 @@ from sparseflash.quantize import (
     unpack_nibbles,
     unpack_rows,
 )
+from sparseflash.screen import proxy_of
 from sparseflash.spec import (
     Activation,
     LayerSpec,
@@ -62,6 +63,7 @@ class Section(IntEnum):
     ATTN = 7
     RECORDS = 8
     SCALES = 9
+    HEAD_PROXY = 10
     GUESS = 11
 
 
@@ -77,6 +79,8 @@ class Formats:
     down column in a plane each, for flash that is read in large blocks."""
     order: str = "file"
     """Neurons as in the source (``file``), or ``coactivation`` within their group of 32."""
+    head_proxy: str = ""
+    """``q4`` stores the head a second time on that grid, for a screened head."""
     guess: int = 0
     """Bits of the proxies of gate and up that choose neurons before they are read; 0 has none."""
     inputs: str = ""
@@ -257,6 +261,9 @@ def pack(
     if model.head is not None:
         head = quantize(model.head, formats.embed, "head")
         sections.append((Section.HEAD, 0, pack_rows(head).tobytes()))
+    if formats.head_proxy:
+        rows = embed if model.head is None else head
+        sections.append((Section.HEAD_PROXY, 0, pack_rows(proxy_of(rows)).tobytes()))
     vectors: list[np.ndarray] = []
     thetas: list[np.ndarray] = []
     for i, layer in enumerate(model.layers):
@@ -433,6 +440,10 @@ class Image:
             return self.embed()
         rows = self.section(Section.HEAD).reshape(self.spec.vocab, -1)
         return unpack_rows(rows, self.spec.dim, self.formats.embed)
+
+    def head_proxy(self) -> Blocks:
+        rows = self.section(Section.HEAD_PROXY).reshape(self.spec.vocab, -1)
+        return unpack_rows(rows, self.spec.dim, self.formats.head_proxy)
 
     def attention(self, layer: int) -> tuple[Blocks, Blocks, Blocks, Blocks]:
         """q, k, v and o projections."""
