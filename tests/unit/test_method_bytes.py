@@ -30,7 +30,7 @@ LEVELS = {"dense": 0.0, "h": 0.5, "cats": 0.5, "paper": 0.5, "paper-gate-up": 0.
           "marginal-ffn": 0.2, "marginal-h": 0.05,
           "prox-4": 0.6, "prox-3": 0.5, "prox-2": 0.5, "prox-1": 0.3,
           "prox-3-two": 0.6, "teal-x": 0.4, "teal-attn": 0.4, "teal": 0.3, "teal-greedy": 0.3,
-          "asvd-inputs": 0.3}  # fmt: skip
+          "asvd-inputs": 0.3, "asvd-h": 0.4}  # fmt: skip
 
 
 @pytest.fixture(scope="module")

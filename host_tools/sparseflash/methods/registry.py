@@ -118,7 +118,7 @@ _LIST = (
         source="arXiv 2312.05821",
         device=True,
     ),
-    Method("asvd-h", "h, levels by sensitivity", ("h",), budget="sensitivity"),
+    Method("asvd-h", "h, levels by sensitivity", ("h",), budget="sensitivity", device=True),
     *(
         Method(
             f"prox-{k}",
