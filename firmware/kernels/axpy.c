@@ -29,6 +29,10 @@ void sf_axpy_q4(const uint8_t *const *col, const int8_t *h, uint32_t n, uint32_t
         c[r] = col[r < n ? r : 0]; /* times zero */
     }
     memcpy(a, h, n);
+    /* As in sf_dot_q4: ask for what lies behind. */
+    const uintptr_t behind = n > 1u ? (uintptr_t)col[n - 1u] - (uintptr_t)col[0] +
+                                          ((uintptr_t)col[1] - (uintptr_t)col[0])
+                                    : 0u;
     for (uint32_t j = 0; j < dim; j += 4u * SF_GROUP) {
         const uint32_t left = (dim - j) / SF_GROUP, live = left < 4u ? left : 4u;
         const __mmask64 bytes = UINT64_MAX >> (64u - 16u * live);
@@ -37,6 +41,9 @@ void sf_axpy_q4(const uint8_t *const *col, const int8_t *h, uint32_t n, uint32_t
             low[q] = high[q] = _mm512_setzero_si512();
         }
         for (uint32_t r = 0; r < n; r += 4u) {
+            for (uint32_t i = 0; i < 4u; i++) {
+                _mm_prefetch((const void *)((uintptr_t)c[r + i] + j / 2u + behind), _MM_HINT_T0);
+            }
             const __m512i w0 = _mm512_maskz_loadu_epi8(bytes, c[r] + j / 2u);
             const __m512i w1 = _mm512_maskz_loadu_epi8(bytes, c[r + 1u] + j / 2u);
             const __m512i w2 = _mm512_maskz_loadu_epi8(bytes, c[r + 2u] + j / 2u);
