@@ -51,7 +51,7 @@ def masks(image: Image) -> dict[str, np.ndarray]:
     dense = dense_thresholds(image)
     h, both = dense.copy(), dense.copy()
     h[:, 3] = 0.2
-    both[0] = (0.3, 0.1, 0.2, 0.05, 0.02, 0)
+    both[0, :5] = (0.3, 0.1, 0.2, 0.05, 0.02)
     both[1, 1] = 0.15
     guess = dense.copy()
     guess[:2, 5] = 0.2
