@@ -4,6 +4,7 @@ BOARD ?= host
 MODEL ?= smollm2-135m
 SPARSITY ?= 30
 METHOD ?= h
+HEAD ?= exact
 PORT ?=
 TEXT ?=
 WINDOWS ?=
@@ -13,7 +14,7 @@ VENV := .venv
 PY := $(VENV)/bin/python
 SF := $(VENV)/bin/sparseflash
 ARGS := --board $(BOARD) --model $(MODEL)
-PLAN := --method $(METHOD) --sparsity $(SPARSITY)
+PLAN := --method $(METHOD) --sparsity $(SPARSITY) --head $(HEAD)
 LINE := $(if $(PORT),--port $(PORT))
 STAMP := $(VENV)/.ready
 
@@ -21,7 +22,7 @@ STAMP := $(VENV)/.ready
 
 help: ## This list
 	awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-14s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
-	echo "Variables: BOARD=$(BOARD) MODEL=$(MODEL) METHOD=$(METHOD) SPARSITY=$(SPARSITY) PORT=$(PORT) TEXT=$(TEXT) WINDOWS=$(WINDOWS) ORDER=$(ORDER)"
+	echo "Variables: BOARD=$(BOARD) MODEL=$(MODEL) METHOD=$(METHOD) SPARSITY=$(SPARSITY) HEAD=$(HEAD) PORT=$(PORT) TEXT=$(TEXT) WINDOWS=$(WINDOWS) ORDER=$(ORDER)"
 
 $(STAMP): requirements.txt pyproject.toml
 	python3 -m venv $(VENV)
@@ -65,7 +66,7 @@ validate: setup ## Compares the device with the host, bit by bit
 	$(SF) validate $(ARGS) $(LINE)
 
 perplexity: setup ## Perplexity, KL and bytes a token of dense and sparse variants
-	$(SF) perplexity --model $(MODEL) $(if $(TEXT),--text $(TEXT))
+	$(SF) perplexity --model $(MODEL) --head $(HEAD) $(if $(TEXT),--text $(TEXT))
 
 sparsity: setup ## Every sparsity method on one page: table, plots (WINDOWS=8 for a short look)
 	$(SF) sparsity --model $(MODEL) $(if $(TEXT),--text $(TEXT)) $(if $(WINDOWS),--windows $(WINDOWS))

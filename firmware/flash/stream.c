@@ -47,7 +47,7 @@ static int error;
 static bool whole(uint32_t part) {
     const uint32_t layer = part / SF_LAYER_PARTS, kind = part % SF_LAYER_PARTS;
     if (layer >= SF_LAYERS) {
-        return part == SF_PART_HEAD && with_head;
+        return part == SF_PART_WHOLE_HEAD && with_head;
     }
     return kind != SF_PART_SCALES && sf_reads_all(layer, kind);
 }

@@ -81,6 +81,9 @@ int32_t sf_quantize8(const float *x, uint32_t n, int8_t *q);
 /* out[r] = row[r] . x for n <= SF_TILE rows of x->groups*32 weights. */
 void sf_dot_q4(const uint8_t *const *row, uint32_t n, const sf_bfp *x, float *out);
 void sf_dot_q8(const uint8_t *const *row, uint32_t n, const sf_bfp *x, float *out);
+/* The same for proxy rows of 1 to 4 bits a weight. */
+void sf_dot_proxy(const uint8_t *const *row, uint32_t n, uint32_t bits, const sf_bfp *x,
+                  float *out);
 /* isum[j] += sum_r h[r] * col[r][j] for n <= SF_GROUP columns of dim weights. */
 void sf_axpy_q4(const uint8_t *const *col, const int8_t *h, uint32_t n, uint32_t dim,
                 int32_t *isum);
@@ -117,6 +120,9 @@ static inline uint64_t sf_truncate(float x) {
     const uint64_t m = (sf_bits(x) & 0x007FFFFFu) | 0x00800000u;
     return e < 127u ? 0u : (e < 150u ? m >> (150u - e) : m << (e - 150u));
 }
+/* The rows largest of x [n], n <= 65536, the least index first among equals: their indices,
+ * ascending, in pick [rows]. */
+void sf_pick_largest(const float *x, uint32_t n, uint32_t rows, uint16_t *pick);
 /* One row as floats: x [dim]. */
 void sf_row_q4(const uint8_t *row, uint32_t dim, float *x);
 void sf_row_q8(const uint8_t *row, uint32_t dim, float *x);

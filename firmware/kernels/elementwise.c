@@ -63,7 +63,7 @@ float sf_sigmoid(float x) {
 #else
 
 float sf_sigmoid(float x) {
-    float t = fabsf(x) * 94548.46f; /* log2(e) * 65536 */
+    float t = __builtin_fabsf(x) * 94548.46f; /* log2(e) * 65536 */
     uint32_t e;
     if (!(t < 2031616.0f)) { /* 31 * 65536; NaN too */
         t = 2031616.0f;

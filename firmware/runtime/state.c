@@ -57,6 +57,9 @@ int sf_set_thresholds(uint32_t layer, const float *t) {
             return SF_ERR_ARG;
         }
     }
+    if (SF_GUESS_BITS == 0u && t[SF_T_GUESS] > 0.0f) {
+        return SF_ERR_ARG; /* the image has no proxies */
+    }
     memcpy(sf_threshold[layer], t, sizeof sf_threshold[layer]);
     return SF_OK;
 }
@@ -75,7 +78,16 @@ void sf_counters_clear(void) {
 
 bool sf_reads_all(uint32_t layer, uint32_t kind) {
     const float *t = sf_threshold[layer];
-    const bool up = !(t[SF_T_GATE] > 0.0f || t[SF_T_ACT] > 0.0f);
+    const bool gate = !(t[SF_T_GUESS] > 0.0f);
+    const bool up = gate && !(t[SF_T_GATE] > 0.0f || t[SF_T_ACT] > 0.0f);
+#if SF_GUESS_BITS
+    if (kind == SF_PART_GUESS_GATE || kind == SF_PART_GUESS_UP) {
+        return !gate; /* else they are not read at all */
+    }
+#endif
+    if (kind == SF_PART_GATE) {
+        return gate;
+    }
     if (kind == SF_PART_UP) {
         return up;
     }

@@ -20,7 +20,8 @@ class Memory:
     origin: int
     length: int
     holds: tuple[str, ...]
-    """Of ``code``, ``data`` (with the stack) and ``dma``."""
+    """Of ``code``, ``constants`` (with the code, if no memory has them), ``data`` (with the stack)
+    and ``dma``."""
     dma_from: int = 0
     """Lowest address a DMA engine writes to."""
 
@@ -57,6 +58,11 @@ class Board:
             if content in m.holds:
                 return m
         raise InputError(f"{self.folder / 'board.yaml'}: no memory holds {content!r}; add one")
+
+    @property
+    def constants(self) -> Memory | None:
+        """A window of its own for constants, where they cannot be read beside the code."""
+        return next((m for m in self.memories if "constants" in m.holds), None)
 
     def settings(self, runner: str | None = None) -> dict[str, Any]:
         """Settings of a runner of this board."""

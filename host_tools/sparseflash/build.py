@@ -74,13 +74,14 @@ def build_firmware(board: Board, gen: Path, target: Path, show: bool = False) ->
         return _compile(chain["cc"], flags, sources, gen, target, show)
 
     graphs = ["-fcallgraph-info=su,da"] if chain["cc"].endswith("gcc") else []
+    own = [f"-I{(board.folder / place).resolve()}" for place in chain.get("includes", [])]
     shutil.rmtree(target.parent / "objects", ignore_errors=True)
     objects = []
     for source in sources:
         part = "model" if source.parent == gen else source.parent.name
         objects.append(target.parent / "objects" / part / f"{source.stem}.o")
         objects[-1].parent.mkdir(parents=True, exist_ok=True)
-        flags = [*chain.get("machine", []), *chain["cflags"], *graphs, "-c"]
+        flags = [*chain.get("machine", []), *chain["cflags"], *own, *graphs, "-c"]
         _command(chain["cc"], flags, [source], gen, objects[-1], show)
     script = [f"-Wl,-T,{gen / 'board.ld'}", f"-Wl,-Map,{target}.map"]
     link = [
@@ -92,7 +93,8 @@ def build_firmware(board: Board, gen: Path, target: Path, show: bool = False) ->
     ]
     try:
         with whole(target) as temporary:
-            run([*link, *map(str, objects), "-o", str(temporary), "-lm"], show)
+            libraries = chain.get("libraries", ["-lm"])
+            run([*link, *map(str, objects), "-o", str(temporary), *libraries], show)
     except ToolError as e:
         full = re.search(r"region `(\w+)' overflowed by (\d+) bytes", str(e))
         if not full:

@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from sparseflash.torch_model import TorchModel
 
 SITES = ("gate", "act", "up", "h", "down")
-"""In the order of ``reference.THRESHOLDS``."""
+"""In the order of ``reference.THRESHOLDS``, whose last, guess, is not a site of the dense model."""
 DEFAULT_TEXTS = ("wiki", "c4", "tiny")
 DEFAULT_TOKENS = 16384
 DEFAULT_WINDOW = 512

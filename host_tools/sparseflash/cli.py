@@ -27,6 +27,7 @@ PortOption = Annotated[str | None, typer.Option("--port", help="serial port or p
 MethodOption = Annotated[str, typer.Option("--method", help="docs/METHODS.md")]
 SparsityOption = Annotated[float, typer.Option("--sparsity", help="percent below the threshold")]
 KvOption = Annotated[int | None, typer.Option("--kv-len", min=1, help="positions of KV cache")]
+HeadOption = Annotated[str, typer.Option("--head", help="exact, screened or rows to screen for")]
 Count = Annotated[int, typer.Option(min=1)]
 CountOrDefault = Annotated[int, typer.Option(min=0, help="0: the recipe's")]
 
@@ -124,24 +125,33 @@ def generate(
     kv_len: KvOption = None,
     ram: Annotated[int | None, typer.Option("--ram", help="bytes to stay within")] = None,
     order: Annotated[str, typer.Option(help="neurons in flash: file or coactivation")] = "file",
+    head: HeadOption = "exact",
 ) -> None:
     """Packs the model, plans it for the board and writes its C."""
     from sparseflash import pipeline, recipes, sfm
     from sparseflash.boards import load_board
+    from sparseflash.engine import dense_thresholds
+    from sparseflash.methods.registry import method as method_of
+    from sparseflash.screen import head_rows
 
     recipe, target = recipes.load_recipe(model), load_board(board)
     pipeline.check_method(method, sparsity)
+    rows = head_rows(head)
     if order not in sfm.ORDERS:
         raise UsageError(f"order {order!r} is unknown; there are {', '.join(sfm.ORDERS)}")
+    bits = method_of(method).proxy
     loaded = pipeline.open_model(recipe)
-    image = pipeline.pack_model(loaded, recipe, target.raw.get("layout", "joint"), order)
+    layout = target.raw.get("layout", "joint")
+    image = pipeline.pack_model(loaded, recipe, layout, order, bits, rows > 0)
     percent = 0.0 if method == "dense" else sparsity
-    limits = np.zeros((image.spec.n_layers, 5), np.float32)
+    limits = dense_thresholds(image)
     if percent:
         limits = pipeline.thresholds_for(
             image, pipeline.calibrated(loaded, recipe), method, percent, loaded, recipe
         )
-    plan = pipeline.plan_and_generate(image, target, limits, recipe, method, percent, kv_len, ram)
+    plan = pipeline.plan_and_generate(
+        image, target, limits, recipe, method, percent, kv_len, ram, rows
+    )
     table = Table("SRAM", "bytes", title=f"{model} on {board}")
     for name, size in plan["memory"].items():
         table.add_row(name, f"{size:,}")
@@ -249,6 +259,7 @@ def validate(
             ids,
             session.thresholds,
             lambda done: bar.update(task, completed=done),
+            session.plan.get("head_rows", 0),
         )
     if found is not None:
         raise SparseflashError(f"the device differs from the reference at {found}")
@@ -276,6 +287,7 @@ def bench(
             result = run(session.device, ids, tokens, repetitions, time_model)
         plan = session.plan
     result |= {"version": __version__, "method": plan["method"], "sparsity": plan["sparsity"]}
+    result |= {"head_rows": plan.get("head_rows", 0)}
     result |= {"model_sha": plan["model_sha"], "seed": "greedy"}
     folder = pipeline.Places(model, board).target
     write_json(folder / "bench.json", result)
@@ -338,21 +350,29 @@ def perplexity(
     window: CountOrDefault = 0,
     sparsities: str = "50",
     methods: str = "h,cats,paper-gate-up",
+    head: HeadOption = "exact",
 ) -> None:
     """Perplexity, KL, same top token and bytes of dense and sparse variants, and a plot."""
     from sparseflash import __version__, pipeline, recipes
     from sparseflash.calibrate import assert_disjoint
     from sparseflash.engine import dense_thresholds
+    from sparseflash.methods.registry import method as method_of
     from sparseflash.perplexity import measure, write_report
+    from sparseflash.screen import head_rows
 
     recipe = recipes.load_recipe(model)
+    rows_of_head = head_rows(head)
     wanted = [(m, s) for m in methods.split(",") for s in _numbers("--sparsities", sparsities)]
     for method, percent in wanted:
         pipeline.check_method(method, percent)
+    bits = {method_of(m).proxy for m, _ in wanted} - {0}
+    if len(bits) > 1:
+        raise UsageError("one run has one image, with proxies of one width; ask one prox at a time")
     loaded = pipeline.open_model(recipe)
     if loaded.tokenizer is None:
         raise UsageError(f"{model} has no tokenizer, so it has no perplexity of a text")
-    image = pipeline.pack_model(loaded, recipe)
+    guess = max(bits, default=0)
+    image = pipeline.pack_model(loaded, recipe, guess=guess, screened=rows_of_head > 0)
     calibration = pipeline.calibrated(loaded, recipe)
     name = text or str(recipe.evaluation.get("text", ""))
     if not name:
@@ -366,7 +386,7 @@ def perplexity(
         raise UsageError(f"text {name} has {len(ids)} tokens, fewer than a window of {window}")
     ids = ids[: len(ids) // window * window].reshape(-1, window)
     assert_disjoint(calibration, ids, recipes.file_sha256(recipes.text_path(name)))
-    pipeline.host_engine(image, recipe, window)
+    pipeline.host_engine(image, recipe, window, rows_of_head)
     variants: list[tuple[str, float, np.ndarray]] = [("dense", 0.0, dense_thresholds(image))]
     for method, percent in wanted:
         limits = pipeline.thresholds_for(image, calibration, method, percent, loaded, recipe)
@@ -382,6 +402,7 @@ def perplexity(
         "text": name,
         "tokens": int(ids.size),
         "window": window,
+        "head": head,
         "version": __version__,
         "model_sha": image.sha256.hex(),
     }
@@ -460,13 +481,14 @@ def demo(
     board: BoardOption = "host",
     method: MethodOption = "h",
     sparsity: SparsityOption = 30,
+    head: HeadOption = "exact",
 ) -> None:
     """The main job: pack, generate, build, flash, validate, bench, chat."""
     start = time.monotonic()
     for title, step in (
         ("fetch", lambda: fetch(model)),
         ("calibrate", lambda: calibrate(model)),
-        ("generate", lambda: generate(model, board, method, sparsity, None, None)),
+        ("generate", lambda: generate(model, board, method, sparsity, head=head)),
         ("flash", lambda: flash(model, board)),
         ("validate", lambda: validate(model, board, None, 64)),
         ("bench", lambda: bench(model, board, None, 64, 3)),

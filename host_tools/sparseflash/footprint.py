@@ -15,7 +15,7 @@ from sparseflash.boards import Board
 from sparseflash.errors import InputError, SparseflashError, UsageError
 from sparseflash.programs import run
 
-SECTIONS = (".text", ".stack", ".data", ".bss", ".dma")
+SECTIONS = (".text", ".rodata", ".stack", ".data", ".bss", ".dma")
 INDIRECT = "__indirect_call"
 FRAME = {"soft": 32 + 4, "hard": 104 + 4}
 """What a Cortex-M pushes for an interrupt, with alignment, without and with an FPU."""
@@ -113,12 +113,13 @@ def _library(elf: Path, objdump: str) -> tuple[dict[str, int], dict[str, set[str
                 n = int(high[1:]) - int(low[1:]) + 1 if high else 1
                 frames[name] += width * n
         drop = re.search(r"\tsub(?:w|\.w)?\s+sp, (?:sp, )?#(\d+)", line)
+        drop = drop or re.search(r"\taddi?\s+sp,sp,-(\d+)", line)  # RISC-V
         if drop:
             frames[name] += int(drop[1])
         single = re.search(r"\tstr(?:d|\.w)?\s.*\[sp, #-(\d+)\]!", line)
         if single:
             frames[name] += int(single[1])
-        jump = re.search(r"\tb[a-z.]*\s+[0-9a-f]+ <([^>+]+)>", line)
+        jump = re.search(r"\t(?:b[a-z.]*|j|jal)\s+(?:\w+,)*[0-9a-f]+ <([^>+]+)>", line)
         if jump and jump[1] != name:
             calls[name].add(jump[1])
     return frames, calls
@@ -164,7 +165,7 @@ def stack(board: Board, elf: Path) -> Stack:
         else "soft"
     )
     handlers = [f for f in frames if f.rpartition(":")[2] in {"wrapped", *board.irqs.values()}]
-    interrupt = FRAME[abi] + max((depth(h, ())[0] for h in handlers), default=0)
+    interrupt = FRAME[abi] + max(depth(h, ())[0] for h in handlers) if handlers else 0
     limit = board.reserve["stack"]
     found = Stack(start + interrupt, path, interrupt, limit)
     if found.bytes > limit:

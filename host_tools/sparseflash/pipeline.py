@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from sparseflash.methods.study import Study
 
 DEVICE_METHODS = tuple(m.name for m in registry.METHODS.values() if m.device)
-"""Methods that thresholds of a layer's gate, act, up, h and down express."""
+"""Methods that thresholds of a layer's gate, act, up, h, down and guess express."""
 
 
 @dataclass(frozen=True)
@@ -63,8 +63,15 @@ class Places:
         """The image in the layout that the board asks for."""
         return self.image_of(load_board(self.board).raw.get("layout", "joint"))
 
-    def image_of(self, layout: str) -> Path:
-        return self.folder / ("model.sfm" if layout == "joint" else f"model.{layout}.sfm")
+    def image_of(self, layout: str, screened: bool = False) -> Path:
+        """model.sfm, and its twins of another layout or with a head proxy."""
+        names = ["model", *([layout] * (layout != "joint")), *(["screened"] * screened), "sfm"]
+        return self.folder / ".".join(names)
+
+    def planned_image(self) -> Path:
+        """The image that the plan was made for."""
+        layout = load_board(self.board).raw.get("layout", "joint")
+        return self.image_of(layout, bool(read_plan(self.plan)["formats"].get("head_proxy")))
 
     @property
     def calibration(self) -> Path:
@@ -94,10 +101,25 @@ def open_model(recipe: Recipe) -> Model:
     return model
 
 
-def pack_model(model: Model, recipe: Recipe, layout: str = "joint", order: str = "file") -> Image:
-    """model.sfm, or its split twin, written when the source or the formats changed."""
-    path = Places(recipe.name).image_of(layout)
-    formats = Formats(**recipe.formats, layout=layout, order=order)
+def formats_of(recipe: Recipe) -> Formats:
+    """The grids of the recipe's weights."""
+    f = recipe.formats
+    return Formats(f["attn"], f["ffn"], f["embed"])
+
+
+def pack_model(
+    model: Model,
+    recipe: Recipe,
+    layout: str = "joint",
+    order: str = "file",
+    guess: int = 0,
+    screened: bool = False,
+) -> Image:
+    """model.sfm, or a twin of it, written when the source or the formats changed."""
+    path = Places(recipe.name).image_of(layout, screened)
+    proxy = "q4" if screened else ""
+    formats = formats_of(recipe)
+    formats = replace(formats, layout=layout, order=order, guess=guess, head_proxy=proxy)
     if path.is_file():
         try:
             image = Image(path)
@@ -182,7 +204,7 @@ def thresholds_for(
     model: Model | None = None,
     recipe: Recipe | None = None,
 ) -> np.ndarray:
-    """float32 (layers, 5): the method's sites at ``percent`` of magnitudes below.
+    """float32 (layers, 6): the method's sites at ``percent`` of magnitudes below.
 
     Methods whose levels differ between layers need the model and its recipe to find them.
     """
@@ -196,6 +218,15 @@ def thresholds_for(
         if model is None or recipe is None:
             raise UsageError(f"method {method} needs the model to share its budget over layers")
         levels = _study(model, image, calibration, recipe).levels(m, percent / 100)
+    if m.guess:
+        if model is None or recipe is None:
+            raise UsageError(f"method {method} needs the model to know what its proxies guess")
+        study = _study(model, image, calibration, recipe)
+        levels = study.levels(m, percent / 100)
+        for i, rules in enumerate(study.rules(m, levels)):
+            assert rules.proxy is not None
+            out[i, THRESHOLDS.index("guess")] = rules.proxy.rule.threshold
+        del levels["proxy"]
     for site, shares in levels.items():
         column = THRESHOLDS.index(site)
         for i, share in enumerate(shares):
@@ -235,12 +266,13 @@ def plan_and_generate(
     percent: float,
     kv_len: int | None = None,
     ram: int | None = None,
+    head_rows: int = 0,
 ) -> dict[str, Any]:
     """plan.json and the C of a board."""
     places = Places(recipe.name, board.id)
     positions = kv_len or min(recipe.kv_len, board.kv_len_default)
     board = with_curve(board)
-    plan = make_plan(image, board, thresholds, positions, method, percent, ram)
+    plan = make_plan(image, board, thresholds, positions, method, percent, ram, head_rows)
     generate(plan, places.target / "gen", board)
     write_json(places.plan, plan)
     return plan
@@ -259,10 +291,10 @@ def read_plan(path: Path) -> dict[str, Any]:
 
 def check_image(places: Places) -> None:
     """Whether model.sfm is sound and the one that the plan was made for."""
-    image, plan = Image(places.image), read_plan(places.plan)
+    image, plan = Image(places.planned_image()), read_plan(places.plan)
     if image.sha256.hex() != plan["model_sha"]:
         raise MismatchError(
-            f"{places.plan} was made for another image than {places.image}; run make generate again"
+            f"{places.plan} was made for another image than {image.path}; run make generate again"
         )
 
 
@@ -285,7 +317,8 @@ def flash_board(
     places = Places(model, board.id)
     if not dry:
         check_image(places)
-    files = Files(places.firmware, places.image, places.plan)
+    image = places.image if dry else places.planned_image()
+    files = Files(places.firmware, image, places.plan)
     return flash_files(board, files, places.flashed, runner, asked, dry)
 
 
@@ -355,10 +388,15 @@ class Difference:
 
 
 def validate(
-    device: Device, image: Image, ids: np.ndarray, thresholds: np.ndarray, progress: Any = None
+    device: Device,
+    image: Image,
+    ids: np.ndarray,
+    thresholds: np.ndarray,
+    progress: Any = None,
+    head_rows: int = 0,
 ) -> Difference | None:
     """Compares every site of every layer and all logits of ``ids`` bit by bit."""
-    want = Reference(image).run(ids, thresholds)
+    want = Reference(image).run(ids, thresholds, head_rows=head_rows)
     hashes = want.hashes()
     device.reset()
     device.trace(True)
@@ -392,9 +430,12 @@ def _locate(device: Device, want: np.ndarray, ids: np.ndarray, layer: int, site:
     return Difference(len(ids) - 1, layer, SITES[site], i, float(got[i]), float(want[i]))
 
 
-def host_engine(image: Image, recipe: Recipe, kv_len: int | None = None) -> Engine:
+def host_engine(
+    image: Image, recipe: Recipe, kv_len: int | None = None, head_rows: int = 0
+) -> Engine:
     """The generated C of the board ``host`` as a shared library in this process."""
     folder = Places(recipe.name).folder
-    plan = make_plan(image, load_board("host"), dense_thresholds(image), kv_len or recipe.kv_len)
+    positions, dense = kv_len or recipe.kv_len, dense_thresholds(image)
+    plan = make_plan(image, load_board("host"), dense, positions, head_rows=head_rows)
     generate(plan, folder / "gen")
     return Engine(build_library(folder / "gen", folder / "libsparseflash.so"), image)

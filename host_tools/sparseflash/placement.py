@@ -12,10 +12,13 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from sparseflash.errors import TooSmallError
+from sparseflash.proxy import proxy_row_bytes
 from sparseflash.quantize import row_bytes
-from sparseflash.sfm import Image, Section, record_layout
+from sparseflash.sfm import Formats, Image, Section, record_layout
 
 KINDS = ("qkv", "o", "gate", "up", "scales", "down")
+GUESS_KINDS = ("qkv", "o", "guess_gate", "guess_up", "gate", "up", "scales", "down")
+"""Parts of a layer in order of use, without and with proxies that choose neurons."""
 PIN_ALIGN = 64
 
 
@@ -46,8 +49,20 @@ class Part:
         return self.rows * self.bytes * self.use
 
 
-def parts_of(image: Image, alive: float = 1.0, alive_up: float = 1.0) -> list[Part]:
-    """The parts in order of use; ``alive`` is the share of neurons a mask keeps."""
+def kinds_of(formats: Formats) -> tuple[str, ...]:
+    """Parts of a layer."""
+    return GUESS_KINDS if formats.guess else KINDS
+
+
+def parts_of(
+    image: Image,
+    alive: float = 1.0,
+    alive_up: float = 1.0,
+    alive_gate: float = 1.0,
+    head_rows: int = 0,
+) -> list[Part]:
+    """The parts in order of use; ``alive`` is the share of neurons a mask keeps, ``head_rows`` what
+    a screened head computes exactly."""
     s, f = image.spec, image.formats
     lay = record_layout(s, f)
     row, o_row = row_bytes(s.dim, f.attn), row_bytes(s.q_dim, f.attn)
@@ -63,14 +78,26 @@ def parts_of(image: Image, alive: float = 1.0, alive_up: float = 1.0) -> list[Pa
         out += [
             Part("qkv", i, attn, row, row, heads, False),
             Part("o", i, attn + heads * row, o_row, o_row, s.dim, False),
-            Part("gate", i, rec + lay.gate, rs, lay.row, n, True),
+        ]
+        if f.guess:
+            at, size = image.offset(Section.GUESS, i), proxy_row_bytes(s.dim, f.guess)
+            out += [
+                Part("guess_gate", i, at, size, size, n, True),
+                Part("guess_up", i, at + n * size, size, size, n, True),
+            ]
+        out += [
+            Part("gate", i, rec + lay.gate, rs, lay.row, n, True, alive_gate),
             Part("up", i, rec + lay.up, rs, lay.row, n, True, alive_up),
             Part("scales", i, scales, table, table, blocks, True),
             Part("down", i, rec + lay.down, cs, lay.column, n, True, alive),
         ]
     e_row = row_bytes(s.dim, f.embed)
     head = image.offset(Section.EMBED if s.tied_head else Section.HEAD)
-    out.append(Part("head", s.n_layers, head, e_row, e_row, s.vocab, False))
+    if head_rows:
+        proxy, p_row = image.offset(Section.HEAD_PROXY), row_bytes(s.dim, f.head_proxy)
+        out.append(Part("head_proxy", s.n_layers, proxy, p_row, p_row, s.vocab, False))
+    use = head_rows / s.vocab if head_rows else 1.0
+    out.append(Part("head", s.n_layers, head, e_row, e_row, s.vocab, False, use))
     embed = image.offset(Section.EMBED)
     out.append(Part("embed", s.n_layers, embed, e_row, e_row, s.vocab, False, 1 / s.vocab))
     return out

@@ -11,13 +11,15 @@ import numpy as np
 
 from sparseflash.boards import Board
 from sparseflash.errors import TooSmallError, UnsupportedError
-from sparseflash.placement import Part, parts_of, pinned_bytes, place, summary
+from sparseflash.placement import Part, kinds_of, parts_of, pinned_bytes, place, summary
+from sparseflash.reference import THRESHOLDS
+from sparseflash.screen import check_rows
 from sparseflash.sfm import Image, Section, vector_layout
 
-RUNTIME_VERSION = 2
+RUNTIME_VERSION = 3
 
 
-def memory_table(image: Image, kv_len: int) -> dict[str, int]:
+def memory_table(image: Image, kv_len: int, head_rows: int = 0) -> dict[str, int]:
     """SRAM by category, bytes; the sizes of the generated arrays."""
     s = image.spec
     longest = max(s.ffn_dim, s.dim, s.q_dim)
@@ -32,17 +34,27 @@ def memory_table(image: Image, kv_len: int) -> dict[str, int]:
         "down sums": 12 * s.dim,
         "quantised activations": groups * (32 + 4 + 1),
     }
+    if head_rows:
+        table["picked head rows"] = 2 * head_rows
     table["total"] = sum(table.values())
     return table
 
 
 def _flash_and_parts(
-    image: Image, board: Board, memory: dict[str, int], ram: int, method: str, sparsity: float
+    image: Image,
+    board: Board,
+    memory: dict[str, int],
+    ram: int,
+    method: str,
+    sparsity: float,
+    head_rows: int,
 ) -> tuple[dict[str, Any], list[Part]]:
     """How weights are reached, and where each part lies; adds its buffers to ``memory``."""
     keep = 1.0 - sparsity / 100
-    alive = {"dense": 1.0, "h": keep, "cats": keep}.get(method, keep * keep)
-    parts = parts_of(image, alive, 1.0 if method in ("dense", "h") else keep)
+    guess = image.formats.guess > 0
+    alive = {"dense": 1.0, "h": keep, "cats": keep}.get(method, keep if guess else keep * keep)
+    up = 1.0 if method in ("dense", "h") else keep
+    parts = parts_of(image, alive, up, keep if guess else 1.0, head_rows)
     stream = board.raw.get("stream")
     if stream is None:
         return {"mode": "map"}, parts
@@ -93,8 +105,10 @@ def make_plan(
     method: str = "dense",
     sparsity: float = 0.0,
     ram: int | None = None,
+    head_rows: int = 0,
 ) -> dict[str, Any]:
-    """The plan as plain data; ``thresholds`` float32 (layers, 5), ``ram`` bytes to stay within.
+    """The plan as plain data; ``thresholds`` float32 (layers, 6), ``ram`` bytes to stay within,
+    ``head_rows`` the rows that a screened head computes exactly (0: the exact head).
 
     Raises:
         TooSmallError: SRAM or flash of the board does not hold it; names the line that overflows.
@@ -108,7 +122,8 @@ def make_plan(
             f"board {board.id}: the image takes {image.size:,} bytes of flash and the board has "
             f"{board.flash_bytes:,}; choose a smaller model or a board with more flash"
         )
-    memory = memory_table(image, kv_len)
+    head_rows = check_rows(head_rows, s.vocab, f.head_proxy)
+    memory = memory_table(image, kv_len, head_rows)
     kept = sum(board.reserve.values())
     if memory["total"] + kept > board.sram_bytes:
         over = memory["total"] + kept - board.sram_bytes
@@ -122,9 +137,12 @@ def make_plan(
             f"{board.sram_bytes - kept:,}{f' beside {beside}' if beside else ''}; the largest line "
             f"is {worst!r} with {memory[worst]:,}: {advice}"
         )
-    flash, parts = _flash_and_parts(
-        image, board, memory, min(ram or board.sram_bytes, board.sram_bytes), method, sparsity
-    )
+    ram = min(ram or board.sram_bytes, board.sram_bytes)
+    flash, parts = _flash_and_parts(image, board, memory, ram, method, sparsity, head_rows)
+    if not f.guess and np.asarray(thresholds)[:, THRESHOLDS.index("guess")].any():
+        raise UnsupportedError(
+            f"the image of {image.name} has no proxies, and method {method} needs them; pack again"
+        )
     vectors: dict[str, int] = {}
     at = 0
     for name, size in vector_layout(s):
@@ -139,7 +157,10 @@ def make_plan(
         "sparsity": sparsity,
         "kv_len": kv_len,
         "ffn_blocks": -(-s.ffn_dim // 32),
-        "formats": {"attn": f.attn, "ffn": f.ffn, "embed": f.embed},
+        "head_rows": head_rows,
+        "formats": {"attn": f.attn, "ffn": f.ffn, "embed": f.embed, "head_proxy": f.head_proxy},
+        "kinds": list(kinds_of(f)),
+        "guess_bits": f.guess,
         "score_scale": float(np.float32(s.score_scale * 1.4426950408889634)),
         "model": {
             "family": s.family,

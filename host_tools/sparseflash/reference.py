@@ -12,13 +12,14 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from sparseflash.quantize import GROUP, Blocks
+from sparseflash.screen import screened
 from sparseflash.sfm import Image
 from sparseflash.spec import Activation, Q4Blocks
 
 SHIFT_SPAN = 12
 S_MIN, S_MAX = -40, 80
 SITES = ("attn_in", "q", "attn", "ffn_in", "h", "ffn_out", "residual")
-THRESHOLDS = ("gate", "act", "up", "h", "down")
+THRESHOLDS = ("gate", "act", "up", "h", "down", "guess")
 HASH_MULTIPLIER = 0x01000193
 
 F32 = np.float32
@@ -248,10 +249,12 @@ class Reference:
         thresholds: np.ndarray | None = None,
         keep_sites: bool = True,
         logits_from: int = 0,
+        head_rows: int = 0,
     ) -> Run:
         """Teacher-forced pass over ``ids`` (T,) from position 0.
 
-        thresholds: float32 (layers, 5) in the order of THRESHOLDS; None is dense.
+        thresholds: float32 (layers, 6) in the order of THRESHOLDS; None is dense.
+        head_rows: rows that a screened head computes exactly; 0 is the exact head.
         """
         spec = self.spec
         ids = np.asarray(ids)
@@ -271,7 +274,10 @@ class Reference:
             if keep_sites:
                 out.sites.append(site)
         x = rmsnorm(x[logits_from:], self.final_norm, spec.norm_eps)
-        out.logits = Linear(self.image.head())(quantize_bfp(x))
+        b = quantize_bfp(x)
+        out.logits = Linear(self.image.head())(b)
+        if head_rows:
+            out.logits = screened(Linear(self.image.head_proxy())(b), out.logits, head_rows)
         return out
 
     def _layer(
@@ -332,6 +338,9 @@ class Reference:
             & (np.abs(up) >= limit[2])
             & (np.abs(h) >= limit[3])
         )
+        if limit[5] > 0:
+            guess_gate, guess_up = (Linear(m)(b) for m in self.image.guess(i))
+            alive &= np.abs(activate(spec.activation, guess_gate) * guess_up) >= limit[5]
         h = np.where(alive, h, F32(0))
         site["h"] = h
         y = Linear(down_proj)(quantize_bfp(h))

@@ -50,8 +50,6 @@ COMMANDS: dict[str, list[list[str]]] = {
          "--command", "compare {image_address} {image}", "--command", "reset"],
     ],
     "esptool": [
-        ["esptool", "--chip", "{chip}", "--port", "{port}", "elf2image", "--output", "{bin}",
-         "{elf}"],
         ["esptool", "--chip", "{chip}", "--port", "{port}", "write-flash", "{address}", "{bin}",
          "{image_address}", "{image}"],
         ["esptool", "--chip", "{chip}", "--port", "{port}", "verify-flash", "{address}", "{bin}",

@@ -15,6 +15,7 @@ import numpy as np
 
 from sparseflash.errors import InputError, UnsupportedError
 from sparseflash.files import write_bytes
+from sparseflash.proxy import BITS, pack_proxy, proxy_blocks, unpack_proxy
 from sparseflash.quantize import (
     GROUP,
     Blocks,
@@ -26,15 +27,18 @@ from sparseflash.quantize import (
     unpack_nibbles,
     unpack_rows,
 )
+from sparseflash.screen import proxy_of
 from sparseflash.spec import (
     Activation,
     LayerSpec,
+    Matrix,
     Model,
     ModelSpec,
     Norm,
     Position,
     Q4Blocks,
     Q8Blocks,
+    as_float32,
 )
 
 MAGIC = b"SFM1"
@@ -57,6 +61,8 @@ class Section(IntEnum):
     ATTN = 7
     RECORDS = 8
     SCALES = 9
+    HEAD_PROXY = 10
+    GUESS = 11
 
 
 @dataclass(frozen=True)
@@ -71,6 +77,10 @@ class Formats:
     down column in a plane each, for flash that is read in large blocks."""
     order: str = "file"
     """Neurons as in the source (``file``), or ``coactivation`` within their group of 32."""
+    head_proxy: str = ""
+    """``q4`` stores the head a second time on that grid, for a screened head."""
+    guess: int = 0
+    """Bits of the proxies of gate and up that choose neurons before they are read; 0 has none."""
 
 
 def _rope_increments(theta: float, scale: float, head_dim: int) -> np.ndarray:
@@ -168,6 +178,17 @@ def _reordered(gate: Blocks, up: Blocks, down: Blocks, order: np.ndarray) -> lis
     return [*rows, replace(down, q=down.q[:, columns])]
 
 
+def _guess(
+    gate: Matrix, up: Matrix, formats: Formats, layer: int, order: np.ndarray | None
+) -> bytes:
+    """Proxy rows of gate_proj, then of up_proj."""
+    rows = []
+    for w in (gate, up):
+        data = pack_proxy(proxy_blocks(as_float32(w), formats.guess), formats.guess)
+        rows.append(data if order is None else data[order[layer]])
+    return np.concatenate(rows).tobytes()
+
+
 def _down_scales(down: Blocks) -> np.ndarray:
     """Scales of down_proj, one table of dim entries for each block of 32 neurons."""
     per = 4 if isinstance(down, Q4Blocks) else 2
@@ -194,6 +215,8 @@ def pack(
     for one.
     """
     formats = formats or Formats()
+    if formats.guess not in (0, *BITS):
+        raise UnsupportedError(f"proxies of {formats.guess} bits; there are {list(BITS)}")
     if (order is None) != (formats.order == "file"):
         raise InputError(f"neuron order {formats.order!r} needs its permutations, and only it")
     spec = model.spec
@@ -214,6 +237,9 @@ def pack(
     if model.head is not None:
         head = quantize(model.head, formats.embed, "head")
         sections.append((Section.HEAD, 0, pack_rows(head).tobytes()))
+    if formats.head_proxy:
+        rows = embed if model.head is None else head
+        sections.append((Section.HEAD_PROXY, 0, pack_rows(proxy_of(rows)).tobytes()))
     vectors: list[np.ndarray] = []
     thetas: list[np.ndarray] = []
     for i, layer in enumerate(model.layers):
@@ -247,6 +273,10 @@ def pack(
         records = _records(gate, up, down, spec.ffn_dim, formats.layout)
         sections.append((Section.RECORDS, i, records))
         sections.append((Section.SCALES, i, _down_scales(down).tobytes()))
+        if formats.guess:
+            sections.append(
+                (Section.GUESS, i, _guess(layer.gate_proj, layer.up_proj, formats, i, order))
+            )
     _write(path, spec, formats, sections)
 
 
@@ -386,6 +416,10 @@ class Image:
         rows = self.section(Section.HEAD).reshape(self.spec.vocab, -1)
         return unpack_rows(rows, self.spec.dim, self.formats.embed)
 
+    def head_proxy(self) -> Blocks:
+        rows = self.section(Section.HEAD_PROXY).reshape(self.spec.vocab, -1)
+        return unpack_rows(rows, self.spec.dim, self.formats.head_proxy)
+
     def attention(self, layer: int) -> tuple[Blocks, Blocks, Blocks, Blocks]:
         """q, k, v and o projections."""
         s, fmt = self.spec, self.formats.attn
@@ -421,6 +455,12 @@ class Image:
             return gate, up, Q4Blocks(q4, table[..., 0].T, table[..., 1].T)
         q8 = np.pad(body.view(np.int8).T, ((0, 0), (0, extra)))
         return gate, up, Q8Blocks(q8, scales.reshape(blocks, s.dim).T)
+
+    def guess(self, layer: int) -> tuple[Blocks, Blocks]:
+        """Proxies of gate_proj and up_proj, (ffn, dim) each."""
+        data = self.section(Section.GUESS, layer).reshape(2, self.spec.ffn_dim, -1)
+        gate, up = (unpack_proxy(d, self.spec.dim, self.formats.guess) for d in data)
+        return gate, up
 
     def vectors(self) -> tuple[list[dict[str, np.ndarray]], np.ndarray]:
         """Float vectors of every layer by name, and the final norm."""

@@ -1,6 +1,6 @@
 """Decoding with RAM smaller than the model, beside llama.cpp under the same memory cgroup.
 
-    .venv/bin/python tests/bench/ram_cap.py [--caps 70,40] [--repetitions 3] [--peer LLAMA_BENCH]
+    .venv/bin/python tests/bench/ram_cap.py [--caps 70,40] [--heads exact,64] [--peer LLAMA_BENCH]
 
 Both decode SmolLM2-135M from the same Q4_1 weights on one thread, each alone in a fresh cgroup with
 the page cache dropped; the runs alternate and medians are printed with their ratio. The peer is
@@ -11,6 +11,7 @@ swap; says so and stops where one is missing.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import re
@@ -30,6 +31,7 @@ from sparseflash.files import root, write_json
 from sparseflash.host_board import start_host_device
 from sparseflash.link.client import Device
 from sparseflash.plan import make_plan, plan_digest
+from sparseflash.screen import head_rows
 
 PEER = "llama-cpp-python==0.3.36"
 TOKENS = 32
@@ -186,6 +188,7 @@ def run_ours(place: Path, digest: bytes, cap: int, sha: bytes) -> dict[str, floa
 def main() -> None:
     arguments = argparse.ArgumentParser()
     arguments.add_argument("--caps", default="70,40", help="MB (10^6 bytes)")
+    arguments.add_argument("--heads", default="exact,64", help="of cli's --head")
     arguments.add_argument("--repetitions", type=int, default=3)
     arguments.add_argument("--peer", type=Path)
     arguments.add_argument("--method", default="dense")
@@ -196,7 +199,8 @@ def main() -> None:
     recipe = recipes.load_recipe("smollm2-135m")
     board = load_board("host-flash")
     model = pipeline.open_model(recipe)
-    image = pipeline.pack_model(model, recipe, "split")
+    image = exact = pipeline.pack_model(model, recipe, "split")
+    screened = pipeline.pack_model(model, recipe, "split", screened=True)
     t = dense_thresholds(image)
     if a.method != "dense":
         t = pipeline.thresholds_for(image, pipeline.calibrated(model, recipe), a.method, a.sparsity)
@@ -205,14 +209,16 @@ def main() -> None:
     source.parent.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(recipes.fetch(recipe), source)
     results = []
-    for cap_mb in (float(x) for x in a.caps.split(",")):
-        cap = int(cap_mb * 1e6)
+    for cap_mb, head in itertools.product(map(float, a.caps.split(",")), a.heads.split(",")):
+        cap, rows = int(cap_mb * 1e6), head_rows(head)
+        image = screened if rows else exact
         try:
-            plan = make_plan(image, board, t, 256, a.method, a.sparsity, cap)
+            plan = make_plan(image, board, t, 256, a.method, a.sparsity, cap, rows)
         except TooSmallError as e:
-            print(f"{cap_mb:g} MB: {e}")
+            print(f"{cap_mb:g} MB, head {head}: {e}")
             continue
-        pipeline.plan_and_generate(image, board, t, recipe, a.method, a.sparsity, 256, cap)
+        how = (recipe, a.method, a.sparsity, 256, cap, rows)
+        pipeline.plan_and_generate(image, board, t, *how)
         pipeline.build_board(board, recipe.name, show=False)
         pipeline.flash_board(board, recipe.name)
         place = pipeline.Places(recipe.name, board.id).flashed
@@ -230,6 +236,8 @@ def main() -> None:
         read, seconds, wait = (median(ours, k) for k in ("read", "seconds", "wait"))
         row = {
             "cap": cap,
+            "head": head,
+            "load": os.getloadavg()[0],
             "method": a.method,
             "sparsity": a.sparsity,
             "tokens_per_second": median(ours, "rate"),

@@ -38,7 +38,7 @@ def stream_board(host: Board, **changes: int) -> Board:
 @pytest.fixture(scope="module")
 def image(tmp_path_factory: pytest.TempPathFactory) -> Image:
     path = tmp_path_factory.mktemp("image") / "model.sfm"
-    pack(random_model(n_layers=3), path, Formats(layout="split"))
+    pack(random_model(n_layers=3), path, Formats(layout="split", guess=2))
     return Image(path)
 
 
@@ -51,9 +51,11 @@ def masks(image: Image) -> dict[str, np.ndarray]:
     dense = dense_thresholds(image)
     h, both = dense.copy(), dense.copy()
     h[:, 3] = 0.2
-    both[0] = (0.3, 0.1, 0.2, 0.05, 0.02)
+    both[0] = (0.3, 0.1, 0.2, 0.05, 0.02, 0)
     both[1, 1] = 0.15
-    return {"dense": dense, "h": h, "mixed": both}
+    guess = dense.copy()
+    guess[:2, 5] = 0.2
+    return {"dense": dense, "h": h, "mixed": both, "guess": guess}
 
 
 def engine(image: Image, board: Board, ram: int, folder: Path) -> Engine:

@@ -55,7 +55,7 @@ def compare(engine: Engine, thresholds: np.ndarray, seed: int = 5) -> None:
 
 def mixed_thresholds(engine: Engine) -> np.ndarray:
     t = dense_thresholds(engine.image)
-    t[0] = (0.3, 0.1, 0.2, 0.05, 0.02)
+    t[0] = (0.3, 0.1, 0.2, 0.05, 0.02, 0)
     t[-1, 3] = 0.2
     return t
 
@@ -87,6 +87,23 @@ def test_families(shape: str, fmt: str, host: Board, tmp_path: Path) -> None:
     )
     compare(engine, dense_thresholds(engine.image))
     compare(engine, mixed_thresholds(engine))
+
+
+@pytest.mark.parametrize("bits", [1, 2, 3, 4])
+@pytest.mark.parametrize("level", ["-O0", "-O3 -march=native"])
+def test_proxies_choose_neurons(bits: int, level: str, host: Board, tmp_path: Path) -> None:
+    for shape in ("llama", "gemma3"):
+        folder = tmp_path / shape
+        model = random_model(**SHAPES[shape])
+        engine = engine_for(model, host, folder, Formats(guess=bits), "cc", level.split())
+        t = dense_thresholds(engine.image)
+        compare(engine, t)
+        dense = engine.counters()
+        t[0, 5] = 0.2
+        t[1] = (0.1, 0.05, 0, 0.02, 0, 0.05)
+        compare(engine, t)
+        sparse = engine.counters()
+        assert 0 < sparse["neurons"] < dense["neurons"]
 
 
 @pytest.mark.parametrize("cc", ["gcc", "clang"])

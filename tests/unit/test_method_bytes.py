@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +27,9 @@ from sparseflash.sfm import Formats, Image, pack
 from sparseflash.spec import Model
 
 LEVELS = {"dense": 0.0, "h": 0.5, "cats": 0.5, "paper": 0.5, "paper-gate-up": 0.5,
-          "marginal-ffn": 0.2, "marginal-h": 0.05}  # fmt: skip
+          "marginal-ffn": 0.2, "marginal-h": 0.05,
+          "prox-4": 0.6, "prox-3": 0.5, "prox-2": 0.5, "prox-1": 0.3,
+          "prox-3-two": 0.6}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -50,9 +53,16 @@ def reads_of(
         gate, up = Linear(gate_proj)(b), Linear(up_proj)(b)
         act = activate(spec.activation, gate)
         t = thresholds[i]
+        guessed = np.ones_like(act, bool)
+        if t[5] > 0:
+            g, u = (Linear(m)(b) for m in reference.image.guess(i))
+            guessed = np.abs(activate(spec.activation, g) * u) >= t[5]
         for token in range(len(ids)):
             blocks = set()
             for n in range(spec.ffn_dim):
+                if not guessed[token, n]:
+                    continue
+                reads.gate_rows[i] += 1
                 if abs(gate[token, n]) < t[0] or abs(act[token, n]) < t[1]:
                     continue
                 reads.up_rows[i] += 1
@@ -61,7 +71,6 @@ def reads_of(
                     continue
                 reads.columns[i] += 1
                 blocks.add(n // 32)
-            reads.gate_rows[i] += spec.ffn_dim
             reads.column_blocks[i] += len(blocks)
     return reads, run.logits
 
@@ -69,11 +78,14 @@ def reads_of(
 @pytest.mark.parametrize("fmt", ["q4", "q8"])
 def test_counters_are_the_byte_model(stories: Model, host: Board, tmp_path: Path, fmt: str) -> None:
     formats = Formats(fmt, fmt, "q8")
-    pack(stories, tmp_path / "model.sfm", formats)
-    image = Image(tmp_path / "model.sfm")
-    generate(make_plan(image, host, dense_thresholds(image), kv_len=256), tmp_path / "gen")
-    engine = Engine(build_library(tmp_path / "gen", tmp_path / "lib.so"), image)
-    reference = Reference(image)
+    engines = {}
+    for bits in (0, 1, 2, 3, 4):
+        folder = tmp_path / str(bits)
+        folder.mkdir()
+        pack(stories, folder / "model.sfm", replace(formats, guess=bits))
+        image = Image(folder / "model.sfm")
+        generate(make_plan(image, host, dense_thresholds(image), kv_len=256), folder / "gen")
+        engines[bits] = Engine(build_library(folder / "gen", folder / "lib.so"), image)
     assert stories.tokenizer is not None
     text = "Once upon a time, a girl had a red ball. She liked to play with it. " * 8
     ids = np.array(stories.tokenizer.encode(text))
@@ -83,8 +95,12 @@ def test_counters_are_the_byte_model(stories: Model, host: Board, tmp_path: Path
     for name, level in LEVELS.items():
         m = method(name)
         levels = study.levels(m, level)
-        thresholds = dense_thresholds(image)
+        engine = engines[m.proxy]
+        reference = Reference(engine.image)
+        thresholds = dense_thresholds(engine.image)
         for i, rules in enumerate(study.rules(m, levels)):
+            if rules.proxy is not None:
+                thresholds[i, THRESHOLDS.index("guess")] = rules.proxy.rule.threshold
             for site, rule in rules.sites.items():
                 thresholds[i, THRESHOLDS.index(site)] = rule.threshold
         engine.set_thresholds(thresholds)
@@ -96,9 +112,10 @@ def test_counters_are_the_byte_model(stories: Model, host: Board, tmp_path: Path
             assert got is not None
             assert np.array_equal(got.view(np.uint32), want.view(np.uint32)), name
         counters = engine.counters()
-        found = bytes_a_token(stories.spec, formats, exact)
+        found = bytes_a_token(stories.spec, formats, exact, study.extra(m))
         assert round(found.total * len(windows[0])) == counters["bytes"], name
-        assert round(found.ffn * len(windows[0])) == counters["bytes_ffn"], name
+        ffn = found.ffn + found.proxy
+        assert round(ffn * len(windows[0])) == counters["bytes_ffn"], name
         predicted = study.measure(m, level).bytes
         if name == "dense":
             assert predicted.total == found.total
@@ -123,7 +140,7 @@ def test_thresholds_of_a_shared_budget(
     image = pipeline.pack_model(stories, recipe)
     calibration = pipeline.calibrated(stories, recipe)
     got = pipeline.thresholds_for(image, calibration, "marginal-ffn", 20, stories, recipe)
-    assert got.shape == (5, 5) and got.dtype == np.float32
+    assert got.shape == (5, 6) and got.dtype == np.float32
     assert (got[:, [0, 2, 4]] == 0).all()
     assert len(np.unique(got[:, 3])) > 1
     dropped = [calibration.dropped(i, "h", float(got[i, 3])) for i in range(5)]

@@ -360,11 +360,12 @@ def test_proxy_grid(bits: int) -> None:
         for g in range(2):
             x = w[r, 32 * g : 32 * g + 32].astype(np.float64)
             if bits == 1:
-                want = np.array([math.copysign(np.abs(x).mean(), v) for v in x])
+                half = float(np.float16(np.abs(x).mean()))
+                want = np.array([math.copysign(half, v) for v in x])
             else:
                 top, best = 2 ** (bits - 1) - 1, math.inf
                 for j in range(11):
-                    step = np.abs(x).max() * (1 - 0.05 * j) / top
+                    step = float(np.float16(np.abs(x).max() * (1 - 0.05 * j) / top))
                     y = np.array([min(max(round(v / step), -top), top) * step for v in x])
                     if ((x - y) ** 2).sum() < best:
                         best, want = ((x - y) ** 2).sum(), y
@@ -420,7 +421,7 @@ def test_prox(study: Study, name: str, bits: int) -> None:
         direct_loss(study.model, ids, drop)
     assert reads.gate_rows.sum() == reads.up_rows.sum() == rows
     assert reads.columns.sum() == columns
-    assert study.extra(m).proxy == 2 * 48 * (32 * bits / 8 + 2)
+    assert study.extra(m).proxy == 2 * 48 * -(-(32 * bits / 8 + 2) // 4) * 4  # whole words
 
 
 # --- budgets ------------------------------------------------------------------------------------

@@ -8,8 +8,14 @@ enum { RECEIVED = 0x01, HOLDING_EMPTY = 0x20 };
 
 static int held = -1; /* a byte that came before set-up, which empties the FIFO */
 
-static volatile uint32_t *reg(uint32_t n) {
-    return sf_reg(SF_UART_BASE + (n << SF_UART_SHIFT));
+#if SF_UART_SHIFT == 0 /* registers lie byte by byte */
+typedef volatile uint8_t width;
+#else
+typedef volatile uint32_t width;
+#endif
+
+static width *reg(uint32_t n) {
+    return (width *)(uintptr_t)(SF_UART_BASE + (n << SF_UART_SHIFT));
 }
 
 void sf_uart_init(void) {

@@ -317,11 +317,13 @@ class Device:
         """``sf_counters`` since the last clear."""
         return self._request(Type.COUNTERS, bytes((clear,)), p.parse_counters)
 
-    def set_thresholds(self, layer: int, five: Sequence[float]) -> None:
-        """Replaces a layer's thresholds: gate, act, up, h, down."""
+    def set_thresholds(self, layer: int, limits: Sequence[float]) -> None:
+        """Replaces a layer's thresholds: gate, act, up, h, down, guess."""
         self._check(0 <= layer < self.info().n_layers, f"layer {layer}")
-        self._check(len(five) == p.THRESHOLDS, f"{len(five)} thresholds (there are five)")
-        payload = p.set_thresholds(layer, [float(f) for f in five])
+        self._check(
+            len(limits) == p.THRESHOLDS, f"{len(limits)} thresholds (there are {p.THRESHOLDS})"
+        )
+        payload = p.set_thresholds(layer, [float(f) for f in limits])
         self._request(Type.SET_THRESHOLDS, payload, _nothing)
 
     def generate(

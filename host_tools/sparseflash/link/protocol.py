@@ -17,13 +17,13 @@ from cobs import cobs
 
 from sparseflash.errors import SparseflashError
 
-VERSION = 1
+VERSION = 2
 MAX_PAYLOAD = 1024
 MAX_WIRE = 2 * MAX_PAYLOAD
 """More bytes than this without a zero are no frame."""
 REPLY = 0x80
 SITES = 7
-THRESHOLDS = 5
+THRESHOLDS = 6
 CHUNK = MAX_PAYLOAD // 4
 """32-bit values in a full READ reply."""
 TAP_CHUNK = CHUNK - 1
@@ -259,8 +259,8 @@ def parse_counters(payload: bytes) -> dict[str, int]:
     return dict(zip(COUNTERS, struct.unpack(f"<{len(COUNTERS)}Q", payload), strict=True))
 
 
-def set_thresholds(layer: int, five: Sequence[float]) -> bytes:
-    return struct.pack("<I5f", layer, *five)
+def set_thresholds(layer: int, limits: Sequence[float]) -> bytes:
+    return struct.pack(f"<I{THRESHOLDS}f", layer, *limits)
 
 
 def generate(position: int, max_new: int, temperature: float, top_p: float, seed: int) -> bytes:

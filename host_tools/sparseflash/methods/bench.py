@@ -21,7 +21,6 @@ from sparseflash.methods.report import Row, row_of, write_report
 from sparseflash.methods.search import ppl_level
 from sparseflash.methods.study import Result, Study
 from sparseflash.recipes import Recipe
-from sparseflash.sfm import Formats
 from sparseflash.spec import Model
 from sparseflash.torch_model import TorchModel
 
@@ -94,7 +93,7 @@ def open_study(
     assert_disjoint(calibration, tested, recipes.file_sha256(recipes.text_path(name)))
     return Study(
         model,
-        Formats(**recipe.formats),
+        pipeline.formats_of(recipe),
         ids,
         tested,
         pipeline.Places(model_name).folder / "study",

@@ -35,7 +35,7 @@ class Method:
     """With a proxy or a rank: the exact h is thresholded too, at this share of the level."""
     source: str = ""
     device: bool = False
-    """The generated C applies it: thresholds on gate, act, up, h and down of each layer."""
+    """The generated C applies it: thresholds on gate, act, up, h, down and guess of each layer."""
 
     @property
     def guess(self) -> str:
@@ -106,7 +106,14 @@ _LIST = (
     ),
     Method("asvd-h", "h, levels by sensitivity", ("h",), budget="sensitivity"),
     *(
-        Method(f"prox-{k}", f"neurons by a {k}-bit proxy", (), proxy=k, source="arXiv 2607.27591")
+        Method(
+            f"prox-{k}",
+            f"neurons by a {k}-bit proxy",
+            (),
+            proxy=k,
+            source="arXiv 2607.27591",
+            device=True,
+        )
         for k in (4, 3, 2, 1)
     ),
     Method(
@@ -116,6 +123,7 @@ _LIST = (
         proxy=3,
         second=0.5,
         source="arXiv 2607.27591",
+        device=True,
     ),
     *(
         Method(f"svd-{r}", f"neurons by whitened factors of rank {r}", (), rank=r)
