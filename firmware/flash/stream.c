@@ -49,7 +49,7 @@ static bool whole(uint32_t part) {
     if (layer >= SF_LAYERS) {
         return part == SF_PART_WHOLE_HEAD && with_head;
     }
-    return kind != SF_PART_SCALES && sf_reads_all(layer, kind);
+    return sf_reads_all(layer, kind);
 }
 
 /* Aligned read of bytes at `at` into memory; returns where the first byte will be. */

@@ -34,7 +34,13 @@ enum sf_threshold {
     SF_T_H = 3,     /* |act(gate)*up| */
     SF_T_DOWN = 4,  /* |down output|, zeroed below */
     SF_T_GUESS = 5, /* |act(gate)*up| of the proxies, before a row is read */
-    SF_THRESHOLDS = 6
+    SF_T_Q = 6,     /* |input| of q_proj, and of the others that can be stored by columns */
+    SF_T_K = 7,
+    SF_T_V = 8,
+    SF_T_O = 9,
+    SF_T_XG = 10,
+    SF_T_XU = 11,
+    SF_THRESHOLDS = 12
 };
 
 /* Counters since sf_counters_clear(). */

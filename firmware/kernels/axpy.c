@@ -4,27 +4,65 @@
 
 #ifdef SF_VNNI
 
-/* Sixteen columns of 15 * 127 fit sums of 16 bits. */
+/* Adds a [lane q][lane i] to y [i][q]: lanes of 128 bits, groups of 32 outputs apart. */
+static inline void add_turned(const __m512i *a, uint32_t live, int32_t *y) {
+    const __m512i t0 = _mm512_shuffle_i32x4(a[0], a[1], 0x44);
+    const __m512i t1 = _mm512_shuffle_i32x4(a[2], a[3], 0x44);
+    const __m512i t2 = _mm512_shuffle_i32x4(a[0], a[1], 0xEE);
+    const __m512i t3 = _mm512_shuffle_i32x4(a[2], a[3], 0xEE);
+    const __m512i out[4] = {_mm512_shuffle_i32x4(t0, t1, 0x88), _mm512_shuffle_i32x4(t0, t1, 0xDD),
+                            _mm512_shuffle_i32x4(t2, t3, 0x88), _mm512_shuffle_i32x4(t2, t3, 0xDD)};
+    for (uint32_t i = 0; i < live; i++) {
+        int32_t *to = y + i * SF_GROUP;
+        _mm512_storeu_si512(to, _mm512_add_epi32(_mm512_loadu_si512(to), out[i]));
+    }
+}
+
+/* Four columns at a time: their bytes are interleaved, so that a dot product of four bytes takes
+ * one output of each. A 128-bit lane holds a group of 32 outputs. */
 void sf_axpy_q4(const uint8_t *const *col, const int8_t *h, uint32_t n, uint32_t dim,
                 int32_t *isum) {
-    const __m128i four = _mm_set1_epi8(15);
-    for (uint32_t from = 0; from < n; from += 16u) {
-        const uint32_t to = n - from < 16u ? n : from + 16u;
-        for (uint32_t j = 0; j < dim; j += SF_GROUP) {
-            __m256i low = _mm256_setzero_si256(), high = low;
-            for (uint32_t r = from; r < to; r++) {
-                const __m128i w = _mm_loadu_si128((const __m128i *)(const void *)(col[r] + j / 2u));
-                const __m256i a = _mm256_set1_epi16(h[r]);
-                const __m256i l = _mm256_cvtepu8_epi16(_mm_and_si128(w, four));
-                const __m256i u = _mm256_cvtepu8_epi16(_mm_and_si128(_mm_srli_epi16(w, 4), four));
-                low = _mm256_add_epi16(low, _mm256_mullo_epi16(l, a));
-                high = _mm256_add_epi16(high, _mm256_mullo_epi16(u, a));
-            }
-            __m512i y = _mm512_loadu_si512(isum + j);
-            _mm512_storeu_si512(isum + j, _mm512_add_epi32(y, _mm512_cvtepi16_epi32(low)));
-            y = _mm512_loadu_si512(isum + j + 16u);
-            _mm512_storeu_si512(isum + j + 16u, _mm512_add_epi32(y, _mm512_cvtepi16_epi32(high)));
+    const __m512i four = _mm512_set1_epi8(15);
+    const uint8_t *c[SF_GROUP];
+    int8_t a[SF_GROUP] = {0};
+    for (uint32_t r = 0; r < SF_GROUP; r++) {
+        c[r] = col[r < n ? r : 0]; /* times zero */
+    }
+    memcpy(a, h, n);
+    /* As in sf_dot_q4: ask for what lies behind. */
+    const uintptr_t behind = n > 1u ? (uintptr_t)col[n - 1u] - (uintptr_t)col[0] +
+                                          ((uintptr_t)col[1] - (uintptr_t)col[0])
+                                    : 0u;
+    for (uint32_t j = 0; j < dim; j += 4u * SF_GROUP) {
+        const uint32_t left = (dim - j) / SF_GROUP, live = left < 4u ? left : 4u;
+        const __mmask64 bytes = UINT64_MAX >> (64u - 16u * live);
+        __m512i low[4], high[4];
+        for (uint32_t q = 0; q < 4u; q++) {
+            low[q] = high[q] = _mm512_setzero_si512();
         }
+        for (uint32_t r = 0; r < n; r += 4u) {
+            for (uint32_t i = 0; i < 4u; i++) {
+                _mm_prefetch((const void *)((uintptr_t)c[r + i] + j / 2u + behind), _MM_HINT_T0);
+            }
+            const __m512i w0 = _mm512_maskz_loadu_epi8(bytes, c[r] + j / 2u);
+            const __m512i w1 = _mm512_maskz_loadu_epi8(bytes, c[r + 1u] + j / 2u);
+            const __m512i w2 = _mm512_maskz_loadu_epi8(bytes, c[r + 2u] + j / 2u);
+            const __m512i w3 = _mm512_maskz_loadu_epi8(bytes, c[r + 3u] + j / 2u);
+            const __m512i l01 = _mm512_unpacklo_epi8(w0, w1), h01 = _mm512_unpackhi_epi8(w0, w1);
+            const __m512i l23 = _mm512_unpacklo_epi8(w2, w3), h23 = _mm512_unpackhi_epi8(w2, w3);
+            const __m512i t[4] = {_mm512_unpacklo_epi16(l01, l23), _mm512_unpackhi_epi16(l01, l23),
+                                  _mm512_unpacklo_epi16(h01, h23), _mm512_unpackhi_epi16(h01, h23)};
+            int32_t packed;
+            memcpy(&packed, a + r, sizeof packed);
+            const __m512i x = _mm512_set1_epi32(packed);
+            for (uint32_t q = 0; q < 4u; q++) {
+                low[q] = _mm512_dpbusd_epi32(low[q], _mm512_and_si512(t[q], four), x);
+                high[q] = _mm512_dpbusd_epi32(
+                    high[q], _mm512_and_si512(_mm512_srli_epi16(t[q], 4), four), x);
+            }
+        }
+        add_turned(low, live, isum + j);
+        add_turned(high, live, isum + j + SF_GROUP / 2u);
     }
 }
 

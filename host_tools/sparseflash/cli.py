@@ -131,7 +131,6 @@ def generate(
     from sparseflash import pipeline, recipes, sfm
     from sparseflash.boards import load_board
     from sparseflash.engine import dense_thresholds
-    from sparseflash.methods.registry import method as method_of
     from sparseflash.screen import head_rows
 
     recipe, target = recipes.load_recipe(model), load_board(board)
@@ -139,10 +138,9 @@ def generate(
     rows = head_rows(head)
     if order not in sfm.ORDERS:
         raise UsageError(f"order {order!r} is unknown; there are {', '.join(sfm.ORDERS)}")
-    bits = method_of(method).proxy
     loaded = pipeline.open_model(recipe)
     layout = target.raw.get("layout", "joint")
-    image = pipeline.pack_model(loaded, recipe, layout, order, bits, rows > 0)
+    image = pipeline.pack_model(loaded, recipe, layout, order, [method], rows > 0)
     percent = 0.0 if method == "dense" else sparsity
     limits = dense_thresholds(image)
     if percent:
@@ -356,7 +354,6 @@ def perplexity(
     from sparseflash import __version__, pipeline, recipes
     from sparseflash.calibrate import assert_disjoint
     from sparseflash.engine import dense_thresholds
-    from sparseflash.methods.registry import method as method_of
     from sparseflash.perplexity import measure, write_report
     from sparseflash.screen import head_rows
 
@@ -365,14 +362,11 @@ def perplexity(
     wanted = [(m, s) for m in methods.split(",") for s in _numbers("--sparsities", sparsities)]
     for method, percent in wanted:
         pipeline.check_method(method, percent)
-    bits = {method_of(m).proxy for m, _ in wanted} - {0}
-    if len(bits) > 1:
-        raise UsageError("one run has one image, with proxies of one width; ask one prox at a time")
     loaded = pipeline.open_model(recipe)
     if loaded.tokenizer is None:
         raise UsageError(f"{model} has no tokenizer, so it has no perplexity of a text")
-    guess = max(bits, default=0)
-    image = pipeline.pack_model(loaded, recipe, guess=guess, screened=rows_of_head > 0)
+    asked = [m for m, _ in wanted]
+    image = pipeline.pack_model(loaded, recipe, methods=asked, screened=rows_of_head > 0)
     calibration = pipeline.calibrated(loaded, recipe)
     name = text or str(recipe.evaluation.get("text", ""))
     if not name:

@@ -55,7 +55,7 @@ class Engine:
         self._lib.sf_reset()
 
     def set_thresholds(self, thresholds: np.ndarray) -> None:
-        """float32 (layers, 6); zeros are dense."""
+        """float32 (layers, 12); zeros are dense."""
         t = np.ascontiguousarray(thresholds, np.float32)
         for i, row in enumerate(t):
             values = row.ctypes.data_as(ctypes.c_void_p)

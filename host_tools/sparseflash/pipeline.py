@@ -7,6 +7,7 @@ build/<board>/<model>/   plan.json, gen/, firmware, flashed/, bench.*
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -44,7 +45,7 @@ if TYPE_CHECKING:
     from sparseflash.methods.study import Study
 
 DEVICE_METHODS = tuple(m.name for m in registry.METHODS.values() if m.device)
-"""Methods that thresholds of a layer's gate, act, up, h, down and guess express."""
+"""Methods that thresholds of a layer express."""
 
 
 @dataclass(frozen=True)
@@ -101,10 +102,21 @@ def open_model(recipe: Recipe) -> Model:
     return model
 
 
-def formats_of(recipe: Recipe) -> Formats:
-    """The grids of the recipe's weights."""
+def formats_for(recipe: Recipe, methods: Iterable[str]) -> Formats:
+    """The grids of the recipe's weights, stored as the methods need them.
+
+    Raises:
+        UsageError: one image cannot serve all of them.
+    """
     f = recipe.formats
-    return Formats(f["attn"], f["ffn"], f["embed"])
+    needs = {(m.proxy, m.inputs) for m in map(registry.method, methods)} - {(0, "")}
+    if len(needs) > 1:
+        raise UsageError(
+            "one image has proxies of one width or one set of matrices by columns; ask for one "
+            "prox or one teal at a time"
+        )
+    guess, inputs = needs.pop() if needs else (0, "")
+    return Formats(f["attn"], f["ffn"], f["embed"], guess=guess, inputs=inputs)
 
 
 def pack_model(
@@ -112,14 +124,13 @@ def pack_model(
     recipe: Recipe,
     layout: str = "joint",
     order: str = "file",
-    guess: int = 0,
+    methods: Iterable[str] = (),
     screened: bool = False,
 ) -> Image:
     """model.sfm, or a twin of it, written when the source or the formats changed."""
     path = Places(recipe.name).image_of(layout, screened)
     proxy = "q4" if screened else ""
-    formats = formats_of(recipe)
-    formats = replace(formats, layout=layout, order=order, guess=guess, head_proxy=proxy)
+    formats = replace(formats_for(recipe, methods), layout=layout, order=order, head_proxy=proxy)
     if path.is_file():
         try:
             image = Image(path)
@@ -204,7 +215,7 @@ def thresholds_for(
     model: Model | None = None,
     recipe: Recipe | None = None,
 ) -> np.ndarray:
-    """float32 (layers, 6): the method's sites at ``percent`` of magnitudes below.
+    """float32 (layers, 12): the method's sites at ``percent`` of magnitudes below.
 
     Methods whose levels differ between layers need the model and its recipe to find them.
     """
@@ -213,20 +224,21 @@ def thresholds_for(
     if not percent:
         return out
     m = registry.method(method)
+    if m.guess or m.inputs:
+        if model is None or recipe is None:
+            raise UsageError(f"method {method} needs the model to know what it compares")
+        study = _study(model, image, calibration, recipe)
+        for i, rules in enumerate(study.rules(m, study.levels(m, percent / 100))):
+            for site, rule in rules.sites.items():
+                out[i, THRESHOLDS.index(site)] = rule.threshold
+            if rules.proxy is not None:
+                out[i, THRESHOLDS.index("guess")] = rules.proxy.rule.threshold
+        return out
     levels = {s: np.full(image.spec.n_layers, percent / 100) for s in m.sites}
     if m.budget != "uniform":
         if model is None or recipe is None:
             raise UsageError(f"method {method} needs the model to share its budget over layers")
         levels = _study(model, image, calibration, recipe).levels(m, percent / 100)
-    if m.guess:
-        if model is None or recipe is None:
-            raise UsageError(f"method {method} needs the model to know what its proxies guess")
-        study = _study(model, image, calibration, recipe)
-        levels = study.levels(m, percent / 100)
-        for i, rules in enumerate(study.rules(m, levels)):
-            assert rules.proxy is not None
-            out[i, THRESHOLDS.index("guess")] = rules.proxy.rule.threshold
-        del levels["proxy"]
     for site, shares in levels.items():
         column = THRESHOLDS.index(site)
         for i, share in enumerate(shares):

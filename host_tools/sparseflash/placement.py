@@ -11,14 +11,13 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
+from sparseflash.columns import column_bytes, matrix_bytes, table_bytes
 from sparseflash.errors import TooSmallError
 from sparseflash.proxy import proxy_row_bytes
 from sparseflash.quantize import row_bytes
 from sparseflash.sfm import Formats, Image, Section, record_layout
 
 KINDS = ("qkv", "o", "gate", "up", "scales", "down")
-GUESS_KINDS = ("qkv", "o", "guess_gate", "guess_up", "gate", "up", "scales", "down")
-"""Parts of a layer in order of use, without and with proxies that choose neurons."""
 PIN_ALIGN = 64
 
 
@@ -50,8 +49,32 @@ class Part:
 
 
 def kinds_of(formats: Formats) -> tuple[str, ...]:
-    """Parts of a layer."""
-    return GUESS_KINDS if formats.guess else KINDS
+    """Parts of a layer in order of use; a matrix by columns has a part for its scales."""
+    out: list[str] = []
+    for kind in KINDS:
+        matrices = ("q", "k", "v") if kind == "qkv" else (kind,)
+        if kind == "gate" and formats.guess:
+            out += ["guess_gate", "guess_up"]
+        if formats.attn_columns and kind in ("qkv", "o"):
+            out += [name for m in matrices for name in (m, f"{m}_scales")]
+        elif formats.ffn_columns and kind in ("gate", "up"):
+            out += [kind, f"{kind}_scales"]
+        else:
+            out.append(kind)
+    return tuple(out)
+
+
+def _by_columns(
+    kind: str, layer: int, at: int, outputs: int, inputs: int, fmt: str, use: float
+) -> list[Part]:
+    """A matrix stored by columns, and its scales."""
+    column, table = column_bytes(outputs, fmt), table_bytes(outputs, fmt)
+    ffn = kind in ("gate", "up")
+    tables = at + inputs * column
+    return [
+        Part(kind, layer, at, column, column, inputs, ffn, use),
+        Part(f"{kind}_scales", layer, tables, table, table, inputs // 32, ffn),
+    ]
 
 
 def parts_of(
@@ -59,10 +82,14 @@ def parts_of(
     alive: float = 1.0,
     alive_up: float = 1.0,
     alive_gate: float = 1.0,
+    inputs: float = 1.0,
     head_rows: int = 0,
 ) -> list[Part]:
-    """The parts in order of use; ``alive`` is the share of neurons a mask keeps, ``head_rows`` what
-    a screened head computes exactly."""
+    """The parts in order of use; ``alive`` is the share of neurons a mask keeps.
+
+    inputs: the share of inputs that live at matrices stored by columns.
+    head_rows: what a screened head computes exactly.
+    """
     s, f = image.spec, image.formats
     lay = record_layout(s, f)
     row, o_row = row_bytes(s.dim, f.attn), row_bytes(s.q_dim, f.attn)
@@ -75,19 +102,36 @@ def parts_of(
         rec = image.offset(Section.RECORDS, i)
         scales = image.offset(Section.SCALES, i)
         rs, cs, n = lay.row_stride, lay.column_stride, s.ffn_dim
-        out += [
-            Part("qkv", i, attn, row, row, heads, False),
-            Part("o", i, attn + heads * row, o_row, o_row, s.dim, False),
-        ]
+        if f.attn_columns:
+            at = attn
+            for kind, rows, cols in (
+                ("q", s.q_dim, s.dim),
+                ("k", s.kv_dim, s.dim),
+                ("v", s.kv_dim, s.dim),
+                ("o", s.dim, s.q_dim),
+            ):
+                out += _by_columns(kind, i, at, rows, cols, f.attn, inputs)
+                at += matrix_bytes(rows, cols, f.attn)
+        else:
+            out += [
+                Part("qkv", i, attn, row, row, heads, False),
+                Part("o", i, attn + heads * row, o_row, o_row, s.dim, False),
+            ]
         if f.guess:
             at, size = image.offset(Section.GUESS, i), proxy_row_bytes(s.dim, f.guess)
             out += [
                 Part("guess_gate", i, at, size, size, n, True),
                 Part("guess_up", i, at + n * size, size, size, n, True),
             ]
+        if f.ffn_columns:
+            for kind, start in (("gate", lay.gate), ("up", lay.up)):
+                out += _by_columns(kind, i, rec + start, n, s.dim, f.ffn, inputs)
+        else:
+            out += [
+                Part("gate", i, rec + lay.gate, rs, lay.row, n, True, alive_gate),
+                Part("up", i, rec + lay.up, rs, lay.row, n, True, alive_up),
+            ]
         out += [
-            Part("gate", i, rec + lay.gate, rs, lay.row, n, True, alive_gate),
-            Part("up", i, rec + lay.up, rs, lay.row, n, True, alive_up),
             Part("scales", i, scales, table, table, blocks, True),
             Part("down", i, rec + lay.down, cs, lay.column, n, True, alive),
         ]
@@ -114,8 +158,11 @@ def place(parts: list[Part], budget: int, tied: bool, ram: int, board: str) -> l
         TooSmallError: working memory leaves nothing.
     """
     groups = [
-        [p for p in parts if p.kind == "scales"],
-        sorted((p for p in parts if p.kind not in ("scales", "embed")), key=lambda p: -p.use),
+        [p for p in parts if p.kind.endswith("scales")],
+        sorted(
+            (p for p in parts if not p.kind.endswith("scales") and p.kind != "embed"),
+            key=lambda p: -p.use,
+        ),
     ]
     if budget < 0:
         raise TooSmallError(

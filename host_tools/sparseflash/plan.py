@@ -10,13 +10,21 @@ from typing import Any
 import numpy as np
 
 from sparseflash.boards import Board
+from sparseflash.columns import padded
 from sparseflash.errors import TooSmallError, UnsupportedError
 from sparseflash.placement import Part, kinds_of, parts_of, pinned_bytes, place, summary
-from sparseflash.reference import THRESHOLDS
+from sparseflash.reference import INPUTS, THRESHOLDS
 from sparseflash.screen import check_rows
 from sparseflash.sfm import Image, Section, vector_layout
 
 RUNTIME_VERSION = 3
+
+
+def outputs_of(image: Image) -> int:
+    """The most outputs of a matrix stored by columns: dim, that of down_proj, without others."""
+    s, f = image.spec, image.formats
+    attn = max(s.q_dim, s.kv_dim) if f.attn_columns else 0
+    return padded(max(s.dim, attn, s.ffn_dim if f.ffn_columns else 0))
 
 
 def memory_table(image: Image, kv_len: int, head_rows: int = 0) -> dict[str, int]:
@@ -31,9 +39,11 @@ def memory_table(image: Image, kv_len: int, head_rows: int = 0) -> dict[str, int
         "logits": 4 * s.vocab,
         "KV cache": s.n_layers * kv_len * 2 * (s.kv_dim + s.n_kv_heads),
         "attention scratch": 4 * kv_len + (2 + 4 + 4) * s.head_dim,
-        "down sums": 12 * s.dim,
+        "down sums": 12 * outputs_of(image),
         "quantised activations": groups * (32 + 4 + 1),
     }
+    if image.formats.inputs:
+        table["input masks"] = 6 * max(s.dim, s.q_dim)
     if head_rows:
         table["picked head rows"] = 2 * head_rows
     table["total"] = sum(table.values())
@@ -54,11 +64,15 @@ def _flash_and_parts(
     guess = image.formats.guess > 0
     alive = {"dense": 1.0, "h": keep, "cats": keep}.get(method, keep if guess else keep * keep)
     up = 1.0 if method in ("dense", "h") else keep
-    parts = parts_of(image, alive, up, keep if guess else 1.0, head_rows)
+    if image.formats.inputs:
+        down = keep if image.formats.inputs == "all" else 1.0
+        parts = parts_of(image, down, inputs=keep, head_rows=head_rows)
+    else:
+        parts = parts_of(image, alive, up, keep if guess else 1.0, head_rows=head_rows)
     stream = board.raw.get("stream")
     if stream is None:
         return {"mode": "map"}, parts
-    if image.formats.layout != "split":
+    if image.formats.layout != "split" and not image.formats.ffn_columns:
         raise UnsupportedError(
             f"board {board.id} streams its flash in blocks and needs the split layout; generate "
             "the model for this board again"
@@ -107,7 +121,7 @@ def make_plan(
     ram: int | None = None,
     head_rows: int = 0,
 ) -> dict[str, Any]:
-    """The plan as plain data; ``thresholds`` float32 (layers, 6), ``ram`` bytes to stay within,
+    """The plan as plain data; ``thresholds`` float32 (layers, 12), ``ram`` bytes to stay within,
     ``head_rows`` the rows that a screened head computes exactly (0: the exact head).
 
     Raises:
@@ -139,6 +153,12 @@ def make_plan(
         )
     ram = min(ram or board.sram_bytes, board.sram_bytes)
     flash, parts = _flash_and_parts(image, board, memory, ram, method, sparsity, head_rows)
+    for columns, sites in ((f.attn_columns, INPUTS[:4]), (f.ffn_columns, INPUTS[4:])):
+        which = [THRESHOLDS.index(name) for name in sites]
+        if not columns and np.asarray(thresholds)[:, which].any():
+            raise UnsupportedError(
+                f"the image of {image.name} has rows where {method} needs columns; pack again"
+            )
     if not f.guess and np.asarray(thresholds)[:, THRESHOLDS.index("guess")].any():
         raise UnsupportedError(
             f"the image of {image.name} has no proxies, and method {method} needs them; pack again"
@@ -161,6 +181,9 @@ def make_plan(
         "formats": {"attn": f.attn, "ffn": f.ffn, "embed": f.embed, "head_proxy": f.head_proxy},
         "kinds": list(kinds_of(f)),
         "guess_bits": f.guess,
+        "attn_columns": f.attn_columns,
+        "ffn_columns": f.ffn_columns,
+        "outputs": outputs_of(image),
         "score_scale": float(np.float32(s.score_scale * 1.4426950408889634)),
         "model": {
             "family": s.family,

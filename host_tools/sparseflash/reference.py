@@ -19,7 +19,8 @@ from sparseflash.spec import Activation, Q4Blocks
 SHIFT_SPAN = 12
 S_MIN, S_MAX = -40, 80
 SITES = ("attn_in", "q", "attn", "ffn_in", "h", "ffn_out", "residual")
-THRESHOLDS = ("gate", "act", "up", "h", "down", "guess")
+INPUTS = ("q", "k", "v", "o", "xg", "xu")
+THRESHOLDS = ("gate", "act", "up", "h", "down", "guess", *INPUTS)
 HASH_MULTIPLIER = 0x01000193
 
 F32 = np.float32
@@ -253,7 +254,7 @@ class Reference:
     ) -> Run:
         """Teacher-forced pass over ``ids`` (T,) from position 0.
 
-        thresholds: float32 (layers, 6) in the order of THRESHOLDS; None is dense.
+        thresholds: float32 (layers, 12) in the order of THRESHOLDS; None is dense.
         head_rows: rows that a screened head computes exactly; 0 is the exact head.
         """
         spec = self.spec
@@ -295,8 +296,13 @@ class Reference:
         wq, wk, wv, wo = self.image.attention(i)
         y = rmsnorm(x, vec["attn_norm"], eps)
         site["attn_in"] = y
-        b = quantize_bfp(y)
-        q, k, v = Linear(wq)(b), Linear(wk)(b), Linear(wv)(b)
+        dropped = dict(zip(INPUTS, limit[len(THRESHOLDS) - len(INPUTS) :]))
+
+        def masked(site: str, x: np.ndarray) -> Bfp:
+            """The input without the entries below its matrix's threshold."""
+            return quantize_bfp(np.where(np.abs(x) >= dropped[site], x, F32(0)))
+
+        q, k, v = Linear(wq)(masked("q", y)), Linear(wk)(masked("k", y)), Linear(wv)(masked("v", y))
         if spec.attn_bias:
             q, k, v = q + vec["q_bias"], k + vec["k_bias"], v + vec["v_bias"]
         q = q.reshape(t, spec.n_heads, spec.head_dim)
@@ -320,7 +326,7 @@ class Reference:
             heads[p] = attend(q[p], kq[s], ks[s], vq[s], vs[s], scale)
         y = heads.reshape(t, -1)
         site["attn"] = y
-        y = Linear(wo)(quantize_bfp(y))
+        y = Linear(wo)(masked("o", y))
         if spec.sandwich_norms:
             y = rmsnorm(y, vec["post_attn_norm"], eps)
         x = x + y
@@ -328,8 +334,7 @@ class Reference:
         gate_proj, up_proj, down_proj = self.image.ffn(i)
         y = rmsnorm(x, vec["ffn_norm"], eps)
         site["ffn_in"] = y
-        b = quantize_bfp(y)
-        gate, up = Linear(gate_proj)(b), Linear(up_proj)(b)
+        gate, up = Linear(gate_proj)(masked("xg", y)), Linear(up_proj)(masked("xu", y))
         act = activate(spec.activation, gate)
         h = act * up
         alive = (
@@ -339,7 +344,9 @@ class Reference:
             & (np.abs(h) >= limit[3])
         )
         if limit[5] > 0:
-            guess_gate, guess_up = (Linear(m)(b) for m in self.image.guess(i))
+            guess_gate, guess_up = (
+                Linear(m)(quantize_bfp(site["ffn_in"])) for m in self.image.guess(i)
+            )
             alive &= np.abs(activate(spec.activation, guess_gate) * guess_up) >= limit[5]
         h = np.where(alive, h, F32(0))
         site["h"] = h

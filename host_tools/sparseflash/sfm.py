@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from sparseflash.columns import column_bytes, matrix_bytes, pack_columns, unpack_columns
 from sparseflash.errors import InputError, UnsupportedError
 from sparseflash.files import write_bytes
 from sparseflash.proxy import BITS, pack_proxy, proxy_blocks, unpack_proxy
@@ -49,6 +50,7 @@ ENTRY = struct.Struct("<IIQQII")
 ALIGN = 64
 ORDERS = ("file", "coactivation")
 """Of the neurons in RECORDS."""
+INPUTS = ("", "attn", "ffn", "all")
 
 
 class Section(IntEnum):
@@ -81,6 +83,17 @@ class Formats:
     """``q4`` stores the head a second time on that grid, for a screened head."""
     guess: int = 0
     """Bits of the proxies of gate and up that choose neurons before they are read; 0 has none."""
+    inputs: str = ""
+    """Matrices by columns, for methods that drop inputs: ``attn`` (q, k, v, o), ``ffn`` (gate, up),
+    ``all``, or none of them. Gate and up by columns: no neuron is contiguous then."""
+
+    @property
+    def attn_columns(self) -> bool:
+        return self.inputs in ("attn", "all")
+
+    @property
+    def ffn_columns(self) -> bool:
+        return self.inputs in ("ffn", "all")
 
 
 def _rope_increments(theta: float, scale: float, head_dim: int) -> np.ndarray:
@@ -144,21 +157,27 @@ def record_layout(spec: ModelSpec, formats: Formats) -> RecordLayout:
     """The layout of the FFN records."""
     row = row_bytes(spec.dim, formats.ffn)
     column = spec.dim // 2 if formats.ffn == "q4" else spec.dim
+    if formats.ffn_columns:
+        one = matrix_bytes(spec.ffn_dim, spec.dim, formats.ffn)
+        side = column_bytes(spec.ffn_dim, formats.ffn)
+        return RecordLayout(side, column, 0, one, 2 * one, side, column)
     if formats.layout == "joint":
         stride = 2 * row + column
         return RecordLayout(row, column, 0, row, 2 * row, stride, stride)
     return RecordLayout(row, column, 0, spec.ffn_dim * row, 2 * spec.ffn_dim * row, row, column)
 
 
-def _records(gate: Blocks, up: Blocks, down: Blocks, ffn: int, layout: str) -> bytes:
+def _records(gate: Blocks, up: Blocks, down: Blocks, ffn: int, formats: Formats) -> bytes:
     """Gate rows, up rows and down columns, by neuron or by plane."""
     column = down.q[:, :ffn].T
     if isinstance(down, Q4Blocks):
         body = pack_nibbles(np.ascontiguousarray(column))
     else:
         body = np.ascontiguousarray(column).view(np.uint8)
+    if formats.ffn_columns:
+        return pack_columns(gate) + pack_columns(up) + body.tobytes()
     pieces = [pack_rows(gate), pack_rows(up), body]
-    if layout == "joint":
+    if formats.layout == "joint":
         return np.concatenate(pieces, axis=1).tobytes()
     return b"".join(p.tobytes() for p in pieces)
 
@@ -215,6 +234,11 @@ def pack(
     for one.
     """
     formats = formats or Formats()
+    if formats.inputs not in INPUTS or (formats.guess and formats.ffn_columns):
+        raise UnsupportedError(
+            f"columns of {formats.inputs!r} and proxies of {formats.guess} bits: there are "
+            f"{', '.join(filter(None, INPUTS))}, and proxies choose rows of gate and up"
+        )
     if formats.guess not in (0, *BITS):
         raise UnsupportedError(f"proxies of {formats.guess} bits; there are {list(BITS)}")
     if (order is None) != (formats.order == "file"):
@@ -253,9 +277,10 @@ def pack(
     vectors.append(np.asarray(model.final_norm, dtype="<f4"))
     sections.append((Section.VECTORS, 0, np.concatenate(vectors).tobytes()))
     sections.append((Section.ROPE, 0, np.concatenate(thetas).astype("<u4").tobytes()))
+    store = pack_columns if formats.attn_columns else lambda m: pack_rows(m).tobytes()
     for i, layer in enumerate(model.layers):
         attn = [
-            pack_rows(quantize(m, formats.attn, f"layer {i} {n}")).tobytes()
+            store(quantize(m, formats.attn, f"layer {i} {n}"))
             for n, m in (
                 ("q_proj", layer.q_proj),
                 ("k_proj", layer.k_proj),
@@ -270,14 +295,14 @@ def pack(
         down = quantize(layer.down_proj, formats.ffn, f"layer {i} down_proj")
         if order is not None:
             gate, up, down = _reordered(gate, up, down, order[i])
-        records = _records(gate, up, down, spec.ffn_dim, formats.layout)
+        records = _records(gate, up, down, spec.ffn_dim, formats)
         sections.append((Section.RECORDS, i, records))
         sections.append((Section.SCALES, i, _down_scales(down).tobytes()))
         if formats.guess:
             sections.append(
                 (Section.GUESS, i, _guess(layer.gate_proj, layer.up_proj, formats, i, order))
             )
-    _write(path, spec, formats, sections)
+    _write(path, spec, formats, sections)  # whole, or not at all
 
 
 def _dims(spec: ModelSpec, formats: Formats) -> bytes:
@@ -426,8 +451,12 @@ class Image:
         data = self.section(Section.ATTN, layer)
         out, at = [], 0
         for n, cols in ((s.q_dim, s.dim), (s.kv_dim, s.dim), (s.kv_dim, s.dim), (s.dim, s.q_dim)):
-            size = n * row_bytes(cols, fmt)
-            out.append(unpack_rows(data[at : at + size].reshape(n, -1), cols, fmt))
+            if self.formats.attn_columns:
+                size = matrix_bytes(n, cols, fmt)
+                out.append(unpack_columns(data[at : at + size], n, cols, fmt))
+            else:
+                size = n * row_bytes(cols, fmt)
+                out.append(unpack_rows(data[at : at + size].reshape(n, -1), cols, fmt))
             at += size
         return out[0], out[1], out[2], out[3]
 
@@ -443,8 +472,14 @@ class Image:
             )
             return np.ascontiguousarray(view)
 
-        gate = unpack_rows(plane(lay.gate, lay.row_stride, lay.row), s.dim, fmt)
-        up = unpack_rows(plane(lay.up, lay.row_stride, lay.row), s.dim, fmt)
+        if self.formats.ffn_columns:
+            gate, up = (
+                unpack_columns(data[at : at + lay.up], s.ffn_dim, s.dim, fmt)
+                for at in (lay.gate, lay.up)
+            )
+        else:
+            gate = unpack_rows(plane(lay.gate, lay.row_stride, lay.row), s.dim, fmt)
+            up = unpack_rows(plane(lay.up, lay.row_stride, lay.row), s.dim, fmt)
         body = plane(lay.down, lay.column_stride, lay.column)
         blocks = -(-s.ffn_dim // GROUP)
         scales = np.ascontiguousarray(self.section(Section.SCALES, layer)).view("<f2")

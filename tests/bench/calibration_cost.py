@@ -60,8 +60,9 @@ def main() -> None:
     cpu = dict(seconds)
     for turn in turns:
         start, used = time.perf_counter(), time.process_time()
-        for row in turn:
-            runner.hidden(torch.from_numpy(row)[None])
+        with torch.no_grad():
+            for row in turn:
+                runner.hidden(torch.from_numpy(row)[None])
         seconds["dense"] += time.perf_counter() - start
         cpu["dense"] += time.process_time() - used
         start, used = time.perf_counter(), time.process_time()

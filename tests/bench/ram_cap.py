@@ -113,10 +113,10 @@ def build_peer() -> Path:
     return program
 
 
-def run_peer(program: Path, model: Path, cap: int) -> dict[str, float]:
+def run_peer(program: Path, model: Path, cap: int, tokens: int) -> dict[str, float]:
     drop_caches()
     group = Cgroup(cap)
-    command = [str(program), "-m", str(model), "-t", "1", "-p", "0", "-n", str(TOKENS), "-r", "1"]
+    command = [str(program), "-m", str(model), "-t", "1", "-p", "0", "-n", str(tokens), "-r", "1"]
     done = subprocess.run(
         [*command, "-o", "json", "--no-warmup"],
         capture_output=True,
@@ -191,6 +191,7 @@ def main() -> None:
     arguments.add_argument("--heads", default="exact,64", help="of cli's --head")
     arguments.add_argument("--repetitions", type=int, default=3)
     arguments.add_argument("--peer", type=Path)
+    arguments.add_argument("--peer-tokens", type=int, default=TOKENS, help="it may take minutes")
     arguments.add_argument("--method", default="dense")
     arguments.add_argument("--sparsity", type=float, default=0.0)
     a = arguments.parse_args()
@@ -225,7 +226,7 @@ def main() -> None:
         ours, theirs, disk = [], [], []
         for _ in range(a.repetitions):
             ours.append(run_ours(place, plan_digest(plan), cap, image.sha256))
-            theirs.append(run_peer(peer, source, cap))
+            theirs.append(run_peer(peer, source, cap, a.peer_tokens))
             drop_caches()
             disk.append(disk_bandwidth(place / "model.sfm"))
 
@@ -240,6 +241,7 @@ def main() -> None:
             "load": os.getloadavg()[0],
             "method": a.method,
             "sparsity": a.sparsity,
+            "peer_tokens": a.peer_tokens,
             "tokens_per_second": median(ours, "rate"),
             "peer_tokens_per_second": median(theirs, "rate"),
             "ratio": median(ours, "rate") / median(theirs, "rate"),

@@ -51,7 +51,7 @@ def masks(image: Image) -> dict[str, np.ndarray]:
     dense = dense_thresholds(image)
     h, both = dense.copy(), dense.copy()
     h[:, 3] = 0.2
-    both[0] = (0.3, 0.1, 0.2, 0.05, 0.02, 0)
+    both[0, :5] = (0.3, 0.1, 0.2, 0.05, 0.02)
     both[1, 1] = 0.15
     guess = dense.copy()
     guess[:2, 5] = 0.2
@@ -87,6 +87,26 @@ def test_same_bits(
                 got = e.step(int(token), p % 3 != 1)
                 if got is not None:
                     assert np.array_equal(got, want[p]), (name, seed, depth, p)
+
+
+def test_masked_inputs(ids: np.ndarray, host: Board, tmp_path: Path) -> None:
+    """The same for an image by columns: every input mask, late and reordered."""
+    formats = Formats(layout="split", inputs="all")
+    pack(random_model(n_layers=3), tmp_path / "model.sfm", formats)
+    image = Image(tmp_path / "model.sfm")
+    t = dense_thresholds(image)
+    t[0, 6:] = 0.6
+    t[1, 9:11] = (0.2, 0.8)
+    t[:, 3] = 0.05
+    e = engine(image, stream_board(host), 60_000, tmp_path)
+    for limits in (dense_thresholds(image), t):
+        want = Reference(image).run(ids, limits, keep_sites=False).logits
+        e.set_thresholds(limits)
+        fault(e, 7, 8)
+        e.reset()
+        for p, token in enumerate(ids):
+            got = e.step(int(token), p % 3 != 1)
+            assert got is None or np.array_equal(got, want[p])
 
 
 def test_counters(image: Image, ids: np.ndarray, host: Board, tmp_path: Path) -> None:

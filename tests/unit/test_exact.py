@@ -55,7 +55,7 @@ def compare(engine: Engine, thresholds: np.ndarray, seed: int = 5) -> None:
 
 def mixed_thresholds(engine: Engine) -> np.ndarray:
     t = dense_thresholds(engine.image)
-    t[0] = (0.3, 0.1, 0.2, 0.05, 0.02, 0)
+    t[0, :5] = (0.3, 0.1, 0.2, 0.05, 0.02)
     t[-1, 3] = 0.2
     return t
 
@@ -100,10 +100,43 @@ def test_proxies_choose_neurons(bits: int, level: str, host: Board, tmp_path: Pa
         compare(engine, t)
         dense = engine.counters()
         t[0, 5] = 0.2
-        t[1] = (0.1, 0.05, 0, 0.02, 0, 0.05)
+        t[1, :6] = (0.1, 0.05, 0, 0.02, 0, 0.05)
         compare(engine, t)
         sparse = engine.counters()
         assert 0 < sparse["neurons"] < dense["neurons"]
+
+
+@pytest.mark.parametrize("inputs", ["attn", "ffn", "all"])
+@pytest.mark.parametrize(
+    ("fmt", "level"), [("q4", "-O0"), ("q4", "-O3 -march=native"), ("q8", "-O3 -march=native")]
+)
+def test_inputs_drop_columns(
+    inputs: str, fmt: str, level: str, host: Board, tmp_path: Path
+) -> None:
+    for shape in ("llama", "qwen2", "gemma3"):
+        model = random_model(**SHAPES[shape])
+        rows = engine_for(model, host, tmp_path / shape / "rows", Formats(fmt, fmt, "q8"))
+        formats = Formats(fmt, "q8" if shape == "qwen2" else fmt, "q8", inputs=inputs)
+        engine = engine_for(model, host, tmp_path / shape / "columns", formats, "cc", level.split())
+        t = dense_thresholds(engine.image)
+        compare(engine, t)
+        dense = engine.counters()
+        if formats.ffn == fmt:  # stored otherwise, computed alike
+            for token in (3, 1, 4):
+                a, b = rows.step(token), None
+                assert a is not None
+            engine.reset()
+            for token in (3, 1, 4):
+                b = engine.step(token)
+            assert b is not None and np.array_equal(a.view(np.uint32), b.view(np.uint32))
+        if inputs != "ffn":
+            t[0, 6:10] = (0.3, 0.5, 0.2, 0.05)
+            t[1, 6] = 1e9
+        if inputs != "attn":
+            t[:, 10:12] = (0.4, 0.3)
+        t[1, :5] = (0.1, 0.05, 0, 0.02, 0)
+        compare(engine, t)
+        assert engine.counters()["bytes"] < dense["bytes"]
 
 
 @pytest.mark.parametrize("cc", ["gcc", "clang"])

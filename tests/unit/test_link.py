@@ -146,14 +146,14 @@ def test_trace_and_tap(device: Device) -> None:
 def test_counters_and_thresholds(device: Device) -> None:
     device.counters(clear=True)
     device.prefill([1, 2, 3])
-    device.set_thresholds(10, (1.0, 2.0, 3.0, 4.0, 5.0, 6.0))
+    device.set_thresholds(10, [float(i + 1) for i in range(12)])
     c = device.counters(clear=True)
     assert (c["tokens"], c["bytes"], c["neurons"]) == (3, 3 << 33, 25)
     assert not any(device.counters().values())
     with pytest.raises(DeviceError):
-        device.set_thresholds(10, (float("nan"), 0, 0, 0, 0, 0))
+        device.set_thresholds(10, (float("nan"), *[0] * 11))
     with pytest.raises(UsageError):
-        device.set_thresholds(LAYERS, (0, 0, 0, 0, 0, 0))
+        device.set_thresholds(LAYERS, [0] * 12)
 
 
 @pytest.mark.parametrize("n", [0, 1, 31, 32, 33, 500])

@@ -29,7 +29,8 @@ from sparseflash.spec import Model
 LEVELS = {"dense": 0.0, "h": 0.5, "cats": 0.5, "paper": 0.5, "paper-gate-up": 0.5,
           "marginal-ffn": 0.2, "marginal-h": 0.05,
           "prox-4": 0.6, "prox-3": 0.5, "prox-2": 0.5, "prox-1": 0.3,
-          "prox-3-two": 0.6}  # fmt: skip
+          "prox-3-two": 0.6, "teal-x": 0.4, "teal-attn": 0.4, "teal": 0.3, "teal-greedy": 0.3,
+          "asvd-inputs": 0.3, "asvd-h": 0.4}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +51,20 @@ def reads_of(
     for i, site in enumerate(run.sites):
         gate_proj, up_proj, _ = reference.image.ffn(i)
         b = quantize_bfp(site["ffn_in"])
-        gate, up = Linear(gate_proj)(b), Linear(up_proj)(b)
+        limit = dict(zip(THRESHOLDS, thresholds[i]))
+        seen = {"q": "attn_in", "k": "attn_in", "v": "attn_in", "o": "attn"}
+        columns = (reference.image.formats.attn_columns, reference.image.formats.ffn_columns)
+        for name in [*("qkvo" if columns[0] else ""), *(("xg", "xu") if columns[1] else ())]:
+            x = site[seen.get(name, "ffn_in")]
+            for table in (reads.kept, reads.blocks):
+                table.setdefault(name, np.zeros(spec.n_layers))
+            for row in x:
+                live = [n for n in range(len(row)) if abs(row[n]) >= limit[name]]
+                reads.kept[name][i] += len(live)
+                reads.blocks[name][i] += len({n // 32 for n in live})
+        x = site["ffn_in"]
+        kept = [np.where(np.abs(x) >= limit[n], x, np.float32(0)) for n in ("xg", "xu")]
+        gate, up = (Linear(m)(quantize_bfp(k)) for m, k in zip((gate_proj, up_proj), kept))
         act = activate(spec.activation, gate)
         t = thresholds[i]
         guessed = np.ones_like(act, bool)
@@ -72,30 +86,38 @@ def reads_of(
                 reads.columns[i] += 1
                 blocks.add(n // 32)
             reads.column_blocks[i] += len(blocks)
+        if columns[1]:
+            reads.up_rows[i] = reads.gate_rows[i]  # columns are of all neurons
     return reads, run.logits
 
 
-@pytest.mark.parametrize("fmt", ["q4", "q8"])
-def test_counters_are_the_byte_model(stories: Model, host: Board, tmp_path: Path, fmt: str) -> None:
+@pytest.mark.parametrize(
+    ("fmt", "names"), [("q4", list(LEVELS)), ("q8", ["dense", "h", "prox-3", "teal-x", "teal"])]
+)
+def test_counters_are_the_byte_model(
+    stories: Model, host: Board, tmp_path: Path, fmt: str, names: list[str]
+) -> None:
     formats = Formats(fmt, fmt, "q8")
     engines = {}
-    for bits in (0, 1, 2, 3, 4):
-        folder = tmp_path / str(bits)
+    for bits, inputs in {(method(n).proxy, method(n).inputs) for n in names}:
+        folder = tmp_path / f"{bits}{inputs}"
         folder.mkdir()
-        pack(stories, folder / "model.sfm", replace(formats, guess=bits))
+        pack(stories, folder / "model.sfm", replace(formats, guess=bits, inputs=inputs))
         image = Image(folder / "model.sfm")
         generate(make_plan(image, host, dense_thresholds(image), kv_len=256), folder / "gen")
-        engines[bits] = Engine(build_library(folder / "gen", folder / "lib.so"), image)
+        engines[bits, inputs] = Engine(
+            build_library(folder / "gen", folder / "lib.so", "cc", ["-O1"]), image
+        )
     assert stories.tokenizer is not None
     text = "Once upon a time, a girl had a red ball. She liked to play with it. " * 8
     ids = np.array(stories.tokenizer.encode(text))
     calibration, windows = ids[:160].reshape(2, 80), ids[60:180].reshape(1, 120)
     study = Study(stories, formats, calibration, windows)
     assert set(LEVELS) == set(pipeline.DEVICE_METHODS)
-    for name, level in LEVELS.items():
-        m = method(name)
+    for name in names:
+        m, level = method(name), LEVELS[name]
         levels = study.levels(m, level)
-        engine = engines[m.proxy]
+        engine = engines[m.proxy, m.inputs]
         reference = Reference(engine.image)
         thresholds = dense_thresholds(engine.image)
         for i, rules in enumerate(study.rules(m, levels)):
@@ -125,7 +147,7 @@ def test_counters_are_the_byte_model(stories: Model, host: Board, tmp_path: Path
 def test_methods_of_the_host_are_refused_for_devices(stories: Model, tmp_path: Path) -> None:
     pipeline.check_method("marginal-ffn", 20)
     with pytest.raises(UsageError, match="host only"):
-        pipeline.check_method("teal", 20)
+        pipeline.check_method("wina", 20)
     with pytest.raises(UsageError, match="there are"):
         pipeline.check_method("nothing", 20)
     with pytest.raises(UsageError, match="below 100"):
@@ -140,7 +162,7 @@ def test_thresholds_of_a_shared_budget(
     image = pipeline.pack_model(stories, recipe)
     calibration = pipeline.calibrated(stories, recipe)
     got = pipeline.thresholds_for(image, calibration, "marginal-ffn", 20, stories, recipe)
-    assert got.shape == (5, 6) and got.dtype == np.float32
+    assert got.shape == (5, 12) and got.dtype == np.float32
     assert (got[:, [0, 2, 4]] == 0).all()
     assert len(np.unique(got[:, 3])) > 1
     dropped = [calibration.dropped(i, "h", float(got[i, 3])) for i in range(5)]

@@ -67,7 +67,7 @@ def test_order_keeps_logits_and_moves_h(tmp_path: Path, fmt: str) -> None:
     pack(model, tmp_path / "a.sfm", Formats(ffn=fmt))
     pack(model, tmp_path / "b.sfm", Formats(ffn=fmt, order="coactivation"), order)
     ids = np.random.default_rng(3).integers(0, 160, 12)
-    limits = np.tile(np.float32([0.02] * 5 + [0]), (2, 1))
+    limits = np.tile(np.float32([0.02] * 5 + [0] * 7), (2, 1))
     a, b = (Reference(Image(tmp_path / f"{n}.sfm")).run(ids, limits) for n in "ab")
     np.testing.assert_array_equal(a.logits.view(np.uint32), b.logits.view(np.uint32))
     assert a.neurons == b.neurons < 12 * 2 * 172

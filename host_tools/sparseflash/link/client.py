@@ -318,7 +318,7 @@ class Device:
         return self._request(Type.COUNTERS, bytes((clear,)), p.parse_counters)
 
     def set_thresholds(self, layer: int, limits: Sequence[float]) -> None:
-        """Replaces a layer's thresholds: gate, act, up, h, down, guess."""
+        """Replaces a layer's thresholds: gate, act, up, h, down, guess, q, k, v, o, xg, xu."""
         self._check(0 <= layer < self.info().n_layers, f"layer {layer}")
         self._check(
             len(limits) == p.THRESHOLDS, f"{len(limits)} thresholds (there are {p.THRESHOLDS})"

@@ -23,7 +23,7 @@ MAX_WIRE = 2 * MAX_PAYLOAD
 """More bytes than this without a zero are no frame."""
 REPLY = 0x80
 SITES = 7
-THRESHOLDS = 6
+THRESHOLDS = 12
 CHUNK = MAX_PAYLOAD // 4
 """32-bit values in a full READ reply."""
 TAP_CHUNK = CHUNK - 1

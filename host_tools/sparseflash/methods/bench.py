@@ -93,7 +93,7 @@ def open_study(
     assert_disjoint(calibration, tested, recipes.file_sha256(recipes.text_path(name)))
     return Study(
         model,
-        pipeline.formats_of(recipe),
+        pipeline.formats_for(recipe, ()),
         ids,
         tested,
         pipeline.Places(model_name).folder / "study",

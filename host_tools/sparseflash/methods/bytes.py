@@ -14,20 +14,11 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from sparseflash.columns import column_bytes, table_bytes
 from sparseflash.methods.masks import Reads
 from sparseflash.quantize import row_bytes
 from sparseflash.sfm import Formats
 from sparseflash.spec import ModelSpec
-
-
-def column_bytes(outputs: int, fmt: str) -> float:
-    """Integers of one column, without its scales."""
-    return outputs / 2 if fmt == "q4" else outputs
-
-
-def scales_bytes(outputs: int, fmt: str) -> int:
-    """Scales of a group of 32 columns."""
-    return outputs * (4 if fmt == "q4" else 2)
 
 
 @dataclass
@@ -68,6 +59,15 @@ class Bytes:
         return self.layers + self.head + self.embed
 
 
+def _layout(
+    by_row: np.ndarray, by_column: np.ndarray | None, rows_skipped: np.ndarray
+) -> np.ndarray:
+    """Columns where inputs are dropped; where rows could be skipped too, what reads less."""
+    if by_column is None:
+        return by_row
+    return np.where(rows_skipped, np.minimum(by_row, by_column), by_column)
+
+
 def bytes_a_token(
     spec: ModelSpec, formats: Formats, reads: Reads, extra: Extra | None = None
 ) -> Bytes:
@@ -80,7 +80,7 @@ def bytes_a_token(
         if site not in reads.kept:
             return None
         body = reads.kept[site] / n * column_bytes(outputs, fmt)
-        return np.asarray(body + reads.blocks[site] / n * scales_bytes(outputs, fmt))
+        return np.asarray(body + reads.blocks[site] / n * table_bytes(outputs, fmt))
 
     def replaced(name: str, part: np.ndarray) -> np.ndarray:
         factors = extra.low_rank.get(name)
@@ -100,12 +100,10 @@ def bytes_a_token(
     fmt = formats.ffn
     row = row_bytes(spec.dim, fmt)
     gate, up = reads.gate_rows / n * row, reads.up_rows / n * row
-    by_column = columns("xg", spec.ffn_dim, fmt)
-    gate = gate if by_column is None else np.minimum(gate, by_column)
-    by_column = columns("xu", spec.ffn_dim, fmt)
-    up = up if by_column is None else np.minimum(up, by_column)
+    gate = _layout(gate, columns("xg", spec.ffn_dim, fmt), reads.gate_rows / n < spec.ffn_dim)
+    up = _layout(up, columns("xu", spec.ffn_dim, fmt), reads.up_rows / n < spec.ffn_dim)
     down = reads.columns / n * column_bytes(spec.dim, fmt)
-    down = down + reads.column_blocks / n * scales_bytes(spec.dim, fmt)
+    down = down + reads.column_blocks / n * table_bytes(spec.dim, fmt)
     gate, up, down = replaced("gate", gate), replaced("up", up), replaced("down", down)
     layers = attention + gate + up + down + extra.proxy + extra.metadata
     embed = row_bytes(spec.dim, formats.embed)

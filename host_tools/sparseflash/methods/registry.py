@@ -35,7 +35,13 @@ class Method:
     """With a proxy or a rank: the exact h is thresholded too, at this share of the level."""
     source: str = ""
     device: bool = False
-    """The generated C applies it: thresholds on gate, act, up, h, down and guess of each layer."""
+    """The generated C applies it: thresholds of each layer (``reference.THRESHOLDS``)."""
+
+    @property
+    def inputs(self) -> str:
+        """Matrices that an image for it stores by columns: ``Formats.inputs``."""
+        attn, ffn = (bool({*s} & {*self.sites}) for s in (("q", "k", "v", "o"), ("xg", "xu")))
+        return "all" if attn and ffn else "attn" if attn else "ffn" if ffn else ""
 
     @property
     def guess(self) -> str:
@@ -63,15 +69,22 @@ _LIST = (
     Method("cats", "act(gate)", ("act",), source="arXiv 2404.08763", device=True),
     Method("h", "act(gate)*up", ("h",), device=True),
     Method("h-norm", "h times its column's norm", ("h",), score="norm", source="arXiv 2411.02335"),
-    Method("teal-x", "FFN inputs", ("xg", "xu"), source="arXiv 2408.14690"),
-    Method("teal-attn", "inputs of q, k, v and o", ("q", "k", "v", "o"), source="arXiv 2408.14690"),
-    Method("teal", "inputs of all seven matrices", _TEAL, source="arXiv 2408.14690"),
+    Method("teal-x", "FFN inputs", ("xg", "xu"), source="arXiv 2408.14690", device=True),
+    Method(
+        "teal-attn",
+        "inputs of q, k, v and o",
+        ("q", "k", "v", "o"),
+        source="arXiv 2408.14690",
+        device=True,
+    ),
+    Method("teal", "inputs of all seven matrices", _TEAL, source="arXiv 2408.14690", device=True),
     Method(
         "teal-greedy",
         "all inputs, greedy split in each block",
         _TEAL,
         budget="greedy",
         source="arXiv 2408.14690",
+        device=True,
     ),
     Method(
         "wina",
@@ -103,8 +116,9 @@ _LIST = (
         _TEAL,
         budget="sensitivity",
         source="arXiv 2312.05821",
+        device=True,
     ),
-    Method("asvd-h", "h, levels by sensitivity", ("h",), budget="sensitivity"),
+    Method("asvd-h", "h, levels by sensitivity", ("h",), budget="sensitivity", device=True),
     *(
         Method(
             f"prox-{k}",

@@ -1,0 +1,59 @@
+"""Matrices stored by columns, so that a dropped input leaves its column unread (docs/SPEC.md).
+
+A column holds the integers of one input; the scales of 32 inputs are one table with an entry for
+each output, as they are for down_proj. Outputs are filled up to whole groups of 32. TEAL, arXiv
+2408.14690, drops inputs so.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from sparseflash.quantize import GROUP, Blocks, pack_nibbles, pack_scales, unpack_nibbles
+from sparseflash.spec import Q4Blocks, Q8Blocks
+
+
+def padded(outputs: int) -> int:
+    """Outputs that a column holds."""
+    return -(-outputs // GROUP) * GROUP
+
+
+def column_bytes(outputs: int, fmt: str) -> int:
+    """Bytes of one column, without its scales."""
+    return padded(outputs) // 2 if fmt == "q4" else padded(outputs)
+
+
+def table_bytes(outputs: int, fmt: str) -> int:
+    """Bytes of the scales of 32 columns."""
+    return padded(outputs) * (4 if fmt == "q4" else 2)
+
+
+def matrix_bytes(outputs: int, inputs: int, fmt: str) -> int:
+    """Bytes of all columns and all tables; ``inputs`` are whole groups."""
+    return inputs * column_bytes(outputs, fmt) + inputs // GROUP * table_bytes(outputs, fmt)
+
+
+def pack_columns(blocks: Blocks) -> bytes:
+    """The columns, then the tables."""
+    rows, cols = blocks.q.shape
+    extra = padded(rows) - rows
+    q = np.ascontiguousarray(np.pad(blocks.q, ((0, extra), (0, 0))).T)
+    body = pack_nibbles(q) if isinstance(blocks, Q4Blocks) else q.view(np.uint8)
+    per = 4 if isinstance(blocks, Q4Blocks) else 2
+    table = np.pad(
+        pack_scales(blocks).reshape(rows, cols // GROUP, per), ((0, extra), (0, 0), (0, 0))
+    )
+    return body.tobytes() + np.ascontiguousarray(table.transpose(1, 0, 2)).tobytes()
+
+
+def unpack_columns(data: np.ndarray, outputs: int, inputs: int, fmt: str) -> Blocks:
+    """Inverse of :func:`pack_columns`, from uint8 (matrix_bytes,)."""
+    size = inputs * column_bytes(outputs, fmt)
+    body = np.ascontiguousarray(data[:size]).reshape(inputs, -1)
+    scales = (
+        np.ascontiguousarray(data[size:]).view("<f2").reshape(inputs // GROUP, padded(outputs), -1)
+    )
+    scales = scales[:, :outputs]
+    if fmt == "q4":
+        return Q4Blocks(unpack_nibbles(body).T[:outputs], scales[..., 0].T, scales[..., 1].T)
+    return Q8Blocks(body.view(np.int8).T[:outputs], scales[..., 0].T)
