@@ -126,7 +126,7 @@ def test_chat_over_the_link(smol: Smol, session: pipeline.Session) -> None:
     assert smol.model.tokenizer is not None
     session.device.reset()
     for layer in range(smol.image.spec.n_layers):
-        session.device.set_thresholds(layer, [0.0] * 5)
+        session.device.set_thresholds(layer, [0.0] * 12)
     talk = Chat(session.device, smol.model.tokenizer, smol.model.spec.eos_ids)
     for question, answer in (
         ("What is the capital of France?", "The capital of France is Paris."),

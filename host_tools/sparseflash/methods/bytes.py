@@ -27,6 +27,8 @@ class Extra:
 
     proxy: float = 0.0
     metadata: float = 0.0
+    all_columns: bool = False
+    """One image: matrices whose inputs a method drops are stored by columns in every layer."""
     low_rank: dict[str, np.ndarray] = field(default_factory=dict)
     """Bytes (layers,) of the factors that replace q, k, v, o, gate, up or down; nan where none."""
 
@@ -57,15 +59,6 @@ class Bytes:
     @property
     def total(self) -> float:
         return self.layers + self.head + self.embed
-
-
-def _layout(
-    by_row: np.ndarray, by_column: np.ndarray | None, rows_skipped: np.ndarray
-) -> np.ndarray:
-    """Columns where inputs are dropped; where rows could be skipped too, what reads less."""
-    if by_column is None:
-        return by_row
-    return np.where(rows_skipped, np.minimum(by_row, by_column), by_column)
 
 
 def bytes_a_token(
@@ -100,8 +93,12 @@ def bytes_a_token(
     fmt = formats.ffn
     row = row_bytes(spec.dim, fmt)
     gate, up = reads.gate_rows / n * row, reads.up_rows / n * row
-    gate = _layout(gate, columns("xg", spec.ffn_dim, fmt), reads.gate_rows / n < spec.ffn_dim)
-    up = _layout(up, columns("xu", spec.ffn_dim, fmt), reads.up_rows / n < spec.ffn_dim)
+    for site in ("xg", "xu"):
+        by_column = columns(site, spec.ffn_dim, fmt)
+        if by_column is not None:
+            by_row = gate if site == "xg" else up
+            least = by_column if extra.all_columns else np.minimum(by_row, by_column)
+            gate, up = (least, up) if site == "xg" else (gate, least)
     down = reads.columns / n * column_bytes(spec.dim, fmt)
     down = down + reads.column_blocks / n * table_bytes(spec.dim, fmt)
     gate, up, down = replaced("gate", gate), replaced("up", up), replaced("down", down)

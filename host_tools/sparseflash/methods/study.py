@@ -199,7 +199,7 @@ class Study:
         if m.score != "magnitude":
             shared = {key(s, m.score): s for s in m.sites}
             norms = sum(2 * SITES[s].width(spec) for k, s in shared.items() if "*" in k)
-        return Extra(proxy=proxy, metadata=float(norms))
+        return Extra(proxy=proxy, metadata=float(norms), all_columns=m.device)
 
     def levels(self, m: Method | str, level: float) -> Levels:
         """The method's budget at a level."""
