@@ -33,27 +33,37 @@ def matrix_bytes(outputs: int, inputs: int, fmt: str) -> int:
     return inputs * column_bytes(outputs, fmt) + inputs // GROUP * table_bytes(outputs, fmt)
 
 
+def pack_integers(blocks: Blocks) -> np.ndarray:
+    """The columns' integers, uint8 (in, column_bytes)."""
+    extra = padded(blocks.shape[0]) - blocks.shape[0]
+    q = np.ascontiguousarray(np.pad(blocks.q, ((0, extra), (0, 0))).T)
+    return pack_nibbles(q) if isinstance(blocks, Q4Blocks) else q.view(np.uint8)
+
+
+def pack_tables(blocks: Blocks) -> np.ndarray:
+    """The scales, uint8 (in/32, padded outputs, bytes of an entry)."""
+    rows, cols = blocks.shape
+    scales = pack_scales(blocks).reshape(rows, cols // GROUP, -1)
+    scales = np.pad(scales, ((0, padded(rows) - rows), (0, 0), (0, 0)))
+    return np.ascontiguousarray(scales.transpose(1, 0, 2))
+
+
 def pack_columns(blocks: Blocks) -> bytes:
     """The columns, then the tables."""
-    rows, cols = blocks.q.shape
-    extra = padded(rows) - rows
-    q = np.ascontiguousarray(np.pad(blocks.q, ((0, extra), (0, 0))).T)
-    body = pack_nibbles(q) if isinstance(blocks, Q4Blocks) else q.view(np.uint8)
-    per = 4 if isinstance(blocks, Q4Blocks) else 2
-    table = np.pad(
-        pack_scales(blocks).reshape(rows, cols // GROUP, per), ((0, extra), (0, 0), (0, 0))
-    )
-    return body.tobytes() + np.ascontiguousarray(table.transpose(1, 0, 2)).tobytes()
+    return pack_integers(blocks).tobytes() + pack_tables(blocks).tobytes()
+
+
+def of_columns(body: np.ndarray, tables: np.ndarray, outputs: int, fmt: str) -> Blocks:
+    """The matrix of :func:`pack_integers` and the bytes of :func:`pack_tables`."""
+    scales = np.ascontiguousarray(tables).view("<f2")
+    scales = scales.reshape(len(body) // GROUP, padded(outputs), -1)[:, :outputs]
+    if fmt == "q4":
+        return Q4Blocks(unpack_nibbles(body).T[:outputs], scales[..., 0].T, scales[..., 1].T)
+    return Q8Blocks(body.view(np.int8).T[:outputs], scales[..., 0].T)
 
 
 def unpack_columns(data: np.ndarray, outputs: int, inputs: int, fmt: str) -> Blocks:
     """Inverse of :func:`pack_columns`, from uint8 (matrix_bytes,)."""
     size = inputs * column_bytes(outputs, fmt)
     body = np.ascontiguousarray(data[:size]).reshape(inputs, -1)
-    scales = (
-        np.ascontiguousarray(data[size:]).view("<f2").reshape(inputs // GROUP, padded(outputs), -1)
-    )
-    scales = scales[:, :outputs]
-    if fmt == "q4":
-        return Q4Blocks(unpack_nibbles(body).T[:outputs], scales[..., 0].T, scales[..., 1].T)
-    return Q8Blocks(body.view(np.int8).T[:outputs], scales[..., 0].T)
+    return of_columns(body, data[size:], outputs, fmt)

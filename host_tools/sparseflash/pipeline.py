@@ -224,21 +224,19 @@ def thresholds_for(
     if not percent:
         return out
     m = registry.method(method)
-    if m.guess or m.inputs:
+    levels = {s: np.full(image.spec.n_layers, percent / 100) for s in m.sites}
+    if m.guess or m.inputs or m.budget != "uniform":
         if model is None or recipe is None:
-            raise UsageError(f"method {method} needs the model to know what it compares")
+            raise UsageError(f"method {method} needs the model to find its thresholds")
         study = _study(model, image, calibration, recipe)
-        for i, rules in enumerate(study.rules(m, study.levels(m, percent / 100))):
+        levels = study.levels(m, percent / 100)
+    if m.guess or m.inputs:
+        for i, rules in enumerate(study.rules(m, levels)):
             for site, rule in rules.sites.items():
                 out[i, THRESHOLDS.index(site)] = rule.threshold
             if rules.proxy is not None:
                 out[i, THRESHOLDS.index("guess")] = rules.proxy.rule.threshold
         return out
-    levels = {s: np.full(image.spec.n_layers, percent / 100) for s in m.sites}
-    if m.budget != "uniform":
-        if model is None or recipe is None:
-            raise UsageError(f"method {method} needs the model to share its budget over layers")
-        levels = _study(model, image, calibration, recipe).levels(m, percent / 100)
     for site, shares in levels.items():
         column = THRESHOLDS.index(site)
         for i, share in enumerate(shares):

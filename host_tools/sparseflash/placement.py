@@ -95,7 +95,7 @@ def parts_of(
     row, o_row = row_bytes(s.dim, f.attn), row_bytes(s.q_dim, f.attn)
     heads = s.q_dim + 2 * s.kv_dim
     blocks = -(-s.ffn_dim // 32)
-    table = s.dim * (4 if f.ffn == "q4" else 2)
+    table = table_bytes(s.dim, f.ffn)
     out = []
     for i in range(s.n_layers):
         attn = image.offset(Section.ATTN, i)

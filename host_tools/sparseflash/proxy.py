@@ -77,10 +77,3 @@ def unpack_proxy(data: np.ndarray, cols: int, bits: int) -> Q8Blocks:
     u = (planes << np.arange(bits, dtype=np.int16)[:, None]).sum(2, dtype=np.int16)
     d = np.ascontiguousarray(data[:, groups * 4 * bits : groups * (4 * bits + 2)]).view("<f2")
     return Q8Blocks((factor * u - less).astype(np.int8).reshape(rows, cols), d)
-
-
-def dequantized(blocks: Q8Blocks) -> np.ndarray:
-    """float32 (out, in)."""
-    rows, cols = blocks.q.shape
-    q = blocks.q.reshape(rows, -1, GROUP).astype(np.float32)
-    return (q * blocks.d.astype(np.float32)[..., None]).reshape(rows, cols)

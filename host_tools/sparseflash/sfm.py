@@ -6,26 +6,31 @@ import hashlib
 import json
 import struct
 import zlib
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from enum import IntEnum
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from sparseflash.columns import column_bytes, matrix_bytes, pack_columns, unpack_columns
+from sparseflash.columns import (
+    column_bytes,
+    matrix_bytes,
+    of_columns,
+    pack_columns,
+    pack_integers,
+    pack_tables,
+    unpack_columns,
+)
 from sparseflash.errors import InputError, UnsupportedError
 from sparseflash.files import write_bytes
 from sparseflash.proxy import BITS, pack_proxy, proxy_blocks, unpack_proxy
 from sparseflash.quantize import (
     GROUP,
     Blocks,
-    pack_nibbles,
     pack_rows,
-    pack_scales,
     quantize,
     row_bytes,
-    unpack_nibbles,
     unpack_rows,
 )
 from sparseflash.screen import proxy_of
@@ -37,8 +42,6 @@ from sparseflash.spec import (
     ModelSpec,
     Norm,
     Position,
-    Q4Blocks,
-    Q8Blocks,
     as_float32,
 )
 
@@ -156,7 +159,7 @@ class RecordLayout:
 def record_layout(spec: ModelSpec, formats: Formats) -> RecordLayout:
     """The layout of the FFN records."""
     row = row_bytes(spec.dim, formats.ffn)
-    column = spec.dim // 2 if formats.ffn == "q4" else spec.dim
+    column = column_bytes(spec.dim, formats.ffn)
     if formats.ffn_columns:
         one = matrix_bytes(spec.ffn_dim, spec.dim, formats.ffn)
         side = column_bytes(spec.ffn_dim, formats.ffn)
@@ -169,11 +172,7 @@ def record_layout(spec: ModelSpec, formats: Formats) -> RecordLayout:
 
 def _records(gate: Blocks, up: Blocks, down: Blocks, ffn: int, formats: Formats) -> bytes:
     """Gate rows, up rows and down columns, by neuron or by plane."""
-    column = down.q[:, :ffn].T
-    if isinstance(down, Q4Blocks):
-        body = pack_nibbles(np.ascontiguousarray(column))
-    else:
-        body = np.ascontiguousarray(column).view(np.uint8)
+    body = pack_integers(down)[:ffn]
     if formats.ffn_columns:
         return pack_columns(gate) + pack_columns(up) + body.tobytes()
     pieces = [pack_rows(gate), pack_rows(up), body]
@@ -191,10 +190,7 @@ def _reordered(gate: Blocks, up: Blocks, down: Blocks, order: np.ndarray) -> lis
             "the neuron order leaves groups of 32 or names one twice; measure it again"
         )
     columns = np.concatenate([order, np.arange(n, down.q.shape[1])])
-    rows = [
-        replace(b, **{f.name: getattr(b, f.name)[order] for f in fields(b)}) for b in (gate, up)
-    ]
-    return [*rows, replace(down, q=down.q[:, columns])]
+    return [gate.rows(order), up.rows(order), replace(down, q=down.q[:, columns])]
 
 
 def _guess(
@@ -206,13 +202,6 @@ def _guess(
         data = pack_proxy(proxy_blocks(as_float32(w), formats.guess), formats.guess)
         rows.append(data if order is None else data[order[layer]])
     return np.concatenate(rows).tobytes()
-
-
-def _down_scales(down: Blocks) -> np.ndarray:
-    """Scales of down_proj, one table of dim entries for each block of 32 neurons."""
-    per = 4 if isinstance(down, Q4Blocks) else 2
-    table = pack_scales(down).reshape(down.shape[0], -1, per)  # (dim, blocks, per)
-    return np.ascontiguousarray(table.transpose(1, 0, 2))
 
 
 def _token_table(model: Model) -> bytes:
@@ -297,7 +286,7 @@ def pack(
             gate, up, down = _reordered(gate, up, down, order[i])
         records = _records(gate, up, down, spec.ffn_dim, formats)
         sections.append((Section.RECORDS, i, records))
-        sections.append((Section.SCALES, i, _down_scales(down).tobytes()))
+        sections.append((Section.SCALES, i, pack_tables(down).tobytes()))
         if formats.guess:
             sections.append(
                 (Section.GUESS, i, _guess(layer.gate_proj, layer.up_proj, formats, i, order))
@@ -482,14 +471,8 @@ class Image:
             up = unpack_rows(plane(lay.up, lay.row_stride, lay.row), s.dim, fmt)
         body = plane(lay.down, lay.column_stride, lay.column)
         blocks = -(-s.ffn_dim // GROUP)
-        scales = np.ascontiguousarray(self.section(Section.SCALES, layer)).view("<f2")
-        extra = blocks * GROUP - s.ffn_dim
-        if fmt == "q4":
-            table = scales.reshape(blocks, s.dim, 2)
-            q4 = np.pad(unpack_nibbles(body).T, ((0, 0), (0, extra)))
-            return gate, up, Q4Blocks(q4, table[..., 0].T, table[..., 1].T)
-        q8 = np.pad(body.view(np.int8).T, ((0, 0), (0, extra)))
-        return gate, up, Q8Blocks(q8, scales.reshape(blocks, s.dim).T)
+        body = np.pad(body, ((0, blocks * GROUP - s.ffn_dim), (0, 0)))
+        return gate, up, of_columns(body, self.section(Section.SCALES, layer), s.dim, fmt)
 
     def guess(self, layer: int) -> tuple[Blocks, Blocks]:
         """Proxies of gate_proj and up_proj, (ffn, dim) each."""

@@ -1,19 +1,11 @@
 /* Prints a hash of sums, differences, products, conversions and quotients of floats and integers of
  * every kind. The same program on another machine has to print the same. */
+#include "random32.h"
 #include "sf_kernels.h"
 
 #include <stddef.h>
 
 enum { PAIRS = 60000 };
-
-static uint32_t seed = 1;
-
-static uint32_t random32(void) {
-    seed ^= seed << 13;
-    seed ^= seed >> 17;
-    seed ^= seed << 5;
-    return seed;
-}
 
 /* Any bits; exponents near 1; few bits, for ties; subnormal; the ends. */
 static float operand(uint32_t kind) {

@@ -1,4 +1,5 @@
 /* Compares every kernel of this machine's tier with plain C on random and on extreme values. */
+#include "random32.h"
 #include "sf_kernels.h"
 
 #include <stdbool.h>
@@ -26,15 +27,6 @@ void plain_silu(const float *x, uint32_t n, float *out);
 void plain_gelu_tanh(const float *x, uint32_t n, float *out);
 
 enum { MAX_DIM = 640, GROUPS = MAX_DIM / 32, POSITIONS = 600, ROUNDS = 60, ROWS = SF_TILE };
-
-static uint32_t seed = 1;
-
-static uint32_t random32(void) {
-    seed ^= seed << 13;
-    seed ^= seed >> 17;
-    seed ^= seed << 5;
-    return seed;
-}
 
 static uint32_t below(uint32_t n) {
     return random32() % n;

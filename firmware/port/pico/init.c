@@ -1,6 +1,7 @@
 /* RP2040: crystal, PLL, pins, and flash in four lanes. */
 #include "bare.h"
 #include "pico.h"
+#include "rp_clocks.h"
 #include "sf_board.h"
 
 #define RESETS 0x4000C000u
@@ -9,52 +10,17 @@
 #define GPIO 0x40014000u
 #define XOSC 0x40024000u
 #define PLL 0x40028000u
-#define CLEAR 0x3000u /* alias of a register that clears the bits written */
-
-#define CLK_REF (CLOCKS + 0x30u)
-#define CLK_SYS (CLOCKS + 0x3Cu)
-#define CLK_PERI (CLOCKS + 0x48u)
-#define SELECTED 8u
 
 enum { IO_BANK0 = 1 << 5, PADS_BANK0 = 1 << 8, PLL_SYS = 1 << 12, UART0 = 1 << 22, DMA = 1 << 2 };
 
 /* 12 MHz * 125 / 6 / 2 */
 _Static_assert(SF_CPU_HZ == 12000000u * 125u / 12u, "the PLL is set up for 125 MHz");
 
-static void out_of_reset(uint32_t what) {
-    *sf_reg(RESETS + CLEAR) = what;
-    while ((*sf_reg(RESETS + 8u) & what) != what) {
-    }
-}
-
-static void clocks(void) {
-    *sf_reg(XOSC + 0x0Cu) = 47; /* start-up, in 256 cycles: 1 ms */
-    *sf_reg(XOSC) = 0xFABAA0;   /* on, 1 to 15 MHz */
-    while ((*sf_reg(XOSC + 4u) >> 31) == 0) {
-    }
-    *sf_reg(CLK_REF) = 2; /* the crystal */
-    while (*sf_reg(CLK_REF + SELECTED) != 1u << 2) {
-    }
-    *sf_reg(CLK_SYS) = 0; /* the reference, while the PLL is set up */
-    while (*sf_reg(CLK_SYS + SELECTED) != 1u) {
-    }
-    out_of_reset(PLL_SYS);
-    *sf_reg(PLL) = 1;                         /* reference divider */
-    *sf_reg(PLL + 8u) = 125;                  /* multiplier */
-    *sf_reg(PLL + 4u + CLEAR) = 1u | 1u << 5; /* power for PLL and VCO */
-    while ((*sf_reg(PLL) >> 31) == 0) {
-    }
-    *sf_reg(PLL + 0x0Cu) = 6u << 16 | 2u << 12; /* dividers behind it */
-    *sf_reg(PLL + 4u + CLEAR) = 1u << 3;        /* and their power */
-    *sf_reg(CLK_SYS) = 1;
-    while (*sf_reg(CLK_SYS + SELECTED) != 1u << 1) {
-    }
-    *sf_reg(CLK_PERI) = 1u << 11; /* on, from the system clock */
-}
+static const sf_rp chip = {RESETS, CLOCKS, XOSC, PLL, PLL_SYS, 6};
 
 void sf_board_init(void) {
-    clocks();
-    out_of_reset(IO_BANK0 | PADS_BANK0 | UART0 | DMA);
+    sf_rp_clocks(&chip);
+    sf_rp_release(RESETS, IO_BANK0 | PADS_BANK0 | UART0 | DMA);
     *sf_reg(PADS + 8u) = 0x5A; /* GPIO 1: input with a pull-up, an open line is idle */
     *sf_reg(GPIO + 4u) = 2;    /* GPIO 0 and 1 are UART0 */
     *sf_reg(GPIO + 0x0Cu) = 2;

@@ -5,13 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sparseflash.proxy import dequantized, proxy_blocks, proxy_row_bytes
+from sparseflash.proxy import proxy_blocks, proxy_row_bytes
 from sparseflash.spec import ModelSpec
 
 
 def quantize_proxy(w: Tensor, bits: int) -> Tensor:
     """The matrix (out, in) on the proxy's grid, dequantised; ``in`` is a multiple of 32."""
-    return torch.from_numpy(dequantized(proxy_blocks(w.float().cpu().numpy(), bits))).to(w.device)
+    return torch.from_numpy(proxy_blocks(w.float().cpu().numpy(), bits).float32()).to(w.device)
 
 
 def proxy_bytes(spec: ModelSpec, bits: int) -> float:
