@@ -30,7 +30,7 @@ def outputs_of(image: Image) -> int:
 def memory_table(image: Image, kv_len: int, head_rows: int = 0) -> dict[str, int]:
     """SRAM by category, bytes; the sizes of the generated arrays."""
     s = image.spec
-    rank = image.formats.rank
+    rank = image.formats.most_rank
     longest = max(s.ffn_dim, s.dim, s.q_dim, rank)
     groups = longest // 32 + 1
     table = {
@@ -46,7 +46,7 @@ def memory_table(image: Image, kv_len: int, head_rows: int = 0) -> dict[str, int
     if image.formats.inputs:
         table["input masks"] = 6 * max(s.dim, s.q_dim)
     if rank:
-        table["predictor"] = 4 * rank
+        table["products of factors"] = 4 * rank
     if head_rows:
         table["picked head rows"] = 2 * head_rows
     table["total"] = sum(table.values())
@@ -187,6 +187,8 @@ def make_plan(
         "guess_bits": f.guess,
         "rank": f.rank,
         "ahead": f.ahead,
+        "factored": bool(f.ranks),
+        "most_rank": f.most_rank,
         "attn_columns": f.attn_columns,
         "ffn_columns": f.ffn_columns,
         "outputs": outputs_of(image),
@@ -209,6 +211,7 @@ def make_plan(
             "eos_ids": list(s.eos_ids),
         },
         "image": {
+            "file": image.path.name,
             "bytes": image.size,
             "tokens": image.offset(Section.TOKENS),
             "vectors": image.offset(Section.VECTORS),

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from conftest import data_folder, random_model, random_predictor
+from conftest import data_folder, random_factors, random_model, random_predictor
 from sparseflash.boards import Board, board_ids, load_board
 from sparseflash.build import build_firmware, build_library
 from sparseflash.emulator import EmulatorProcess
@@ -181,12 +181,14 @@ def test_board(
 
 @pytest.mark.parametrize("ahead", [False, True])
 def test_predictor(ahead: bool, ids: np.ndarray, tmp_path: Path) -> None:
-    """Neurons by a low-rank guess, whose gate rows come by DMA while attention computes."""
+    """Neurons by a low-rank guess, whose gate rows come by DMA while attention computes; once with
+    projections in factors."""
     board = load_board("ast1030-evb")
     need(board)
     predictor = random_predictor(stories().spec, 32, ahead)
     formats = Formats("q8", "q8", "q8", layout="split", rank=32)
-    pack(stories(), tmp_path / "m.sfm", formats, None, predictor)
+    factors = random_factors(stories().spec, "q8", "q8") if ahead else None
+    pack(stories(), tmp_path / "m.sfm", formats, None, predictor, factors)
     image, ids = Image(tmp_path / "m.sfm"), ids[:24]
     thresholds = dense_thresholds(image)
     thresholds[:, 5] = 0.3

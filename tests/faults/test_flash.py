@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from conftest import random_model, random_predictor
+from conftest import random_factors, random_model, random_predictor
 from sparseflash.boards import Board
 from sparseflash.build import build_library
 from sparseflash.engine import Engine, dense_thresholds
@@ -91,10 +91,12 @@ def test_same_bits(
 
 @pytest.mark.parametrize("ram", [44_000, 120_000])
 def test_guess_before_attention(ids: np.ndarray, host: Board, tmp_path: Path, ram: int) -> None:
-    """Gate rows that are read while attention computes, late and reordered."""
+    """Gate rows, also of a factor, that are read while attention computes, late and reordered."""
     model = random_model(n_layers=3)
     predictor = random_predictor(model.spec, 32, ahead=True)
-    pack(model, tmp_path / "m.sfm", Formats(layout="split", rank=32), None, predictor)
+    factors = random_factors(model.spec, "q4", "q4") if ram > 100_000 else None
+    formats = Formats(layout="split", rank=32)
+    pack(model, tmp_path / "m.sfm", formats, None, predictor, factors)
     image = Image(tmp_path / "m.sfm")
     t = dense_thresholds(image)
     t[:, 5] = (0.2, 1e9, 0.3)  # one layer has no neuron at all
