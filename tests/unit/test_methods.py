@@ -897,21 +897,27 @@ def test_asvd_rank_search() -> None:
         rise / (rows.size - len(rows)), abs=2e-5
     )
     # Every projection is cut as far as the common limit allows, and no further.
-    sizes = np.array([as_float32(getattr(study.model.layers[0], f"{n}_proj")).size for n in names])
-    ratios = asvd.choose_ratios(table, sizes, 0.85)
-    assert (ratios * sizes).sum() / sizes.sum() / 2 <= 0.85 + 1e-9
-    taken = [
-        max([0.0, *table[i, k][[r for r in range(4) if asvd.RATIOS[r] >= ratios[i, k]]]])
-        for i in range(2) for k in range(6) if ratios[i, k] < 1
-    ]  # fmt: skip
-    limit = max(taken)
+    tried = {
+        n: [asvd.rank_for(r, *shape_of(model.spec, n), "q8") for r in asvd.RATIOS] for n in names
+    }
+    assert {0, 32} <= {r for ranks in tried.values() for r in ranks}
+    held, limits = [], []
+    for limit in sorted({0.0, *table[table > 0].tolist()}):
+        weights = 0
+        for i in range(2):
+            for k, name in enumerate(names):
+                n, cols = shape_of(model.spec, name)
+                last = int((np.maximum.accumulate([0.0, *table[i, k]]) <= limit).sum()) - 1
+                rank = [0, *tried[name]][last]
+                weights += rank * (n + cols) if rank else n * cols
+        held.append(weights)
+        limits.append(limit)
+    total = 2 * sum(int(np.prod(shape_of(model.spec, n))) for n in names)
+    limit = limits[next(j for j, h in enumerate(held) if h <= 0.85 * total)]
     for i in range(2):
-        for k in range(6):
-            rising = np.maximum.accumulate([0.0, *table[i, k]])
-            share = [1.0, *asvd.RATIOS][int((rising <= limit).sum()) - 1]
-            assert ratios[i, k] == share
-            size = shape_of(model.spec, names[k])
-            assert found.rank(i, names[k]) == (share < 1 and asvd.rank_for(share, *size, "q8"))
+        for k, name in enumerate(names):
+            last = int((np.maximum.accumulate([0.0, *table[i, k]]) <= limit).sum()) - 1
+            assert found.rank(i, name) == [0, *tried[name]][last]
     before = losses(study.runner, study.windows)
     with asvd.replaced(study, found):
         cut = losses(study.runner, study.windows)

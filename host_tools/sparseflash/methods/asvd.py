@@ -141,24 +141,33 @@ def rank_table(study: Study, full: list[dict[str, Cuts]]) -> list[list[list[floa
     return out
 
 
-def choose_ratios(table: np.ndarray, sizes: np.ndarray, kept: float) -> np.ndarray:
-    """Shares kept (layers, projections) from rises (layers, projections, RATIOS).
+def choose_ranks(
+    table: np.ndarray, ranks: np.ndarray, sizes: np.ndarray, kept: float
+) -> np.ndarray:
+    """Ranks (layers, projections), 0 for whole, from rises (layers, projections, RATIOS).
 
-    One limit on the rise for all; at it the mean share, weighted by ``sizes`` (projections,), is
-    ``kept``. A projection that no ratio leaves under the limit stays whole.
+    One limit on the rise for all; at it the factors and whole matrices hold a share ``kept`` of all
+    weights. A projection that no ratio leaves under the limit stays whole.
+
+    Args:
+        ranks: those of the ratios, (projections, RATIOS).
+        sizes: outputs and inputs of the projections, (projections, 2).
     """
-    shares = np.array((1.0, *RATIOS))
+    whole = sizes.prod(-1)
+    held = np.where(ranks > 0, ranks * sizes.sum(-1)[:, None], whole[:, None])
+    held = np.concatenate([whole[:, None], held], axis=-1) / whole.sum() / table.shape[0]
     rises = np.concatenate([np.zeros((*table.shape[:2], 1)), table], axis=-1)
     rises = np.maximum.accumulate(rises, axis=-1)
-    weight = np.broadcast_to(sizes / sizes.sum() / table.shape[0], table.shape[:2])
 
-    def at(limit: float) -> np.ndarray:
-        under = (rises <= limit).sum(-1) - 1
-        return np.asarray(shares[under])
+    def under(limit: float) -> np.ndarray:
+        return np.asarray((rises <= limit).sum(-1) - 1)  # (layers, projections)
 
-    return at(
-        _bisect(lambda t: -float((at(t) * weight).sum()), -kept, 0.0, float(rises.max()) + 1e-6)
-    )
+    def share(limit: float) -> float:
+        return float(np.take_along_axis(held[None], under(limit)[..., None], -1).sum())
+
+    limit = _bisect(lambda t: -share(t), -kept, 0.0, float(rises.max()) + 1e-6)
+    choices = np.concatenate([np.zeros((len(ranks), 1), np.int64), ranks], axis=-1)
+    return np.take_along_axis(choices[None], under(limit)[..., None], -1)[..., 0]
 
 
 def asvd(study: Study, kept: float) -> Factors:
@@ -172,14 +181,16 @@ def asvd(study: Study, kept: float) -> Factors:
             return old
     full = decompose(study)
     table = np.array(study.table("asvd-grid", lambda: rank_table(study, full)))
-    sizes = np.array([float(np.prod(shape_of(spec, n))) for n in FACTORED])
-    ratios = choose_ratios(table, sizes, kept)
+    sizes = np.array([shape_of(spec, n) for n in FACTORED])
+    tried = [
+        [rank_for(r, *shape_of(spec, n), format_of(study, n)) for r in RATIOS] for n in FACTORED
+    ]
+    ranks = choose_ranks(table, np.array(tried), sizes, kept)
     rows = {}
     for i in range(spec.n_layers):
         for k, name in enumerate(FACTORED):
-            rank = rank_for(float(ratios[i, k]), *shape_of(spec, name), format_of(study, name))
-            if ratios[i, k] < 1.0 and rank:
-                b, a = full[i][name].factors(rank)
+            if ranks[i, k]:
+                b, a = full[i][name].factors(int(ranks[i, k]))
                 rows[i, name] = pack_rows(b), pack_rows(a)
     out = Factors(rows, study.model.source.get("sha256", ""), found)
     if path is not None:
