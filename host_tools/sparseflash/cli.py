@@ -130,6 +130,9 @@ def generate(
     order: Annotated[str, typer.Option(help="neurons in flash: file or coactivation")] = "file",
     head: HeadOption = "exact",
     asvd: AsvdOption = 0,
+    speculate: Annotated[
+        str, typer.Option("--speculate", help="method whose guess only reads early")
+    ] = "",
 ) -> None:
     """Packs the model, plans it for the board and writes its C."""
     from sparseflash import pipeline, recipes, sfm
@@ -144,15 +147,21 @@ def generate(
         raise UsageError(f"order {order!r} is unknown; there are {', '.join(sfm.ORDERS)}")
     loaded = pipeline.open_model(recipe)
     layout = target.raw.get("layout", "joint")
-    image = pipeline.pack_model(loaded, recipe, layout, order, [method], rows > 0, asvd)
+    asked = [method, *([speculate] if speculate else [])]
+    image = pipeline.pack_model(loaded, recipe, layout, order, asked, rows > 0, asvd)
     percent = 0.0 if method == "dense" else sparsity
     limits = dense_thresholds(image)
-    if percent:
+    if speculate:
+        known = pipeline.calibrated(loaded, recipe)
+        limits = pipeline.speculation_thresholds(
+            image, known, method, speculate, percent, loaded, recipe
+        )
+    elif percent:
         limits = pipeline.thresholds_for(
             image, pipeline.calibrated(loaded, recipe), method, percent, loaded, recipe
         )
     plan = pipeline.plan_and_generate(
-        image, target, limits, recipe, method, percent, kv_len, ram, rows
+        image, target, limits, recipe, method, percent, kv_len, ram, rows, speculate
     )
     table = Table("SRAM", "bytes", title=f"{model} on {board}")
     for name, size in plan["memory"].items():

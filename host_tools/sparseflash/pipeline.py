@@ -273,6 +273,29 @@ def _factors(model: Model, formats: Formats, recipe: Recipe, percent: float) -> 
     return asvd(_study(model, formats, calibrated(model, recipe), recipe), percent / 100)
 
 
+def speculation_thresholds(
+    image: Image,
+    calibration: Calibration,
+    method: str,
+    guess: str,
+    percent: float,
+    model: Model,
+    recipe: Recipe,
+) -> np.ndarray:
+    """float32 (layers, 12): those of ``method``, beside which ``guess`` says what to read early."""
+    g, m = registry.method(guess), registry.method(method)
+    if not g.guess or m.guess or not {"gate", "act", "up", "h"} & {*m.sites}:
+        raise UsageError(
+            f"--speculate {guess} for method {method}: give it a prox, svd or lowrank method, and "
+            "a method that drops neurons by their true values, as cats and h do"
+        )
+    out = thresholds_for(image, calibration, method, percent, model, recipe)
+    column = THRESHOLDS.index("guess")
+    guessed = thresholds_for(image, calibration, guess, percent, model, recipe)
+    out[:, column] = guessed[:, column]
+    return out
+
+
 def _study(model: Model, formats: Formats, calibration: Calibration, recipe: Recipe) -> Study:
     """A study without evaluation text, on the tokens of the calibration."""
     from sparseflash.methods.study import Study
@@ -306,12 +329,15 @@ def plan_and_generate(
     kv_len: int | None = None,
     ram: int | None = None,
     head_rows: int = 0,
+    speculate: str = "",
 ) -> dict[str, Any]:
     """plan.json and the C of a board."""
     places = Places(recipe.name, board.id)
     positions = kv_len or min(recipe.kv_len, board.kv_len_default)
     board = with_curve(board)
-    plan = make_plan(image, board, thresholds, positions, method, percent, ram, head_rows)
+    plan = make_plan(
+        image, board, thresholds, positions, method, percent, ram, head_rows, speculate
+    )
     generate(plan, places.target / "gen", board)
     write_json(places.plan, plan)
     return plan
@@ -407,7 +433,11 @@ class Session:
 
     @property
     def thresholds(self) -> np.ndarray:
-        return np.array(self.plan["thresholds"], np.float32)
+        """Those of the mask: a guess that only reads early has none."""
+        out = np.array(self.plan["thresholds"], np.float32)
+        if self.plan.get("speculate"):
+            out[:, THRESHOLDS.index("guess")] = 0
+        return out
 
 
 @dataclass
