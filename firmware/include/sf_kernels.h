@@ -84,6 +84,10 @@ void sf_dot_q8(const uint8_t *const *row, uint32_t n, const sf_bfp *x, float *ou
 /* The same for proxy rows of 1 to 4 bits a weight. */
 void sf_dot_proxy(const uint8_t *const *row, uint32_t n, uint32_t bits, const sf_bfp *x,
                   float *out);
+/* out[r] = how many of the signs of row r (a bit set below zero) are those of sign [groups] words.
+ */
+void sf_dot_signs(const uint8_t *const *row, uint32_t n, const uint32_t *sign, uint32_t groups,
+                  float *out);
 /* isum[j] += sum_r h[r] * col[r][j] for n <= SF_GROUP columns of dim weights. */
 void sf_axpy_q4(const uint8_t *const *col, const int8_t *h, uint32_t n, uint32_t dim,
                 int32_t *isum);

@@ -33,3 +33,20 @@ void sf_dot_proxy(const uint8_t *const *row, uint32_t n, uint32_t bits, const sf
         out[r] = sf_sum_to_float(acc, x->s);
     }
 }
+
+static uint32_t count_ones(uint32_t v) {
+    v -= v >> 1 & 0x55555555u;
+    v = (v & 0x33333333u) + (v >> 2 & 0x33333333u);
+    return ((v + (v >> 4)) & 0x0F0F0F0Fu) * 0x01010101u >> 24;
+}
+
+void sf_dot_signs(const uint8_t *const *row, uint32_t n, const uint32_t *sign, uint32_t groups,
+                  float *out) {
+    for (uint32_t r = 0; r < n; r++) {
+        uint32_t same = SF_GROUP * groups;
+        for (uint32_t g = 0; g < groups; g++) {
+            same -= count_ones(sf_load32(row[r] + 4u * g) ^ sign[g]);
+        }
+        out[r] = (float)(int32_t)same;
+    }
+}

@@ -77,3 +77,18 @@ def unpack_proxy(data: np.ndarray, cols: int, bits: int) -> Q8Blocks:
     u = (planes << np.arange(bits, dtype=np.int16)[:, None]).sum(2, dtype=np.int16)
     d = np.ascontiguousarray(data[:, groups * 4 * bits : groups * (4 * bits + 2)]).view("<f2")
     return Q8Blocks((factor * u - less).astype(np.int8).reshape(rows, cols), d)
+
+
+def pack_signs(w: np.ndarray) -> np.ndarray:
+    """Signs of float32 (out, in), uint8 (out, in/8): a word for each group, a bit set below zero."""
+    return np.packbits(w < 0, axis=-1, bitorder="little")
+
+
+def agreeing_signs(signs: np.ndarray, x: np.ndarray) -> np.ndarray:
+    """How many signs of each row are those of x: float32 (T, out).
+
+    signs: uint8 (out, in/8) of :func:`pack_signs`; x: float32 (T, in). Zero is not below zero.
+    """
+    w = np.unpackbits(signs, axis=-1, bitorder="little").astype(np.float32) * -2 + 1
+    v = np.where(x < 0, np.float32(-1), np.float32(1))
+    return np.asarray((v @ w.T + np.float32(x.shape[-1])) / 2, np.float32)
