@@ -80,7 +80,7 @@ def unpack_proxy(data: np.ndarray, cols: int, bits: int) -> Q8Blocks:
 
 
 def pack_signs(w: np.ndarray) -> np.ndarray:
-    """Signs of float32 (out, in), uint8 (out, in/8): a word for each group, a bit set below zero."""
+    """Signs of float32 (out, in), uint8 (out, in/8): a word a group, a bit set below zero."""
     return np.packbits(w < 0, axis=-1, bitorder="little")
 
 

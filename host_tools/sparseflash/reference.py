@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from sparseflash.proxy import agreeing_signs
 from sparseflash.quantize import GROUP, Blocks
 from sparseflash.screen import screened
 from sparseflash.sfm import Image
@@ -281,16 +282,19 @@ class Reference:
             out.logits = screened(Linear(self.image.head_proxy())(b), out.logits, head_rows)
         return out
 
-    def guess(self, i: int, site: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-        """g' and u' of layer ``i``, float32 (T, ffn), from proxies or the low-rank predictor."""
+    def guess(self, i: int, site: dict[str, np.ndarray]) -> np.ndarray:
+        """What is compared with t_guess in layer ``i``, float32 (T, ffn): the guessed |h| of proxies
+        or of the low-rank predictor, or how many signs agree."""
         formats = self.image.formats
+        if formats.signs:
+            return agreeing_signs(self.image.signs(i), site["ffn_in"])
         x = quantize_bfp(site["attn_in" if formats.ahead else "ffn_in"])
         if formats.rank:
             b, gate, up = self.image.predictor(i)
             x = quantize_bfp(Linear(b)(x))
         else:
             gate, up = self.image.guess(i)
-        return Linear(gate)(x), Linear(up)(x)
+        return np.abs(activate(self.spec.activation, Linear(gate)(x)) * Linear(up)(x))
 
     def _layer(
         self,
@@ -360,8 +364,7 @@ class Reference:
             & (np.abs(h) >= limit[3])
         )
         if limit[5] > 0:
-            guess_gate, guess_up = self.guess(i, site)
-            alive &= np.abs(activate(spec.activation, guess_gate) * guess_up) >= limit[5]
+            alive &= self.guess(i, site) >= limit[5]
         h = np.where(alive, h, F32(0))
         site["h"] = h
         y = Linear(down_proj)(quantize_bfp(h))

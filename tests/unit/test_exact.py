@@ -116,6 +116,22 @@ def test_proxies_choose_neurons(bits: int, level: str, host: Board, tmp_path: Pa
         assert 0 < sparse["neurons"] < dense["neurons"]
 
 
+@pytest.mark.parametrize("level", ["-O0", "-O3 -march=native"])
+def test_signs_choose_neurons(level: str, host: Board, tmp_path: Path) -> None:
+    model = random_model(**SHAPES["relu"])
+    assert isinstance(model.layers[0].gate_proj, np.ndarray)
+    model.layers[0].gate_proj[:9, ::3] = 0  # zero is not below zero
+    engine = engine_for(model, host, tmp_path, Formats(signs=True), "cc", level.split())
+    t = dense_thresholds(engine.image)
+    compare(engine, t)
+    dense = engine.counters()
+    t[0, 5] = 33.0
+    t[1, :6] = (0, 0.05, 0, 0.02, 0, 31.5)
+    compare(engine, t)
+    sparse = engine.counters()
+    assert 0 < sparse["neurons"] < dense["neurons"]
+
+
 @pytest.mark.parametrize("ahead", [False, True])
 @pytest.mark.parametrize("level", ["-O0", "-O3 -march=native"])
 def test_predictors_choose_neurons(ahead: bool, level: str, host: Board, tmp_path: Path) -> None:

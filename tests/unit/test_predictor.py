@@ -15,13 +15,15 @@ from test_methods import SMALL, check, seen, silu
 from conftest import random_model, random_predictor
 from sparseflash.errors import InputError, SparseflashError, UnsupportedError, UsageError
 from sparseflash.methods import lowrank
+from sparseflash.methods.evaluate import evaluate, losses
 from sparseflash.methods.registry import method
 from sparseflash.methods.study import Study
 from sparseflash.pipeline import formats_for, speculation_thresholds
 from sparseflash.predictor import Predictor, load_predictor, predictor_bytes
 from sparseflash.recipes import PredictorFile, load_recipe
 from sparseflash.sfm import Formats, Image, pack
-from sparseflash.spec import as_float32
+from sparseflash.spec import Activation, as_float32
+from sparseflash.torch_model import Hooks
 
 SHA = "5" * 64
 
@@ -77,6 +79,49 @@ def test_definition(name: str, tmp_path: Path) -> None:
     assert (reads.gate_rows == reads.columns).all()
     rows = m.rank * 20 + 2 * 48 * m.rank // 32 * 20  # dim is one group of 20 bytes
     assert study.extra(m).proxy == rows == predictor_bytes(study.model.spec, m.rank)
+
+
+def test_signs(tmp_path: Path) -> None:
+    """A neuron lives when enough signs of its gate row are those of the input, one by one."""
+    study = study_with(tmp_path, False)
+    m = method("signs")
+    with pytest.raises(UsageError, match="is for ReLU gates and random has silu"):
+        study.rules(m, study.levels(m, 0.5))
+    with pytest.raises(UnsupportedError, match="ReLU"):
+        pack(study.model, tmp_path / "m.sfm", Formats(signs=True))
+    study = Study(
+        random_model(seed=5, activation=Activation.RELU, **SMALL),
+        study.formats,
+        study.calibration_ids,
+        study.windows,
+    )
+    seen_x: list[list[np.ndarray]] = [[], []]
+
+    class See(Hooks):
+        def ffn_in(self, layer: int, x: torch.Tensor) -> torch.Tensor:
+            seen_x[layer] += list(x.reshape(-1, 32).numpy())
+            return x
+
+        def ffn(self, layer: int, g: torch.Tensor, u: torch.Tensor, h: torch.Tensor) -> torch.Tensor:
+            k = len(masked[layer])
+            x = seen_x[layer][k : k + h.shape[1]]
+            want = [
+                [sum((a < 0) == (b < 0) for a, b in zip(row, v)) >= limits[layer] for row in w[layer]]
+                for v in x
+            ]
+            masked[layer] += want
+            return h * torch.tensor(want)
+
+    rules = study.rules(m, study.levels(m, 0.5))
+    limits = [r.proxy.rule.threshold for r in rules if r.proxy]
+    w = [as_float32(layer.gate_proj) for layer in study.model.layers]
+    masked: list[list[list[bool]]] = [[], []]
+    want = losses(study.runner, study.windows, See())
+    got, reads = evaluate(study.runner, study.windows, rules)
+    np.testing.assert_allclose(got.sums, want.sums, rtol=1e-5)
+    assert reads.gate_rows.tolist() == [sum(map(sum, one)) for one in masked]
+    assert 0.3 < np.mean(masked) < 0.8
+    assert study.extra(m).proxy == 48 * 32 / 8
 
 
 def test_shared_factors_lose_least_output() -> None:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from sparseflash.methods.sites import MATRIX_SITES
 from sparseflash.quantize import GROUP
+from sparseflash.spec import Activation
 from sparseflash.torch_model import Hooks, TorchModel, activate
 
 
@@ -41,13 +42,22 @@ class Rule:
         return score >= limit
 
 
+def guess_of(kind: Activation, x: Tensor, gate: Tensor, up: Tensor | None) -> Tensor:
+    """Guess of h (..., ffn) by copies (ffn, dim); without ``up``, how many signs of x agree."""
+    y = x.to(gate.dtype)
+    if up is None:
+        signs = torch.where(y < 0, -1.0, 1.0).to(gate.dtype)
+        return ((signs @ gate.T).float() + x.shape[-1]) / 2
+    return activate(kind, (y @ gate.T).float()) * (y @ up.T).float()
+
+
 @dataclass
 class ProxyRule:
     """Neurons chosen by a cheap copy of gate and up before the exact rows are read."""
 
     gate: Tensor
-    up: Tensor
-    """Dequantised proxies (ffn, dim)."""
+    up: Tensor | None
+    """Dequantised proxies (ffn, dim); signs of gate without up."""
     rule: Rule
     """On the proxy of h."""
     ahead: bool = False
@@ -179,9 +189,7 @@ class Masked(Hooks):
         if rules.proxy is not None:
             assert self._x is not None
             p = rules.proxy
-            x = self._x.to(p.gate.dtype)
-            guess = activate(spec.activation, (x @ p.gate.T).float()) * (x @ p.up.T).float()
-            chosen = p.rule.mask(guess)
+            chosen = p.rule.mask(guess_of(spec.activation, self._x, p.gate, p.up))
         rows = chosen
         if "gate" in rules.sites:
             rows = _both(rows, rules.sites["gate"].mask(gate))

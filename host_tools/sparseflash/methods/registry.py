@@ -32,6 +32,8 @@ class Method:
     """Bits of the copies of gate and up that choose the neurons; 0 has none."""
     rank: int = 0
     """Rank of the predictor that chooses the neurons instead."""
+    signs: bool = False
+    """Neurons whose gate row agrees in enough signs with the input, for ReLU models."""
     trained: bool = False
     """The predictor is a file that the model's recipe names, not whitened singular vectors."""
     second: float = 0.0
@@ -49,7 +51,7 @@ class Method:
     @property
     def guess(self) -> bool:
         """Neurons are chosen before they are read."""
-        return self.proxy > 0 or self.rank > 0
+        return self.proxy > 0 or self.rank > 0 or self.signs
 
 
 _TEAL = ("q", "k", "v", "o", "xg", "xu", "h")
@@ -145,6 +147,14 @@ _LIST = (
     *(
         Method(f"svd-{r}", f"neurons by whitened factors of rank {r}", (), rank=r, device=True)
         for r in (64, 128)
+    ),
+    Method(
+        "signs",
+        "neurons of a ReLU model by agreeing signs of gate row and input",
+        (),
+        signs=True,
+        source="idea of SparseInfer",
+        device=True,
     ),
     Method(
         "marginal",

@@ -21,6 +21,7 @@ from torch import Tensor
 from sparseflash.calibrate import BINS, bin_edges, histogram
 from sparseflash.errors import InputError, UsageError
 from sparseflash.files import write_bytes
+from sparseflash.methods.masks import guess_of
 from sparseflash.torch_model import Hooks, TorchModel, activate
 
 PLAIN_KEYS = ("attn_in", "heads", "ffn_in", "gate", "act", "up", "h", "down")
@@ -85,8 +86,8 @@ class Scores:
         return cls(counts, digest)
 
 
-Pairs = list[tuple[Tensor, Tensor]]
-"""Copies of gate and up (ffn, dim), by layer."""
+Pairs = list[tuple[Tensor, Tensor | None]]
+"""Copies of gate and up (ffn, dim), by layer; signs of gate alone."""
 
 
 class _Count(Hooks):
@@ -111,8 +112,7 @@ class _Count(Hooks):
     def _guess(self, layer: int, x: Tensor) -> None:
         for name, layers in self.pairs.items():
             gate, up = layers[layer]
-            y = x.to(gate.dtype)
-            guess = activate(self.runner.spec.activation, (y @ gate.T).float()) * (y @ up.T).float()
+            guess = guess_of(self.runner.spec.activation, x, gate, up)
             self.counts[name][layer] += histogram(guess)
 
     def attn_in(self, layer: int, x: Tensor) -> Tensor:

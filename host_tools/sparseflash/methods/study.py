@@ -21,14 +21,14 @@ from sparseflash.methods.evaluate import Losses, evaluate, spread
 from sparseflash.methods.gradients import fisher_weights
 from sparseflash.methods.lowrank import copies_of, svd_predictor
 from sparseflash.methods.masks import LayerRules, ProxyRule, Reads, Rule
-from sparseflash.methods.proxy import proxy_bytes, quantize_proxy
+from sparseflash.methods.proxy import proxy_bytes, quantize_proxy, signs_of
 from sparseflash.methods.registry import Method, method
 from sparseflash.methods.scores import Pairs, Scores, measure_scores
 from sparseflash.methods.sites import SITES, key
 from sparseflash.predictor import Predictor, load_predictor, predictor_bytes
 from sparseflash.recipes import PredictorFile
 from sparseflash.sfm import Formats
-from sparseflash.spec import Model
+from sparseflash.spec import Activation, Model
 from sparseflash.torch_model import TorchModel
 
 Levels = dict[str, np.ndarray]
@@ -189,23 +189,34 @@ class Study:
 
     def guess_key(self, m: Method) -> str:
         """Name of the distribution of a method's guess."""
+        if m.signs:
+            return "signs"
         return f"{m.name}/{self.predictor(m).digest}" if m.rank else f"proxy{m.proxy}"
 
     def copies(self, m: Method) -> Pairs:
         """Dequantised copies of gate and up that guess h, factors multiplied out."""
         guess = self.guess_key(m)
+        if m.signs and self.model.spec.activation is not Activation.RELU:
+            raise UsageError(
+                f"method {m.name} is for ReLU gates and {self.model.name} has "
+                f"{self.model.spec.activation.value}; take a prox, svd or lowrank method"
+            )
         if guess not in self._copies:
+            pairs: Pairs = []
             if m.rank:
-                pairs = copies_of(self.predictor(m), self.model.spec.dim)
+                pairs += copies_of(self.predictor(m), self.model.spec.dim)
+            elif m.signs:
+                pairs += [(signs_of(w.gate_proj), None) for w in self.runner.layers]
             else:
-                pairs = []
                 for w in self.runner.layers:
                     assert w.gate_proj is not None
                     pairs.append(
                         (quantize_proxy(w.gate_proj, m.proxy), quantize_proxy(w.up_proj, m.proxy))
                     )
             kind = self.runner.matmul
-            self._copies = {guess: [(a.to(kind), b.to(kind)) for a, b in pairs]}
+            self._copies = {
+                guess: [(a.to(kind), None if b is None else b.to(kind)) for a, b in pairs]
+            }
         return self._copies[guess]
 
     def rules(self, m: Method, levels: Levels) -> list[LayerRules]:
@@ -242,6 +253,8 @@ class Study:
         proxy = proxy_bytes(spec, m.proxy) if m.proxy else 0.0
         if m.rank:
             proxy = predictor_bytes(spec, m.rank)
+        if m.signs:
+            proxy = float(spec.ffn_dim * (spec.dim // 8))
         norms = 0
         if m.score != "magnitude":
             shared = {key(s, m.score): s for s in m.sites}
@@ -269,7 +282,7 @@ class Study:
             m.sites,
             m.score,
             m.select,
-            self.guess_key(m) if m.rank else m.proxy,
+            self.guess_key(m) if m.rank or m.signs else m.proxy,
             str(self.runner.matmul),
             plain,
         ]
