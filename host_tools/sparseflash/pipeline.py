@@ -34,9 +34,10 @@ from sparseflash.link.client import Device
 from sparseflash.load import load_model
 from sparseflash.methods import registry
 from sparseflash.neuron_order import load_order, measure_order, save_order
+from sparseflash.placement import use_of
 from sparseflash.plan import make_plan, plan_digest
 from sparseflash.recipes import Recipe, fetch, fetch_tokenizer
-from sparseflash.reference import SITES, THRESHOLDS, Reference
+from sparseflash.reference import INPUTS, SITES, THRESHOLDS, Reference
 from sparseflash.runners import Files, flash_files, reply_seconds, start_board
 from sparseflash.sfm import Formats, Image, pack
 from sparseflash.spec import Model
@@ -102,21 +103,21 @@ def open_model(recipe: Recipe) -> Model:
     return model
 
 
-def formats_for(recipe: Recipe, methods: Iterable[str]) -> Formats:
+def formats_for(recipe: Recipe, settings: Iterable[Setting] = ()) -> Formats:
     """The grids of the recipe's weights, stored as the methods need them.
 
     Raises:
         UsageError: one image cannot serve all of them.
     """
     f = recipe.formats
-    needs = {(m.proxy, m.inputs) for m in map(registry.method, methods)} - {(0, "")}
+    needs = {(s.guess, s.columns) for s in settings} - {(0, ())}
     if len(needs) > 1:
         raise UsageError(
             "one image has proxies of one width or one set of matrices by columns; ask for one "
-            "prox or one teal at a time"
+            "prox, teal or marginal at one sparsity at a time"
         )
-    guess, inputs = needs.pop() if needs else (0, "")
-    return Formats(f["attn"], f["ffn"], f["embed"], guess=guess, inputs=inputs)
+    guess, columns = needs.pop() if needs else (0, ())
+    return Formats(f["attn"], f["ffn"], f["embed"], guess=guess, columns=columns)
 
 
 def pack_model(
@@ -124,13 +125,13 @@ def pack_model(
     recipe: Recipe,
     layout: str = "joint",
     order: str = "file",
-    methods: Iterable[str] = (),
+    settings: Iterable[Setting] = (),
     screened: bool = False,
 ) -> Image:
     """model.sfm, or a twin of it, written when the source or the formats changed."""
     path = Places(recipe.name).image_of(layout, screened)
     proxy = "q4" if screened else ""
-    formats = replace(formats_for(recipe, methods), layout=layout, order=order, head_proxy=proxy)
+    formats = replace(formats_for(recipe, settings), layout=layout, order=order, head_proxy=proxy)
     if path.is_file():
         try:
             image = Image(path)
@@ -207,51 +208,61 @@ def check_method(method: str, percent: float) -> None:
         raise UsageError(f"sparsity {percent:g} is out of range; give 0 up to below 100 percent")
 
 
-def thresholds_for(
-    image: Image,
-    calibration: Calibration,
-    method: str,
-    percent: float,
-    model: Model | None = None,
-    recipe: Recipe | None = None,
-) -> np.ndarray:
-    """float32 (layers, 12): the method's sites at ``percent`` of magnitudes below.
+@dataclass(frozen=True)
+class Setting:
+    """A method at a sparsity on one model."""
 
-    Methods whose levels differ between layers need the model and its recipe to find them.
-    """
+    method: str
+    percent: float
+    levels: dict[str, np.ndarray]
+    """Share dropped by site, and by ``proxy``, (layers,) each; empty is dense."""
+    thresholds: np.ndarray
+    """float32 (layers, 12), in the order of THRESHOLDS."""
+
+    @property
+    def guess(self) -> int:
+        """Bits of the proxies that the image needs."""
+        return registry.method(self.method).proxy if self.levels else 0
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """What the image stores by columns: ``Formats.columns``."""
+        from sparseflash.methods.bytes import columns_of
+
+        return columns_of(self.levels)
+
+
+def setting_for(model: Model, recipe: Recipe, method: str, percent: float) -> Setting:
+    """The method's levels and thresholds at ``percent``, from the recipe's calibration."""
     check_method(method, percent)
-    out = dense_thresholds(image)
-    if not percent:
-        return out
-    m = registry.method(method)
-    levels = {s: np.full(image.spec.n_layers, percent / 100) for s in m.sites}
-    if m.guess or m.inputs or m.budget != "uniform":
-        if model is None or recipe is None:
-            raise UsageError(f"method {method} needs the model to find its thresholds")
-        study = _study(model, image, calibration, recipe)
-        levels = study.levels(m, percent / 100)
-    if m.guess or m.inputs:
-        for i, rules in enumerate(study.rules(m, levels)):
-            for site, rule in rules.sites.items():
-                out[i, THRESHOLDS.index(site)] = rule.threshold
-            if rules.proxy is not None:
-                out[i, THRESHOLDS.index("guess")] = rules.proxy.rule.threshold
-        return out
-    for site, shares in levels.items():
-        column = THRESHOLDS.index(site)
-        for i, share in enumerate(shares):
-            if share > 0:
-                out[i, column] = calibration.threshold(i, site, float(share))
-    return out
+    m, n = registry.method(method), model.spec.n_layers
+    out = np.zeros((n, len(THRESHOLDS)), np.float32)
+    if not percent or not (m.sites or m.guess):
+        return Setting(method, 0.0, {}, out)
+    calibration = calibrated(model, recipe)
+    if not m.guess and m.budget == "uniform" and not {*m.sites} & {*INPUTS}:
+        levels = {s: np.full(n, percent / 100) for s in m.sites}
+        for site in m.sites:
+            for i in range(n):
+                out[i, THRESHOLDS.index(site)] = calibration.threshold(i, site, percent / 100)
+        return Setting(method, percent, levels, out)
+    study = _study(model, recipe, calibration)
+    levels = study.levels(m, percent / 100)
+    for i, rules in enumerate(study.rules(m, levels)):
+        for site, rule in rules.sites.items():
+            out[i, THRESHOLDS.index(site)] = rule.threshold
+        if rules.proxy is not None:
+            out[i, THRESHOLDS.index("guess")] = rules.proxy.rule.threshold
+    return Setting(method, percent, levels, out)
 
 
-def _study(model: Model, image: Image, calibration: Calibration, recipe: Recipe) -> Study:
+def _study(model: Model, recipe: Recipe, calibration: Calibration) -> Study:
     """A study without evaluation text, on the tokens of the calibration."""
     from sparseflash.methods.study import Study
 
     ids, _ = calibration_tokens(model, recipe)
     folder = Places(recipe.name).folder / "study"
-    return Study(model, image.formats, ids, ids[:0], folder, calibration)
+    return Study(model, formats_for(recipe), ids, ids[:0], folder, calibration)
 
 
 def curve_path(board: Board) -> Path:
@@ -270,10 +281,8 @@ def with_curve(board: Board) -> Board:
 def plan_and_generate(
     image: Image,
     board: Board,
-    thresholds: np.ndarray,
+    setting: Setting,
     recipe: Recipe,
-    method: str,
-    percent: float,
     kv_len: int | None = None,
     ram: int | None = None,
     head_rows: int = 0,
@@ -282,7 +291,17 @@ def plan_and_generate(
     places = Places(recipe.name, board.id)
     positions = kv_len or min(recipe.kv_len, board.kv_len_default)
     board = with_curve(board)
-    plan = make_plan(image, board, thresholds, positions, method, percent, ram, head_rows)
+    plan = make_plan(
+        image,
+        board,
+        setting.thresholds,
+        positions,
+        setting.method,
+        setting.percent,
+        ram,
+        head_rows,
+        use_of(setting.levels),
+    )
     generate(plan, places.target / "gen", board)
     write_json(places.plan, plan)
     return plan

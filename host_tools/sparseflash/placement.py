@@ -11,14 +11,19 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-from sparseflash.columns import column_bytes, matrix_bytes, table_bytes
+import numpy as np
+
+from sparseflash.columns import column_bytes, table_bytes
 from sparseflash.errors import TooSmallError
 from sparseflash.proxy import proxy_row_bytes
 from sparseflash.quantize import row_bytes
-from sparseflash.sfm import Formats, Image, Section, record_layout
+from sparseflash.reference import INPUTS as INPUT_SITES
+from sparseflash.sfm import MATRICES, Formats, Image, Section, record_layout
 
-KINDS = ("qkv", "o", "gate", "up", "scales", "down")
 PIN_ALIGN = 64
+Use = dict[str, np.ndarray]
+"""Expected share of rows that a token reads, (layers,), by kind of part; of inputs by their site
+(``q``, ``k``, ``v``, ``o``, ``xg``, ``xu``). What is not named is read whole."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +38,8 @@ class Part:
     rows: int
     ffn: bool
     use: float = 1.0
+    input: str = ""
+    """Site of the inputs whose columns the rows are; empty for a matrix by rows."""
     pinned: int = 0
     """Rows from 0 on that stay in RAM."""
     pin: int = 0
@@ -49,99 +56,124 @@ class Part:
 
 
 def kinds_of(formats: Formats) -> tuple[str, ...]:
-    """Parts of a layer in order of use; a matrix by columns has a part for its scales."""
+    """Parts of a layer in order of use, the same for all; a layer leaves those empty that it does
+    not need. A matrix by columns is followed by its scales."""
     out: list[str] = []
-    for kind in KINDS:
-        matrices = ("q", "k", "v") if kind == "qkv" else (kind,)
-        if kind == "gate" and formats.guess:
+    for matrix in MATRICES:
+        stored = formats.stored(matrix)
+        if matrix == "gate" and formats.guess:
             out += ["guess_gate", "guess_up"]
-        if formats.attn_columns and kind in ("qkv", "o"):
-            out += [name for m in matrices for name in (m, f"{m}_scales")]
-        elif formats.ffn_columns and kind in ("gate", "up"):
-            out += [kind, f"{kind}_scales"]
+        if matrix != "qkv":
+            out += [matrix, *([f"{matrix}_scales"] * (stored != "rows"))]
+            continue
+        out += ["qkv"] * (stored != "columns")
+        out += [n for m in "qkv" if stored != "rows" for n in (m, f"{m}_scales")]
+    return (*out, "scales", "down")
+
+
+def use_of(levels: dict[str, np.ndarray]) -> Use:
+    """What is read when sites drop these shares of their entries, (layers,) each."""
+
+    if not levels:
+        return {}
+    none = np.zeros(len(next(iter(levels.values()))))
+
+    def kept(site: str) -> np.ndarray:
+        return 1.0 - np.asarray(levels.get(site, none))
+
+    rows = np.minimum(np.minimum(kept("gate"), kept("act")), kept("proxy"))
+    use = {s: kept(s) for s in INPUT_SITES if s in levels}
+    # Gate and up outputs are nearly independent; h is small where act is.
+    return use | {
+        "gate": kept("proxy"),
+        "up": rows,
+        "down": np.minimum(rows * kept("up"), kept("h")),
+    }
+
+
+class _Layer:
+    """The parts of one layer, by kind."""
+
+    def __init__(self, image: Image, layer: int, use: Use) -> None:
+        self.image, self.layer, self.use = image, layer, use
+        self.parts: dict[str, Part] = {}
+
+    def share(self, name: str) -> float:
+        """Of the rows that a token reads."""
+        return float(self.use[name][self.layer]) if name in self.use else 1.0
+
+    def rows(self, kind: str, at: int, stride: int, size: int, rows: int, ffn: bool) -> int:
+        """A matrix by rows, or whatever is read by its number; returns where it ends."""
+        self.parts[kind] = Part(kind, self.layer, at, stride, size, rows, ffn, self.share(kind))
+        return at + rows * stride
+
+    def columns(self, kind: str, at: int, outputs: int, inputs: int, fmt: str) -> int:
+        """A matrix by columns, and its scales; returns where it ends."""
+        site = {"gate": "xg", "up": "xu"}.get(kind, kind)
+        column, table, ffn = column_bytes(outputs, fmt), table_bytes(outputs, fmt), site != kind
+        end = self.rows(kind, at, column, column, inputs, ffn)
+        self.parts[kind] = replace(self.parts[kind], use=self.share(site), input=site)
+        end = self.rows(f"{kind}_scales", end, table, table, inputs // 32, ffn)
+        self.parts[f"{kind}_scales"] = replace(
+            self.parts[f"{kind}_scales"], use=self.share(f"{site}_scales")
+        )
+        return end
+
+    def attention(self) -> None:
+        """q, k, v and o."""
+        s, f = self.image.spec, self.image.formats
+        at, row = self.image.offset(Section.ATTN, self.layer), row_bytes(s.dim, f.attn)
+        if f.by_columns(self.layer, "qkv"):
+            for kind, n in (("q", s.q_dim), ("k", s.kv_dim), ("v", s.kv_dim)):
+                at = self.columns(kind, at, n, s.dim, f.attn)
         else:
-            out.append(kind)
-    return tuple(out)
+            at = self.rows("qkv", at, row, row, s.q_dim + 2 * s.kv_dim, False)
+        if f.by_columns(self.layer, "o"):
+            self.columns("o", at, s.dim, s.q_dim, f.attn)
+        else:
+            row = row_bytes(s.q_dim, f.attn)
+            self.rows("o", at, row, row, s.dim, False)
+
+    def ffn(self) -> None:
+        """Proxies, gate, up, and down with its scales."""
+        s, f, n = self.image.spec, self.image.formats, self.image.spec.ffn_dim
+        if f.guess:
+            at, size = self.image.offset(Section.GUESS, self.layer), proxy_row_bytes(s.dim, f.guess)
+            at = self.rows("guess_gate", at, size, size, n, True)
+            self.rows("guess_up", at, size, size, n, True)
+        records = self.image.offset(Section.RECORDS, self.layer)
+        *matrices, down = record_layout(s, f, self.layer)
+        for kind, p in zip(("gate", "up"), matrices, strict=True):
+            if f.by_columns(self.layer, kind):
+                self.columns(kind, records + p.at, n, s.dim, f.ffn)
+            else:
+                self.rows(kind, records + p.at, p.stride, p.size, n, True)
+        table, scales = table_bytes(s.dim, f.ffn), self.image.offset(Section.SCALES, self.layer)
+        self.rows("scales", scales, table, table, -(-n // 32), True)
+        self.rows("down", records + down.at, down.stride, down.size, n, True)
 
 
-def _by_columns(
-    kind: str, layer: int, at: int, outputs: int, inputs: int, fmt: str, use: float
-) -> list[Part]:
-    """A matrix stored by columns, and its scales."""
-    column, table = column_bytes(outputs, fmt), table_bytes(outputs, fmt)
-    ffn = kind in ("gate", "up")
-    tables = at + inputs * column
-    return [
-        Part(kind, layer, at, column, column, inputs, ffn, use),
-        Part(f"{kind}_scales", layer, tables, table, table, inputs // 32, ffn),
-    ]
+def parts_of(image: Image, use: Use | None = None, head_rows: int = 0) -> list[Part]:
+    """The parts in order of use, those that a layer does not need with no rows.
 
-
-def parts_of(
-    image: Image,
-    alive: float = 1.0,
-    alive_up: float = 1.0,
-    alive_gate: float = 1.0,
-    inputs: float = 1.0,
-    head_rows: int = 0,
-) -> list[Part]:
-    """The parts in order of use; ``alive`` is the share of neurons a mask keeps.
-
-    inputs: the share of inputs that live at matrices stored by columns.
-    head_rows: what a screened head computes exactly.
+    use: what a token is expected to read; head_rows: what a screened head computes exactly.
     """
     s, f = image.spec, image.formats
-    lay = record_layout(s, f)
-    row, o_row = row_bytes(s.dim, f.attn), row_bytes(s.q_dim, f.attn)
-    heads = s.q_dim + 2 * s.kv_dim
-    blocks = -(-s.ffn_dim // 32)
-    table = table_bytes(s.dim, f.ffn)
+    kinds = kinds_of(f)
     out = []
     for i in range(s.n_layers):
-        attn = image.offset(Section.ATTN, i)
-        rec = image.offset(Section.RECORDS, i)
-        scales = image.offset(Section.SCALES, i)
-        rs, cs, n = lay.row_stride, lay.column_stride, s.ffn_dim
-        if f.attn_columns:
-            at = attn
-            for kind, rows, cols in (
-                ("q", s.q_dim, s.dim),
-                ("k", s.kv_dim, s.dim),
-                ("v", s.kv_dim, s.dim),
-                ("o", s.dim, s.q_dim),
-            ):
-                out += _by_columns(kind, i, at, rows, cols, f.attn, inputs)
-                at += matrix_bytes(rows, cols, f.attn)
-        else:
-            out += [
-                Part("qkv", i, attn, row, row, heads, False),
-                Part("o", i, attn + heads * row, o_row, o_row, s.dim, False),
-            ]
-        if f.guess:
-            at, size = image.offset(Section.GUESS, i), proxy_row_bytes(s.dim, f.guess)
-            out += [
-                Part("guess_gate", i, at, size, size, n, True),
-                Part("guess_up", i, at + n * size, size, size, n, True),
-            ]
-        if f.ffn_columns:
-            for kind, start in (("gate", lay.gate), ("up", lay.up)):
-                out += _by_columns(kind, i, rec + start, n, s.dim, f.ffn, inputs)
-        else:
-            out += [
-                Part("gate", i, rec + lay.gate, rs, lay.row, n, True, alive_gate),
-                Part("up", i, rec + lay.up, rs, lay.row, n, True, alive_up),
-            ]
-        out += [
-            Part("scales", i, scales, table, table, blocks, True),
-            Part("down", i, rec + lay.down, cs, lay.column, n, True, alive),
-        ]
+        layer = _Layer(image, i, use or {})
+        layer.attention()
+        layer.ffn()
+        empty = {k: Part(k, i, 0, 0, 0, 0, False) for k in kinds}
+        out += [layer.parts.get(k, empty[k]) for k in kinds]
     e_row = row_bytes(s.dim, f.embed)
     head = image.offset(Section.EMBED if s.tied_head else Section.HEAD)
     if head_rows:
         proxy, p_row = image.offset(Section.HEAD_PROXY), row_bytes(s.dim, f.head_proxy)
         out.append(Part("head_proxy", s.n_layers, proxy, p_row, p_row, s.vocab, False))
-    use = head_rows / s.vocab if head_rows else 1.0
-    out.append(Part("head", s.n_layers, head, e_row, e_row, s.vocab, False, use))
+    share = head_rows / s.vocab if head_rows else 1.0
+    out.append(Part("head", s.n_layers, head, e_row, e_row, s.vocab, False, share))
     embed = image.offset(Section.EMBED)
     out.append(Part("embed", s.n_layers, embed, e_row, e_row, s.vocab, False, 1 / s.vocab))
     return out
@@ -158,11 +190,8 @@ def place(parts: list[Part], budget: int, tied: bool, ram: int, board: str) -> l
         TooSmallError: working memory leaves nothing.
     """
     groups = [
-        [p for p in parts if p.kind.endswith("scales")],
-        sorted(
-            (p for p in parts if not p.kind.endswith("scales") and p.kind != "embed"),
-            key=lambda p: -p.use,
-        ),
+        [p for p in parts if p.rows and p.kind.endswith("scales")],
+        [p for p in parts if p.rows and not p.kind.endswith("scales") and p.kind != "embed"],
     ]
     if budget < 0:
         raise TooSmallError(

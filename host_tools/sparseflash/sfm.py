@@ -53,7 +53,8 @@ ENTRY = struct.Struct("<IIQQII")
 ALIGN = 64
 ORDERS = ("file", "coactivation")
 """Of the neurons in RECORDS."""
-INPUTS = ("", "attn", "ffn", "all")
+MATRICES = ("qkv", "o", "gate", "up")
+"""What a layer can store by columns: q, k and v together, and the others each."""
 
 
 class Section(IntEnum):
@@ -86,17 +87,18 @@ class Formats:
     """``q4`` stores the head a second time on that grid, for a screened head."""
     guess: int = 0
     """Bits of the proxies of gate and up that choose neurons before they are read; 0 has none."""
-    inputs: str = ""
-    """Matrices by columns, for methods that drop inputs: ``attn`` (q, k, v, o), ``ffn`` (gate, up),
-    ``all``, or none of them. Gate and up by columns: no neuron is contiguous then."""
+    columns: tuple[str, ...] = ()
+    """By layer, which of MATRICES are stored by columns, with spaces between (``"qkv gate"``), for
+    methods that drop their inputs; empty when no layer has any."""
 
-    @property
-    def attn_columns(self) -> bool:
-        return self.inputs in ("attn", "all")
+    def by_columns(self, layer: int, matrix: str) -> bool:
+        """Whether a layer stores one of MATRICES by columns."""
+        return bool(self.columns) and matrix in self.columns[layer].split()
 
-    @property
-    def ffn_columns(self) -> bool:
-        return self.inputs in ("ffn", "all")
+    def stored(self, matrix: str) -> str:
+        """``columns`` or ``rows`` when every layer stores it so, ``both`` when they differ."""
+        by = {matrix in names.split() for names in self.columns or ("",)}
+        return "both" if len(by) > 1 else "columns" if by.pop() else "rows"
 
 
 def _rope_increments(theta: float, scale: float, head_dim: int) -> np.ndarray:
@@ -144,41 +146,60 @@ def vector_layout(spec: ModelSpec) -> list[tuple[str, int]]:
 
 
 @dataclass(frozen=True)
-class RecordLayout:
-    """Where neuron i's pieces lie in RECORDS: part offset + i * part stride, in bytes."""
+class Plane:
+    """Where item i (a row or a column) lies in RECORDS: at + i * stride, size bytes."""
 
-    row: int
-    column: int
-    gate: int
-    up: int
-    down: int
-    row_stride: int
-    column_stride: int
+    at: int
+    stride: int
+    size: int
 
 
-def record_layout(spec: ModelSpec, formats: Formats) -> RecordLayout:
-    """The layout of the FFN records."""
-    row = row_bytes(spec.dim, formats.ffn)
-    column = column_bytes(spec.dim, formats.ffn)
-    if formats.ffn_columns:
-        one = matrix_bytes(spec.ffn_dim, spec.dim, formats.ffn)
-        side = column_bytes(spec.ffn_dim, formats.ffn)
-        return RecordLayout(side, column, 0, one, 2 * one, side, column)
-    if formats.layout == "joint":
+def record_layout(spec: ModelSpec, formats: Formats, layer: int) -> tuple[Plane, Plane, Plane]:
+    """Gate, up and down of a layer; tables follow the columns of gate and up."""
+    fmt, n = formats.ffn, spec.ffn_dim
+    row, column = row_bytes(spec.dim, fmt), column_bytes(spec.dim, fmt)
+    gate, up = (formats.by_columns(layer, m) for m in ("gate", "up"))
+    if formats.layout == "joint" and not (gate or up):
         stride = 2 * row + column
-        return RecordLayout(row, column, 0, row, 2 * row, stride, stride)
-    return RecordLayout(row, column, 0, spec.ffn_dim * row, 2 * spec.ffn_dim * row, row, column)
+        return Plane(0, stride, row), Plane(row, stride, row), Plane(2 * row, stride, column)
+    item = {False: row, True: column_bytes(n, fmt)}
+    whole = {False: n * row, True: matrix_bytes(n, spec.dim, fmt)}
+    down = whole[gate] + whole[up]
+    return (
+        Plane(0, item[gate], item[gate]),
+        Plane(whole[gate], item[up], item[up]),
+        Plane(down, column, column),
+    )
 
 
-def _records(gate: Blocks, up: Blocks, down: Blocks, ffn: int, formats: Formats) -> bytes:
-    """Gate rows, up rows and down columns, by neuron or by plane."""
+def _records(gate: Blocks, up: Blocks, down: Blocks, ffn: int, formats: Formats, i: int) -> bytes:
+    """Gate, up and down columns of layer ``i``, by neuron or one after the other."""
     body = pack_integers(down)[:ffn]
-    if formats.ffn_columns:
-        return pack_columns(gate) + pack_columns(up) + body.tobytes()
-    pieces = [pack_rows(gate), pack_rows(up), body]
-    if formats.layout == "joint":
-        return np.concatenate(pieces, axis=1).tobytes()
-    return b"".join(p.tobytes() for p in pieces)
+    by = [formats.by_columns(i, m) for m in ("gate", "up")]
+    if formats.layout == "joint" and not any(by):
+        return np.concatenate([pack_rows(gate), pack_rows(up), body], axis=1).tobytes()
+    pieces = [_matrix(m, c) for m, c in zip((gate, up), by, strict=True)]
+    return b"".join([*pieces, body.tobytes()])
+
+
+def _matrix(blocks: Blocks, columns: bool) -> bytes:
+    return pack_columns(blocks) if columns else pack_rows(blocks).tobytes()
+
+
+def _check_columns(spec: ModelSpec, formats: Formats) -> None:
+    """Refuses columns that do not fit the model, and those of matrices that proxies choose from."""
+    names = {m for line in formats.columns for m in line.split()}
+    if formats.columns and (
+        len(formats.columns) != spec.n_layers or not names or not names <= set(MATRICES)
+    ):
+        raise UnsupportedError(
+            f"columns {formats.columns} are not a line of {', '.join(MATRICES)} for each of "
+            f"{spec.n_layers} layers; leave them out where there are none"
+        )
+    if formats.guess and names & {"gate", "up"}:
+        raise UnsupportedError(
+            "proxies choose rows of gate and up, which this image stores by columns; choose one"
+        )
 
 
 def _reordered(gate: Blocks, up: Blocks, down: Blocks, order: np.ndarray) -> list[Blocks]:
@@ -223,11 +244,7 @@ def pack(
     for one.
     """
     formats = formats or Formats()
-    if formats.inputs not in INPUTS or (formats.guess and formats.ffn_columns):
-        raise UnsupportedError(
-            f"columns of {formats.inputs!r} and proxies of {formats.guess} bits: there are "
-            f"{', '.join(filter(None, INPUTS))}, and proxies choose rows of gate and up"
-        )
+    _check_columns(model.spec, formats)
     if formats.guess not in (0, *BITS):
         raise UnsupportedError(f"proxies of {formats.guess} bits; there are {list(BITS)}")
     if (order is None) != (formats.order == "file"):
@@ -266,15 +283,14 @@ def pack(
     vectors.append(np.asarray(model.final_norm, dtype="<f4"))
     sections.append((Section.VECTORS, 0, np.concatenate(vectors).tobytes()))
     sections.append((Section.ROPE, 0, np.concatenate(thetas).astype("<u4").tobytes()))
-    store = pack_columns if formats.attn_columns else lambda m: pack_rows(m).tobytes()
     for i, layer in enumerate(model.layers):
         attn = [
-            store(quantize(m, formats.attn, f"layer {i} {n}"))
-            for n, m in (
-                ("q_proj", layer.q_proj),
-                ("k_proj", layer.k_proj),
-                ("v_proj", layer.v_proj),
-                ("o_proj", layer.o_proj),
+            _matrix(quantize(m, formats.attn, f"layer {i} {n}"), formats.by_columns(i, group))
+            for n, m, group in (
+                ("q_proj", layer.q_proj, "qkv"),
+                ("k_proj", layer.k_proj, "qkv"),
+                ("v_proj", layer.v_proj, "qkv"),
+                ("o_proj", layer.o_proj, "o"),
             )
         ]
         sections.append((Section.ATTN, i, b"".join(attn)))
@@ -284,7 +300,7 @@ def pack(
         down = quantize(layer.down_proj, formats.ffn, f"layer {i} down_proj")
         if order is not None:
             gate, up, down = _reordered(gate, up, down, order[i])
-        records = _records(gate, up, down, spec.ffn_dim, formats)
+        records = _records(gate, up, down, spec.ffn_dim, formats, i)
         sections.append((Section.RECORDS, i, records))
         sections.append((Section.SCALES, i, pack_tables(down).tobytes()))
         if formats.guess:
@@ -393,7 +409,8 @@ class Image:
         try:
             meta = json.loads(self.section(Section.META).tobytes())
             self.spec = _spec_from_meta(meta["spec"])
-            self.formats = Formats(**meta["formats"])
+            formats = meta["formats"]
+            self.formats = Formats(**formats | {"columns": tuple(formats["columns"])})
             self.name: str = meta["name"]
             self.source: dict[str, str] = meta["source"]
         except (KeyError, TypeError, ValueError) as e:
@@ -439,40 +456,45 @@ class Image:
         s, fmt = self.spec, self.formats.attn
         data = self.section(Section.ATTN, layer)
         out, at = [], 0
-        for n, cols in ((s.q_dim, s.dim), (s.kv_dim, s.dim), (s.kv_dim, s.dim), (s.dim, s.q_dim)):
-            if self.formats.attn_columns:
-                size = matrix_bytes(n, cols, fmt)
-                out.append(unpack_columns(data[at : at + size], n, cols, fmt))
+        for group, n, cols in (
+            ("qkv", s.q_dim, s.dim),
+            ("qkv", s.kv_dim, s.dim),
+            ("qkv", s.kv_dim, s.dim),
+            ("o", s.dim, s.q_dim),
+        ):
+            columns = self.formats.by_columns(layer, group)
+            size = matrix_bytes(n, cols, fmt) if columns else n * row_bytes(cols, fmt)
+            piece = data[at : at + size]
+            if columns:
+                out.append(unpack_columns(piece, n, cols, fmt))
             else:
-                size = n * row_bytes(cols, fmt)
-                out.append(unpack_rows(data[at : at + size].reshape(n, -1), cols, fmt))
+                out.append(unpack_rows(piece.reshape(n, -1), cols, fmt))
             at += size
         return out[0], out[1], out[2], out[3]
 
     def ffn(self, layer: int) -> tuple[Blocks, Blocks, Blocks]:
         """gate_proj, up_proj (ffn, dim) and down_proj (dim, ffn padded to 32)."""
         s, fmt = self.spec, self.formats.ffn
-        lay = record_layout(s, self.formats)
+        gate, up, down = record_layout(s, self.formats, layer)
         data = self.section(Section.RECORDS, layer)
 
-        def plane(at: int, stride: int, size: int) -> np.ndarray:
+        def items(p: Plane) -> np.ndarray:
             view = np.lib.stride_tricks.as_strided(
-                data[at:], (s.ffn_dim, size), (stride, 1), writeable=False
+                data[p.at :], (s.ffn_dim, p.size), (p.stride, 1), writeable=False
             )
             return np.ascontiguousarray(view)
 
-        if self.formats.ffn_columns:
-            gate, up = (
-                unpack_columns(data[at : at + lay.up], s.ffn_dim, s.dim, fmt)
-                for at in (lay.gate, lay.up)
-            )
-        else:
-            gate = unpack_rows(plane(lay.gate, lay.row_stride, lay.row), s.dim, fmt)
-            up = unpack_rows(plane(lay.up, lay.row_stride, lay.row), s.dim, fmt)
-        body = plane(lay.down, lay.column_stride, lay.column)
+        def matrix(name: str, p: Plane) -> Blocks:
+            if self.formats.by_columns(layer, name):
+                size = matrix_bytes(s.ffn_dim, s.dim, fmt)
+                return unpack_columns(data[p.at : p.at + size], s.ffn_dim, s.dim, fmt)
+            return unpack_rows(items(p), s.dim, fmt)
+
+        body = items(down)
         blocks = -(-s.ffn_dim // GROUP)
         body = np.pad(body, ((0, blocks * GROUP - s.ffn_dim), (0, 0)))
-        return gate, up, of_columns(body, self.section(Section.SCALES, layer), s.dim, fmt)
+        scales = self.section(Section.SCALES, layer)
+        return matrix("gate", gate), matrix("up", up), of_columns(body, scales, s.dim, fmt)
 
     def guess(self, layer: int) -> tuple[Blocks, Blocks]:
         """Proxies of gate_proj and up_proj, (ffn, dim) each."""

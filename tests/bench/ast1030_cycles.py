@@ -28,10 +28,10 @@ from sparseflash import pipeline, recipes
 from sparseflash.boards import Board, load_board
 from sparseflash.build import build_firmware
 from sparseflash.dma_model import FlashTiming, Timeline, simulate
-from sparseflash.engine import dense_thresholds
 from sparseflash.errors import SparseflashError
 from sparseflash.files import root, write_json
 from sparseflash.generate import generate
+from sparseflash.placement import use_of
 from sparseflash.plan import make_plan, plan_digest
 from sparseflash.runners import Files, flash_files
 
@@ -56,13 +56,10 @@ def run(a: argparse.Namespace) -> None:
     board = cycles.marked(board)
     recipe = recipes.load_recipe(a.model)
     model = pipeline.open_model(recipe)
-    image = pipeline.pack_model(model, recipe, "split")
-    thresholds = dense_thresholds(image)
-    if a.sparsity:
-        found = pipeline.calibrated(model, recipe)
-        thresholds = pipeline.thresholds_for(image, found, a.method, a.sparsity, model, recipe)
-    method = a.method if a.sparsity else "dense"
-    plan = make_plan(image, board, thresholds, a.kv_len, method, a.sparsity, a.ram)
+    setting = pipeline.setting_for(model, recipe, a.method if a.sparsity else "dense", a.sparsity)
+    method, limits, use = setting.method, setting.thresholds, use_of(setting.levels)
+    image = pipeline.pack_model(model, recipe, "split", settings=[setting])
+    plan = make_plan(image, board, limits, a.kv_len, method, a.sparsity, a.ram, use=use)
     folder = root() / "build" / "ast1030-cycles" / a.model
     generate(plan, folder / "gen", board)
     elf = build_firmware(board, folder / "gen", folder / "firmware")

@@ -15,7 +15,7 @@ from sparseflash.build import build_library
 from sparseflash.engine import Engine, dense_thresholds
 from sparseflash.errors import UsageError
 from sparseflash.generate import generate
-from sparseflash.methods.bytes import bytes_a_token
+from sparseflash.methods.bytes import bytes_a_token, columns_of
 from sparseflash.methods.marginal import GRID
 from sparseflash.methods.masks import Reads
 from sparseflash.methods.registry import method
@@ -27,7 +27,7 @@ from sparseflash.sfm import Formats, Image, pack
 from sparseflash.spec import Model
 
 LEVELS = {"dense": 0.0, "h": 0.5, "cats": 0.5, "paper": 0.5, "paper-gate-up": 0.5,
-          "marginal-ffn": 0.2, "marginal-h": 0.05,
+          "marginal": 0.25, "marginal-ffn": 0.2, "marginal-h": 0.05,
           "prox-4": 0.6, "prox-3": 0.5, "prox-2": 0.5, "prox-1": 0.3,
           "prox-3-two": 0.6, "teal-x": 0.4, "teal-attn": 0.4, "teal": 0.3, "teal-greedy": 0.3,
           "asvd-inputs": 0.3, "asvd-h": 0.4}  # fmt: skip
@@ -53,8 +53,7 @@ def reads_of(
         b = quantize_bfp(site["ffn_in"])
         limit = dict(zip(THRESHOLDS, thresholds[i]))
         seen = {"q": "attn_in", "k": "attn_in", "v": "attn_in", "o": "attn"}
-        columns = (reference.image.formats.attn_columns, reference.image.formats.ffn_columns)
-        for name in [*("qkvo" if columns[0] else ""), *(("xg", "xu") if columns[1] else ())]:
+        for name in ("q", "k", "v", "o", "xg", "xu"):
             x = site[seen.get(name, "ffn_in")]
             for table in (reads.kept, reads.blocks):
                 table.setdefault(name, np.zeros(spec.n_layers))
@@ -86,28 +85,29 @@ def reads_of(
                 reads.columns[i] += 1
                 blocks.add(n // 32)
             reads.column_blocks[i] += len(blocks)
-        if columns[1]:
-            reads.up_rows[i] = reads.gate_rows[i]  # columns are of all neurons
     return reads, run.logits
 
 
 @pytest.mark.parametrize(
-    ("fmt", "names"), [("q4", list(LEVELS)), ("q8", ["dense", "h", "prox-3", "teal-x", "teal"])]
+    ("fmt", "names"),
+    [("q4", list(LEVELS)), ("q8", ["dense", "h", "prox-3", "teal-x", "teal", "marginal"])],
 )
 def test_counters_are_the_byte_model(
     stories: Model, host: Board, tmp_path: Path, fmt: str, names: list[str]
 ) -> None:
     formats = Formats(fmt, fmt, "q8")
     engines = {}
-    for bits, inputs in {(method(n).proxy, method(n).inputs) for n in names}:
-        folder = tmp_path / f"{bits}{inputs}"
-        folder.mkdir()
-        pack(stories, folder / "model.sfm", replace(formats, guess=bits, inputs=inputs))
-        image = Image(folder / "model.sfm")
-        generate(make_plan(image, host, dense_thresholds(image), kv_len=256), folder / "gen")
-        engines[bits, inputs] = Engine(
-            build_library(folder / "gen", folder / "lib.so", "cc", ["-O1"]), image
-        )
+
+    def engine_of(formats: Formats) -> Engine:
+        if formats not in engines:
+            folder = tmp_path / str(len(engines))
+            pack(stories, folder / "model.sfm", formats)
+            image = Image(folder / "model.sfm")
+            generate(make_plan(image, host, dense_thresholds(image), kv_len=256), folder / "gen")
+            library = build_library(folder / "gen", folder / "lib.so", "cc", ["-O1"])
+            engines[formats] = Engine(library, image)
+        return engines[formats]
+
     assert stories.tokenizer is not None
     text = "Once upon a time, a girl had a red ball. She liked to play with it. " * 8
     ids = np.array(stories.tokenizer.encode(text))
@@ -117,7 +117,10 @@ def test_counters_are_the_byte_model(
     for name in names:
         m, level = method(name), LEVELS[name]
         levels = study.levels(m, level)
-        engine = engines[m.proxy, m.inputs]
+        stored = replace(formats, guess=m.proxy, columns=columns_of(levels))
+        if name == "marginal":
+            assert len(set(stored.columns)) > 1 and any(levels["act"] > 0)
+        engine = engine_of(stored)
         reference = Reference(engine.image)
         thresholds = dense_thresholds(engine.image)
         for i, rules in enumerate(study.rules(m, levels)):
@@ -134,7 +137,7 @@ def test_counters_are_the_byte_model(
             assert got is not None
             assert np.array_equal(got.view(np.uint32), want.view(np.uint32)), name
         counters = engine.counters()
-        found = bytes_a_token(stories.spec, formats, exact, study.extra(m))
+        found = bytes_a_token(stories.spec, stored, exact, study.extra(m))
         assert round(found.total * len(windows[0])) == counters["bytes"], name
         ffn = found.ffn + found.proxy
         assert round(ffn * len(windows[0])) == counters["bytes_ffn"], name
@@ -159,14 +162,11 @@ def test_thresholds_of_a_shared_budget(
 ) -> None:
     monkeypatch.setattr(pipeline, "root", lambda: tmp_path)
     recipe = load_recipe("stories260k")
-    image = pipeline.pack_model(stories, recipe)
     calibration = pipeline.calibrated(stories, recipe)
-    got = pipeline.thresholds_for(image, calibration, "marginal-ffn", 20, stories, recipe)
+    got = pipeline.setting_for(stories, recipe, "marginal-ffn", 20).thresholds
     assert got.shape == (5, 12) and got.dtype == np.float32
     assert (got[:, [0, 2, 4]] == 0).all()
     assert len(np.unique(got[:, 3])) > 1
     dropped = [calibration.dropped(i, "h", float(got[i, 3])) for i in range(5)]
     grid = np.array(GRID)
     assert all(np.abs(grid - d).min() < 1e-3 for d in dropped)
-    with pytest.raises(UsageError, match="needs the model"):
-        pipeline.thresholds_for(image, calibration, "marginal-ffn", 20)
