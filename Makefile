@@ -9,6 +9,7 @@ PORT ?=
 TEXT ?=
 WINDOWS ?=
 ORDER ?= file
+ASVD ?= 0
 
 VENV := .venv
 PY := $(VENV)/bin/python
@@ -22,7 +23,7 @@ STAMP := $(VENV)/.ready
 
 help: ## This list
 	awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-14s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
-	echo "Variables: BOARD=$(BOARD) MODEL=$(MODEL) METHOD=$(METHOD) SPARSITY=$(SPARSITY) HEAD=$(HEAD) PORT=$(PORT) TEXT=$(TEXT) WINDOWS=$(WINDOWS) ORDER=$(ORDER)"
+	echo "Variables: BOARD=$(BOARD) MODEL=$(MODEL) METHOD=$(METHOD) SPARSITY=$(SPARSITY) HEAD=$(HEAD) PORT=$(PORT) TEXT=$(TEXT) WINDOWS=$(WINDOWS) ORDER=$(ORDER) ASVD=$(ASVD)"
 
 $(STAMP): requirements.txt pyproject.toml
 	python3 -m venv $(VENV)
@@ -47,7 +48,7 @@ calibrate: setup ## Measures thresholds of MODEL
 	$(SF) calibrate --model $(MODEL)
 
 generate: setup ## Packs MODEL and writes the C for BOARD
-	$(SF) generate $(ARGS) $(PLAN) --order $(ORDER)
+	$(SF) generate $(ARGS) $(PLAN) --order $(ORDER) --asvd $(ASVD)
 
 build: setup ## Compiles what generate wrote
 	$(SF) build $(ARGS)

@@ -11,7 +11,10 @@ import numpy as np
 import pytest
 
 from sparseflash.boards import Board, load_board
+from sparseflash.factors import FACTORED, Factors, shape_of
 from sparseflash.files import root
+from sparseflash.predictor import Predictor
+from sparseflash.quantize import pack_rows, quantize, to_q4
 from sparseflash.spec import Layer, LayerSpec, Model, ModelSpec
 
 
@@ -74,6 +77,37 @@ def random_model(seed: int = 1, n_layers: int = 2, **changes: Any) -> Model:
         head=head,
         name="random",
     )
+
+
+def random_predictor(spec: ModelSpec, rank: int, ahead: bool = False, seed: int = 4) -> Predictor:
+    """A predictor of random factors."""
+    rng = np.random.default_rng(seed)
+
+    def rows(n: int, cols: int) -> np.ndarray:
+        w = rng.standard_normal((spec.n_layers, n, cols)) / np.sqrt(cols)
+        return np.stack([pack_rows(to_q4(m.astype(np.float32))) for m in w])
+
+    n = spec.ffn_dim
+    return Predictor(rows(rank, spec.dim), rows(n, rank), rows(n, rank), ahead)
+
+
+MIXED_RANKS = ((32, 0, 64, 32, 64, 0), (0, 32, 0, 0, 32, 96), (0,) * 6)
+"""Ranks of q, k, v, o, gate and up by layer, for tests."""
+
+
+def random_factors(spec: ModelSpec, attn: str, ffn: str, seed: int = 6) -> Factors:
+    """Random factors of MIXED_RANKS on the grids ``attn`` and ``ffn``."""
+    rng = np.random.default_rng(seed)
+    rows = {}
+    for i in range(spec.n_layers):
+        for name, rank in zip(FACTORED, MIXED_RANKS[i % 3]):
+            n, cols = shape_of(spec, name)
+            fmt = attn if name in "qkvo" else ffn
+            pair = [rng.standard_normal(s) / np.sqrt(s[1]) for s in ((rank, cols), (n, rank))]
+            if rank:
+                b, a = (pack_rows(quantize(m.astype(np.float32), fmt)) for m in pair)
+                rows[i, name] = b, a
+    return Factors(rows)
 
 
 def make_workspace(folder: Path) -> Path:

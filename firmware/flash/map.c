@@ -8,6 +8,10 @@ void sf_stream_open(sf_stream *s, const sf_part *part, const uint16_t *idx, uint
     *s = (sf_stream){.part = part, .idx = idx, .n = n};
 }
 
+void sf_stream_ahead(sf_stream *s) {
+    (void)s;
+}
+
 bool sf_stream_next(sf_stream *s, sf_tile *t) {
     const sf_part *p = s->part;
     const uint8_t *base = sf_port_flash_base() + p->at;
@@ -20,10 +24,13 @@ bool sf_stream_next(sf_stream *s, sf_tile *t) {
     /* Neighbours whose bytes touch are one read. */
     const bool dense = p->stride == p->bytes;
     if (s->idx == NULL) {
-        const uint8_t *row = base + p->stride * s->next;
-        for (uint32_t r = 0; r < t->rows; r++) {
+        const uint32_t stride = p->stride;
+        const uint8_t *row = base + stride * s->next;
+        for (uint32_t r = 0; r < t->rows; r += 4u, row += 4u * stride) { /* SF_TILE is a multiple */
             t->row[r] = row;
-            row += p->stride;
+            t->row[r + 1u] = row + stride;
+            t->row[r + 2u] = row + 2u * stride;
+            t->row[r + 3u] = row + 3u * stride;
         }
         reads = dense ? (s->next == 0 ? 1u : 0u) : t->rows;
     } else {

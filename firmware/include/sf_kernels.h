@@ -11,7 +11,7 @@
 #endif
 
 #define SF_GROUP 32u /* elements that share a scale */
-#ifdef SF_ARMV6M
+#if defined(SF_ARMV6M) || defined(__ARM_FEATURE_DSP)
 #define SF_TILE 32u /* most rows a kernel takes at once; it prepares the activations for them */
 #else
 #define SF_TILE 16u
@@ -141,9 +141,10 @@ static inline uint32_t sf_exp2n(uint32_t x, uint32_t *e) {
     return 65536u - ((f * t) >> 16);
 }
 float sf_sigmoid(float x);
-float sf_silu(float x);
-float sf_gelu_tanh(float x);
-float sf_relu(float x);
+/* Elementwise x [n] -> out [n]; out may be x. */
+void sf_silu(const float *x, uint32_t n, float *out);
+void sf_gelu_tanh(const float *x, uint32_t n, float *out);
+void sf_relu(const float *x, uint32_t n, float *out);
 
 /* cos and sin of pos * inc * 2pi / 2^32 for each pair: cs [half][2]. */
 void sf_rope_angles(const uint32_t *inc, uint32_t half, uint32_t pos, float *cs);

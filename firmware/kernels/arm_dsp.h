@@ -39,6 +39,31 @@ static inline uint32_t sf_high2(uint32_t x, uint32_t y) {
     __asm("pkhtb %0, %2, %1, asr #16" : "=r"(r) : "r"(x), "r"(y));
     return r;
 }
+
+/* Nearest integer, ties to even. */
+static inline int32_t sf_nearest(float x) {
+    __asm("vcvtr.s32.f32 %0, %0" : "+t"(x));
+    return (int32_t)sf_bits(x);
+}
+
+/* Exponent and 7 bits of the largest magnitude of n > 0 values: the upper half of its float. */
+static inline uint32_t sf_top_half(const float *x, uint32_t n) {
+    uint32_t best = 0, i = 0;
+    for (; i + 3u < n; i += 4u) {
+        uint32_t a = sf_high2(sf_bits(x[i]), sf_bits(x[i + 1u])) & 0x7FFF7FFFu;
+        uint32_t b = sf_high2(sf_bits(x[i + 2u]), sf_bits(x[i + 3u])) & 0x7FFF7FFFu;
+        /* best += what a and b have above it */
+        __asm("uqsub16 %0, %0, %1\n\tuadd16 %1, %1, %0" : "+r"(a), "+r"(best));
+        __asm("uqsub16 %0, %0, %1\n\tuadd16 %1, %1, %0" : "+r"(b), "+r"(best));
+    }
+    uint32_t top = best & 0xFFFFu;
+    top = best >> 16 > top ? best >> 16 : top;
+    for (; i < n; i++) {
+        const uint32_t half = sf_bits(x[i]) >> 16 & 0x7FFFu;
+        top = half > top ? half : top;
+    }
+    return top;
+}
 #endif
 
 #endif

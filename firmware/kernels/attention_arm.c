@@ -2,11 +2,31 @@
 #include "sf_kernels.h"
 #include "tiers.h"
 
+#include <stdbool.h>
+
 #if defined(SF_DSP) || defined(SF_MVE)
 
-/* The scores' memory holds, one after the other: scores, packed exponentials, coefficients. */
+/* The scores' memory holds, one after the other: dot products, scores, packed exponentials,
+ * coefficients. */
 typedef uint32_t __attribute__((may_alias)) word;
+typedef int32_t __attribute__((may_alias)) sum_of;
 typedef int16_t __attribute__((may_alias)) coefficient;
+
+/* x * 65536 of x >= 0, truncated; the largest integer when it does not fit. */
+static inline uint32_t fixed16(float x) {
+    __asm("vcvt.u32.f32 %0, %0, #16" : "+t"(x));
+    return sf_bits(x);
+}
+/* x >> shift, 0 for shifts from 32 to 255. */
+static inline uint32_t down(uint32_t x, uint32_t shift) {
+    __asm("lsr %0, %0, %1" : "+r"(x) : "r"(shift));
+    return x;
+}
+/* At most 32767. */
+static inline uint32_t saturated(uint32_t x) {
+    __asm("usat %0, #15, %0" : "+r"(x));
+    return x;
+}
 
 #ifdef SF_MVE
 
@@ -15,13 +35,18 @@ static void prepare(int16_t *q, uint32_t n) {
     (void)n;
 }
 
-static inline int32_t dot(const int16_t *q, const int8_t *k, uint32_t n) {
-    int32_t sum = 0;
-    for (uint32_t i = 0; i < n; i += 8u) {
-        const mve_pred16_t p = vctp16q(n - i);
-        sum = vmladavaq_p_s16(sum, vldrbq_z_s16(k + i, p), vldrhq_z_s16(q + i, p), p);
+/* sum[t] = q . k[t] for n positions. */
+static void dots(const int16_t *q, const int8_t *k, uint32_t stride, uint32_t n, uint32_t dim,
+                 sum_of *sum) {
+    for (uint32_t t = 0; t < n; t++) {
+        int32_t s = 0;
+        for (uint32_t i = 0; i < dim; i += 8u) {
+            const mve_pred16_t p = vctp16q(dim - i);
+            s = vmladavaq_p_s16(s, vldrbq_z_s16(k + i, p), vldrhq_z_s16(q + i, p), p);
+        }
+        sum[t] = s;
+        k += stride;
     }
-    return sum;
 }
 
 /* acc[i] = the sum of c[t] * v[t][i] over n positions. */
@@ -52,15 +77,26 @@ static void prepare(int16_t *q, uint32_t n) {
     }
 }
 
-static inline int32_t dot(const int16_t *q, const int8_t *k, uint32_t n) {
-    const word *two = (const word *)(const void *)q;
-    int32_t sum = 0;
-    for (uint32_t i = 0; i < n; i += 4u) {
-        const uint32_t w = sf_load32((const uint8_t *)k + i);
-        sum = sf_mac2(sf_even(w), *two++, sum);
-        sum = sf_mac2(sf_odd(w), *two++, sum);
+/* sum[t] = q . k[t] for n positions: 8 elements of q stay in registers for all of them. */
+static void dots(const int16_t *q, const int8_t *k, uint32_t stride, uint32_t n, uint32_t dim,
+                 sum_of *sum) {
+    for (uint32_t i = 0; i < dim; i += 8u) {
+        const word *two = (const word *)(const void *)(q + i);
+        const bool whole = dim - i >= 8u;
+        const uint32_t q0 = two[0], q1 = two[1], q2 = whole ? two[2] : 0u, q3 = whole ? two[3] : 0u;
+        const int8_t *w = k + i;
+        const uint32_t more = whole ? 4u : 0u;
+        for (uint32_t t = 0; t < n; t++) {
+            const uint32_t x = sf_load32((const uint8_t *)w);
+            const uint32_t y = sf_load32((const uint8_t *)w + more);
+            int32_t s = i == 0 ? 0 : sum[t];
+            s = sf_mac2(sf_even(x), q0, s);
+            s = sf_mac2(sf_odd(x), q1, s);
+            s = sf_mac2(sf_even(y), q2, s);
+            sum[t] = sf_mac2(sf_odd(y), q3, s);
+            w += stride;
+        }
     }
-    return sum;
 }
 
 /* acc[i] = the sum of c[t] * v[t][i] over n positions: four sums at a time, two positions a
@@ -99,52 +135,46 @@ void sf_attention(const sf_attn *a, const float *q, int16_t *q16, float *score, 
     const int32_t sq = sf_quantize16(q, dim, q16);
     word *const packed = (word *)(void *)score;
     prepare(q16, dim);
-    const int8_t *k = a->k + a->first * stride;
+    dots(q16, a->k + a->first * stride, stride, n, dim, (sum_of *)(void *)score);
     const int8_t *e = a->ks + a->first * estride;
     const float scale = a->scale;
-    float best = 0.0f;
+    const uint32_t one = (uint32_t)(127 - sq) << 23; /* 2^-sq */
+    float best = -3.402823466e38f;
     for (uint32_t t = 0; t < n; t++) {
-        const float unscaled = (float)dot(q16, k, dim) * sf_pow2(-(sq + *e));
+        const float unscaled = (float)((const sum_of *)(const void *)score)[t] *
+                               sf_from_bits(one - ((uint32_t)*e << 23));
         const float s = unscaled * scale;
-        best = t == 0 || s > best ? s : best;
+        best = s > best ? s : best;
         score[t] = s;
-        k += stride;
         e += estride;
     }
 
-    /* m of 17 bits and the exponent above it. */
+    /* m of 17 bits, above them the exponent that v's integers get: -40 to 60 + 31. */
     uint64_t total = 0;
-    int32_t lowest = 1000;
+    int32_t lowest = INT32_MAX;
     e = a->vs + a->first * estride;
     for (uint32_t t = 0; t < n; t++) {
         uint32_t shift;
-        float x = (best - score[t]) * 65536.0f;
-        x = x < 2031616.0f ? x : 2031616.0f;
-        const uint32_t m = sf_exp2n((uint32_t)x, &shift);
-        const int32_t exponent = (int32_t)shift + *e;
+        const uint32_t x = fixed16(best - score[t]);
+        const uint32_t m = sf_exp2n(x < 2031616u ? x : 2031616u, &shift);
         total += (m << 14) >> shift;
-        lowest = exponent < lowest ? exponent : lowest;
-        packed[t] = m | shift << 24;
+        const int32_t p = (int32_t)(m | (shift + (uint32_t)*e) << 24);
+        lowest = p < lowest ? p : lowest;
+        packed[t] = (uint32_t)p;
         e += estride;
     }
+    lowest >>= 24;
     int32_t headroom = 1;
     while ((n - 1u) >> (8 + headroom)) {
         headroom++;
     }
 
-    /* Coefficients of 15 bits in place, two a word. */
+    /* Coefficients of 15 bits in place, two a word: m / 2^shift, to nearest. */
     coefficient *const c = (coefficient *)(void *)score;
-    e = a->vs + a->first * estride;
+    const int32_t below = headroom - 1 - lowest;
     for (uint32_t t = 0; t < n; t++) {
-        const uint32_t p = packed[t];
-        const int32_t shift = (int32_t)(p >> 24) + *e - lowest + headroom;
-        uint32_t v = 0;
-        if (shift <= 17) {
-            v = ((p & 0x1FFFFu) + (1u << (shift - 1))) >> shift;
-            v = v > 32767u ? 32767u : v;
-        }
-        c[t] = (coefficient)v;
-        e += estride;
+        const uint32_t p = packed[t], shift = (uint32_t)(((int32_t)p >> 24) + below);
+        c[t] = (coefficient)saturated((down(p & 0x1FFFFu, shift) + 1u) >> 1);
     }
     mix(a->v + a->first * stride, stride, c, n, dim, acc);
     const float factor = sf_pow2(headroom + 14 - lowest) / (float)total;

@@ -9,19 +9,26 @@ struct pair {
     uint32_t h;
 };
 
-/* Pairs of n <= SF_TILE columns; made even in pairs with zeros of h. */
+/* Pairs of n <= SF_TILE columns; their number is made even with zeros of h. */
 static uint32_t pair_up(const uint8_t *const *col, const int8_t *h, uint32_t n, struct pair *out) {
-    uint32_t k = 0;
-    for (uint32_t i = 0; i < n; i += 2u) {
-        const uint32_t j = i + 1u < n ? i + 1u : i;
-        out[k++] =
-            (struct pair){col[i], col[j], sf_low2((uint32_t)h[i], j == i ? 0u : (uint32_t)h[j])};
+    struct pair *p = out;
+    const uint8_t *const *end = col + n / 2u * 2u;
+    for (; col != end; col += 2, h += 2, p++) {
+        p->a = col[0];
+        p->b = col[1];
+        p->h = sf_low2((uint32_t)h[0], (uint32_t)h[1]);
     }
-    if (k % 2u != 0) {
-        out[k] = out[k - 1u];
-        out[k++].h = 0;
+    if (n % 2u != 0) {
+        p->a = p->b = col[0];
+        p->h = sf_low2((uint32_t)h[0], 0u);
+        p++;
     }
-    return k;
+    if ((p - out) % 2 != 0) {
+        *p = p[-1];
+        p->h = 0;
+        p++;
+    }
+    return (uint32_t)(p - out);
 }
 
 /* Four sums of 8-bit weights over two pairs at byte j; r0 to r5 are the pairs. */

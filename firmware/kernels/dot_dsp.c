@@ -26,15 +26,16 @@ enum {
     "smlad " sum ", " w ", " x1 ", " sum "\n\t"
 #define BYTES_ON(sum, w, x0, x1) BYTES("smlad " sum ", lr, " x0 ", " sum, sum, w, x0, x1)
 
-#define SIXTEEN(first, sum)                                                                        \
-    "ldmia %[w]!, {r3, r4, r5, r6}\n\t"                                                            \
-    "ldmia %[x]!, {r8, r9, r10, r12}\n\t"                                                          \
+#define SIXTEEN(w, x, first, sum)                                                                  \
+    "ldmia " w "!, {r3, r4, r5, r6}\n\t"                                                           \
+    "ldmia " x "!, {r8, r9, r10, r12}\n\t"                                                         \
     BYTES(first, sum, "r3", "r8", "r9") BYTES_ON(sum, "r4", "r10", "r12")                          \
-    "ldmia %[x]!, {r8, r9, r10, r12}\n\t"                                                          \
+    "ldmia " x "!, {r8, r9, r10, r12}\n\t"                                                         \
     BYTES_ON(sum, "r5", "r8", "r9") BYTES_ON(sum, "r6", "r10", "r12")
 
-#define GROUP(sum)                                                                                 \
-    SIXTEEN("smuad " sum ", lr, r8", sum) SIXTEEN("smlad " sum ", lr, r8, " sum, sum)
+#define GROUP_AT(w, x, sum)                                                                        \
+    SIXTEEN(w, x, "smuad " sum ", lr, r8", sum) SIXTEEN(w, x, "smlad " sum ", lr, r8, " sum, sum)
+#define GROUP(sum) GROUP_AT("%[w]", "%[x]", sum)
 
 /* Two halves at r10 as units of 2^-24 to r3, r4. */
 #define HALVES                                                                                     \
@@ -116,12 +117,13 @@ static inline int64_t row_q4(const uint8_t *w, const uint8_t *dm, const uint32_t
 }
 /* clang-format on */
 
-/* For every 4 elements the pairs (0, 2) and (1, 3). */
-static uint32_t *widen_q8(const int8_t *q, uint32_t *out) {
+/* For every 4 elements the pairs (0, 2) and (1, 3), shifted left; what leaves a low half is cut. */
+static uint32_t *widen_q8(const int8_t *q, uint32_t shift, uint32_t *out) {
+    const uint32_t cut = ((1u << shift) - 1u) << 16;
     for (uint32_t i = 0; i < SF_GROUP; i += 4u) {
         const uint32_t w = sf_load32((const uint8_t *)q + i);
-        *out++ = sf_even(w);
-        *out++ = sf_odd(w);
+        *out++ = sf_even(w) << shift & ~cut;
+        *out++ = sf_odd(w) << shift & ~cut;
     }
     return out;
 }
@@ -139,13 +141,77 @@ static uint32_t *widen_q4(const int8_t *q, uint32_t *out) {
     return out;
 }
 
-/* Whole rows of at most CHUNK groups, an even number. */
-static void rows_q8(const uint8_t *const *row, uint32_t n, const uint32_t *wide, uint32_t pairs,
-                    int32_t s, float *out) {
-    const uint8_t *const *end = row + n;
-    while (row != end) {
-        *out++ = sf_sum_to_float(row_q8(*row++, wide, pairs, 0), s);
+/* Activations for rows of two groups; the loop over rows ends by what follows them. */
+struct two_groups {
+    uint32_t x[32];
+    const uint32_t *again;
+    const uint8_t *const *end;
+};
+
+/* Rows of two groups; x holds activations shifted left by their group's distance from the least,
+ * `factor` the power of two that remains. Scales become units of 2^-32, so that a sum's low word
+ * has 24 bits and both words are exact floats. False when a scale is 0.5 or more (the conversion
+ * saturates: invalid operation) or a sum is too large (its saturation sets Q). */
+static bool rows_of_two_q8(const uint8_t *const *rows, struct two_groups *two, float factor,
+                           float *out) {
+    register const uint8_t *const *row __asm("r0") = rows;
+    register float *y __asm("r1") = out;
+    register uint32_t x __asm("r2") = (uint32_t)(uintptr_t)two->x; /* then the flags */
+    two->again = two->x;
+    /* clang-format off */
+    __asm volatile(
+          "vmrs r3, fpscr\n\t"
+          "bic r3, r3, #1\n\t"
+          "vmsr fpscr, r3\n\t"
+          "mov r3, #0\n\t"
+          "msr APSR_nzcvq, r3\n\t"
+          "1:\n\t"
+          "ldr r7, [r0], #4\n\t"
+          GROUP_AT("r7", "r2", "r11")
+          "vmov s13, r11\n\t"
+          GROUP_AT("r7", "r2", "r11")
+          "vldr s15, [r7]\n\t"
+          "vcvtb.f32.f16 s14, s15\n\t"
+          "vcvtt.f32.f16 s15, s15\n\t"
+          "vcvt.s32.f32 s14, s14, #32\n\t"
+          "vcvt.s32.f32 s15, s15, #32\n\t"
+          "vmov r3, r4, s14, s15\n\t"
+          "vmov r5, s13\n\t"
+          "smull r6, r8, r5, r3\n\t"
+          "smlal r6, r8, r11, r4\n\t"
+          "ssat r9, #25, r8\n\t"
+          "vmov s14, s15, r6, r8\n\t"
+          "vcvt.f32.u32 s14, s14, #32\n\t"
+          "vcvt.f32.s32 s15, s15\n\t"
+          "vadd.f32 s14, s14, s15\n\t"
+          "vmul.f32 s14, s14, %[f]\n\t"
+          "vstmia r1!, {s14}\n\t"
+          "ldm r2, {r2, r3}\n\t"
+          "cmp r0, r3\n\t"
+          "bne 1b\n\t"
+          "mrs r2, APSR\n\t"
+          "vmrs r3, fpscr\n\t"
+          "and r3, r3, #1\n\t"
+          "and r2, r2, #0x08000000\n\t"
+          "orr r2, r2, r3"
+          : "+r"(row), "+r"(y), "+r"(x)
+          : [f] "t"(factor)
+          : "r7", "r11", "s13", USED);
+    /* clang-format on */
+    return x == 0;
+}
+
+/* Rows of two groups whose exponents are close; false leaves them to the general case. */
+static bool dot_two_q8(const uint8_t *const *row, uint32_t n, const sf_bfp *x, float *out) {
+    struct two_groups two;
+    const uint32_t least = x->k[0] < x->k[1] ? x->k[0] : x->k[1];
+    if (x->k[0] - least > 8u || x->k[1] - least > 8u) { /* 127 << 8 is the largest half */
+        return false;
     }
+    uint32_t *p = widen_q8(x->q, x->k[0] - least, two.x);
+    widen_q8(x->q + SF_GROUP, x->k[1] - least, p);
+    two.end = row + n;
+    return rows_of_two_q8(row, &two, sf_pow2((int32_t)least - SF_SHIFT_SPAN - x->s), out);
 }
 
 /* The part of rows from group `from` on that `wide` holds; adds to the sums. */
@@ -170,20 +236,19 @@ static void parts_q8(const uint8_t *const *row, uint32_t n, const sf_bfp *x, uin
 void sf_dot_q8(const uint8_t *const *row, uint32_t n, const sf_bfp *x, float *out) {
     uint32_t wide[CHUNK / 2 * PAIR];
     int64_t sum[SF_TILE];
+    if (x->groups == 2u && dot_two_q8(row, n, x, out)) {
+        return;
+    }
     for (uint32_t from = 0; from < x->groups; from += CHUNK) {
         const uint32_t live = x->groups - from < CHUNK ? x->groups - from : CHUNK;
         uint32_t *p = wide;
         for (uint32_t g = from; g < from + live; g++) {
-            p = widen_q8(x->q + g * SF_GROUP, p);
+            p = widen_q8(x->q + g * SF_GROUP, 0, p);
             if ((g - from) % 2u != 0) {
                 *p++ = x->k[g - 1u];
                 *p++ = x->k[g];
                 *p++ = (x->groups - g - 1u) * SF_GROUP + 2u * (g - 1u);
             }
-        }
-        if (x->groups == live && live % 2u == 0) {
-            rows_q8(row, n, wide, live / 2u, x->s, out);
-            return;
         }
         parts_q8(row, n, x, from, live, wide, sum);
     }

@@ -1,4 +1,5 @@
 /* Norm, activations and RoPE. Sums are integers; what is float is elementwise. */
+#include "arm_dsp.h"
 #include "armv6m.h"
 #include "sf_kernels.h"
 
@@ -11,11 +12,15 @@ float sf_sqrt(float x) {
 #endif
 
 void sf_rmsnorm(const float *x, const float *w, uint32_t n, float eps, float *out) {
+#ifdef SF_DSP
+    const uint32_t top = sf_top_half(x, n) << 16;
+#else
     uint32_t top = 0;
     for (uint32_t i = 0; i < n; i++) {
         const uint32_t b = sf_bits(x[i]) & 0x7FFFFFFFu;
         top = b > top ? b : top;
     }
+#endif
     int32_t s = 14 - ((int32_t)(top >> 23) - 127);
     s = s < SF_S_MIN ? SF_S_MIN : (s > 60 ? 60 : s);
     uint64_t sum = 0;
@@ -24,7 +29,11 @@ void sf_rmsnorm(const float *x, const float *w, uint32_t n, float eps, float *ou
         const uint32_t q = (uint32_t)sf_v6m_round(sf_bits(x[i]), 150 - s);
         sum += q * q; /* at most 2^30 */
 #else
+#ifdef SF_DSP
+        const int32_t q = sf_nearest(x[i] * sf_pow2(s));
+#else
         const int32_t q = sf_rint(x[i] * sf_pow2(s));
+#endif
         sum += (uint64_t)((int64_t)q * q);
 #endif
     }
@@ -54,7 +63,7 @@ float sf_sigmoid(float x) {
 #else
 
 float sf_sigmoid(float x) {
-    float t = sf_from_bits(sf_bits(x) & 0x7FFFFFFFu) * 94548.46f; /* log2(e) * 65536 */
+    float t = __builtin_fabsf(x) * 94548.46f; /* log2(e) * 65536 */
     uint32_t e;
     if (!(t < 2031616.0f)) { /* 31 * 65536; NaN too */
         t = 2031616.0f;
@@ -69,19 +78,25 @@ float sf_sigmoid(float x) {
 
 #endif
 
-float sf_silu(float x) {
-    return x * sf_sigmoid(x);
+void sf_silu(const float *x, uint32_t n, float *out) {
+    for (uint32_t i = 0; i < n; i++) {
+        out[i] = x[i] * sf_sigmoid(x[i]);
+    }
 }
 
-float sf_gelu_tanh(float x) {
+void sf_gelu_tanh(const float *x, uint32_t n, float *out) {
     /* 0.5 x (1 + tanh(u)) = x sigmoid(2u), u = sqrt(2/pi) (x + 0.044715 x^3) */
-    const float square = x * x;
-    const float inner = 0.07135481f * square;
-    return x * sf_sigmoid(x * (inner + 1.5957691f));
+    for (uint32_t i = 0; i < n; i++) {
+        const float square = x[i] * x[i];
+        const float inner = 0.07135481f * square;
+        out[i] = x[i] * sf_sigmoid(x[i] * (inner + 1.5957691f));
+    }
 }
 
-float sf_relu(float x) {
-    return x > 0.0f ? x : 0.0f;
+void sf_relu(const float *x, uint32_t n, float *out) {
+    for (uint32_t i = 0; i < n; i++) {
+        out[i] = x[i] > 0.0f ? x[i] : 0.0f;
+    }
 }
 
 void sf_rope_angles(const uint32_t *inc, uint32_t half, uint32_t pos, float *cs) {

@@ -3,31 +3,7 @@
 
 #ifdef SF_DSP
 
-/* Exponent and 7 bits of the largest magnitude of n > 0 values: the upper half of its float. */
-static uint32_t top_half(const float *x, uint32_t n) {
-    const uint32_t mask = 0x7FFF7FFFu;
-    uint32_t best = 0;
-    for (uint32_t i = 0; i + 1u < n; i += 2u) {
-        uint32_t d, w = sf_high2(sf_bits(x[i]), sf_bits(x[i + 1u])) & mask;
-        __asm("uqsub16 %0, %1, %2" : "=r"(d) : "r"(w), "r"(best));
-        __asm("uadd16 %0, %0, %1" : "+r"(best) : "r"(d));
-    }
-    uint32_t low = best & 0xFFFFu, high = best >> 16;
-    if (n % 2u != 0) {
-        const uint32_t w = sf_bits(x[n - 1u]) >> 16 & 0x7FFFu;
-        low = w > low ? w : low;
-    }
-    return low > high ? low : high;
-}
-
-/* Nearest integer, ties to even. */
-static inline uint32_t nearest(float x) {
-    __asm("vcvtr.s32.f32 %0, %0" : "+t"(x));
-    return sf_bits(x);
-}
-
-static inline int32_t clamp(uint32_t r, int32_t limit) {
-    const int32_t v = (int32_t)r;
+static inline int32_t clamp(int32_t v, int32_t limit) {
     return v > limit ? limit : (v < -limit ? -limit : v);
 }
 
@@ -37,20 +13,34 @@ static int32_t narrow(const float *x, uint32_t n, float scale, uint32_t top, int
     uint32_t i = 0;
     /* Only a magnitude whose upper bits are all ones rounds up to 128. */
     if ((top & 0x7Fu) != 0x7Fu && ((uintptr_t)q & 3u) == 0) {
+        const float *from = x;
+        int8_t *to = q;
         for (; i + 3u < n; i += 4u) {
-            const uint32_t even = sf_low2(nearest(x[i] * scale), nearest(x[i + 2u] * scale));
-            const uint32_t odd = sf_low2(nearest(x[i + 1u] * scale), nearest(x[i + 3u] * scale));
-            uint32_t a, b;
-            __asm("uxtb16 %0, %1" : "=r"(a) : "r"(even));
-            __asm("uxtb16 %0, %1" : "=r"(b) : "r"(odd));
-            sum = sf_mac2(even, 0x00010001u, sum);
-            sum = sf_mac2(odd, 0x00010001u, sum);
-            a |= b << 8;
-            memcpy(q + i, &a, sizeof a);
+            uint32_t even, odd;
+            /* clang-format off */
+            __asm volatile("vldmia %[x]!, {s12, s13, s14, s15}\n\t"
+                  "vmul.f32 s12, s12, %[f]\n\tvmul.f32 s13, s13, %[f]\n\t"
+                  "vmul.f32 s14, s14, %[f]\n\tvmul.f32 s15, s15, %[f]\n\t"
+                  "vcvtr.s32.f32 s12, s12\n\tvcvtr.s32.f32 s13, s13\n\t"
+                  "vcvtr.s32.f32 s14, s14\n\tvcvtr.s32.f32 s15, s15\n\t"
+                  "vmov %[a], %[b], s12, s13\n\t"
+                  "vmov r12, lr, s14, s15\n\t"
+                  "pkhbt %[a], %[a], r12, lsl #16\n\t"
+                  "pkhbt %[b], %[b], lr, lsl #16\n\t"
+                  "smlad %[s], %[a], %[one], %[s]\n\t"
+                  "smlad %[s], %[b], %[one], %[s]\n\t"
+                  "uxtb16 %[a], %[a]\n\t"
+                  "uxtb16 %[b], %[b]\n\t"
+                  "orr %[a], %[a], %[b], lsl #8\n\t"
+                  "str %[a], [%[q]], #4"
+                  : [x] "+r"(from), [q] "+r"(to), [s] "+r"(sum), [a] "=&r"(even), [b] "=&r"(odd)
+                  : [f] "t"(scale), [one] "r"(0x00010001u)
+                  : "r12", "lr", "s12", "s13", "s14", "s15", "memory");
+            /* clang-format on */
         }
     }
     for (; i < n; i++) {
-        const int32_t r = clamp(nearest(x[i] * scale), 127);
+        const int32_t r = clamp(sf_nearest(x[i] * scale), 127);
         q[i] = (int8_t)r;
         sum += r;
     }
@@ -69,7 +59,7 @@ void sf_quantize(const float *x, uint32_t n, sf_bfp *v) {
     v->groups = groups;
     for (uint32_t g = 0; g < groups; g++) {
         const uint32_t len = n - g * SF_GROUP < SF_GROUP ? n - g * SF_GROUP : SF_GROUP;
-        const uint32_t top = top_half(x + g * SF_GROUP, len);
+        const uint32_t top = sf_top_half(x + g * SF_GROUP, len);
         v->sum[g] = (int32_t)top; /* until its turn below */
         if (top >= 0x0080u) {
             const int32_t s = exponent_for(top, 6, SF_S_MAX);
@@ -97,17 +87,17 @@ void sf_quantize(const float *x, uint32_t n, sf_bfp *v) {
 }
 
 int32_t sf_quantize16(const float *x, uint32_t n, int16_t *q) {
-    const uint32_t top = top_half(x, n);
+    const uint32_t top = sf_top_half(x, n);
     const int32_t s = top >= 0x0080u ? exponent_for(top, 14, 60) : 60;
     const float scale = top >= 0x0080u ? sf_pow2(s) : 0.0f;
     for (uint32_t i = 0; i < n; i++) {
-        q[i] = (int16_t)clamp(nearest(x[i] * scale), 32767);
+        q[i] = (int16_t)clamp(sf_nearest(x[i] * scale), 32767);
     }
     return s;
 }
 
 int32_t sf_quantize8(const float *x, uint32_t n, int8_t *q) {
-    const uint32_t top = top_half(x, n);
+    const uint32_t top = sf_top_half(x, n);
     const int32_t s = top >= 0x0080u ? exponent_for(top, 6, 60) : 60;
     (void)narrow(x, n, top >= 0x0080u ? sf_pow2(s) : 0.0f, top, q);
     return s;

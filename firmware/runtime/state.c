@@ -57,7 +57,7 @@ int sf_set_thresholds(uint32_t layer, const float *t) {
             return SF_ERR_ARG;
         }
     }
-    uint32_t stored = SF_GUESS_BITS ? 1u << SF_T_GUESS : 0u; /* what the image has columns or proxies for */
+    uint32_t stored = SF_GUESSES ? 1u << SF_T_GUESS : 0u; /* what the image has columns or guesses for */
     for (uint32_t i = 0; i < SF_LAYER_PARTS; i++) {
         stored |= 1u << sf_parts[layer * SF_LAYER_PARTS + i].input;
     }
@@ -91,7 +91,10 @@ bool sf_reads_all(uint32_t layer, uint32_t kind) {
         return !part->tables && !(t[part->input] > 0.0f);
     }
     switch (kind) {
-#if SF_GUESS_BITS
+#if SF_RANK
+    case SF_PART_GUESS_B:
+#endif
+#if SF_GUESSES
     case SF_PART_GUESS_GATE:
     case SF_PART_GUESS_UP: return !gate; /* else they are not read at all */
 #endif

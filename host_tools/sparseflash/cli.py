@@ -27,6 +27,9 @@ PortOption = Annotated[str | None, typer.Option("--port", help="serial port or p
 MethodOption = Annotated[str, typer.Option("--method", help="docs/METHODS.md")]
 SparsityOption = Annotated[float, typer.Option("--sparsity", help="percent below the threshold")]
 KvOption = Annotated[int | None, typer.Option("--kv-len", min=1, help="positions of KV cache")]
+AsvdOption = Annotated[
+    float, typer.Option("--asvd", help="percent of the weights kept in two factors; 0: all")
+]
 HeadOption = Annotated[str, typer.Option("--head", help="exact, screened or rows to screen for")]
 Count = Annotated[int, typer.Option(min=1)]
 CountOrDefault = Annotated[int, typer.Option(min=0, help="0: the recipe's")]
@@ -126,6 +129,7 @@ def generate(
     ram: Annotated[int | None, typer.Option("--ram", help="bytes to stay within")] = None,
     order: Annotated[str, typer.Option(help="neurons in flash: file or coactivation")] = "file",
     head: HeadOption = "exact",
+    asvd: AsvdOption = 0,
 ) -> None:
     """Packs the model, plans it for the board and writes its C."""
     from sparseflash import pipeline, recipes, sfm
@@ -140,7 +144,7 @@ def generate(
     loaded = pipeline.open_model(recipe)
     layout = target.raw.get("layout", "joint")
     setting = pipeline.setting_for(loaded, recipe, method, sparsity)
-    image = pipeline.pack_model(loaded, recipe, layout, order, [setting], rows > 0)
+    image = pipeline.pack_model(loaded, recipe, layout, order, [setting], rows > 0, asvd)
     plan = pipeline.plan_and_generate(image, target, setting, recipe, kv_len, ram, rows)
     table = Table("SRAM", "bytes", title=f"{model} on {board}")
     for name, size in plan["memory"].items():
@@ -342,6 +346,7 @@ def perplexity(
     sparsities: str = "50",
     methods: str = "h,cats,paper-gate-up",
     head: HeadOption = "exact",
+    asvd: AsvdOption = 0,
 ) -> None:
     """Perplexity, KL, same top token and bytes of dense and sparse variants, and a plot."""
     from sparseflash import __version__, pipeline, recipes
@@ -359,7 +364,8 @@ def perplexity(
     if loaded.tokenizer is None:
         raise UsageError(f"{model} has no tokenizer, so it has no perplexity of a text")
     asked = [pipeline.setting_for(loaded, recipe, m, s) for m, s in wanted]
-    image = pipeline.pack_model(loaded, recipe, settings=asked, screened=rows_of_head > 0)
+    screened = rows_of_head > 0
+    image = pipeline.pack_model(loaded, recipe, settings=asked, screened=screened, asvd=asvd)
     calibration = pipeline.calibrated(loaded, recipe)
     name = text or str(recipe.evaluation.get("text", ""))
     if not name:
@@ -388,6 +394,7 @@ def perplexity(
         "tokens": int(ids.size),
         "window": window,
         "head": head,
+        "asvd": asvd,
         "version": __version__,
         "model_sha": image.sha256.hex(),
     }

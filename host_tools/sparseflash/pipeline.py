@@ -27,6 +27,7 @@ from sparseflash.calibrate import (
 from sparseflash.emulator import EmulatorProcess
 from sparseflash.engine import Engine, dense_thresholds
 from sparseflash.errors import InputError, MismatchError, UsageError
+from sparseflash.factors import Factors
 from sparseflash.files import root, write_json
 from sparseflash.generate import generate
 from sparseflash.host_board import HostProcess
@@ -65,15 +66,14 @@ class Places:
         """The image in the layout that the board asks for."""
         return self.image_of(load_board(self.board).raw.get("layout", "joint"))
 
-    def image_of(self, layout: str, screened: bool = False) -> Path:
-        """model.sfm, and its twins of another layout or with a head proxy."""
-        names = ["model", *([layout] * (layout != "joint")), *(["screened"] * screened), "sfm"]
-        return self.folder / ".".join(names)
+    def image_of(self, layout: str, screened: bool = False, asvd: float = 0.0) -> Path:
+        """model.sfm, and its twins of another layout, with a head proxy or in factors."""
+        names = ["model", *([layout] * (layout != "joint")), *(["screened"] * screened)]
+        return self.folder / ".".join([*names, *([f"asvd{asvd:g}"] * (asvd > 0)), "sfm"])
 
     def planned_image(self) -> Path:
         """The image that the plan was made for."""
-        layout = load_board(self.board).raw.get("layout", "joint")
-        return self.image_of(layout, bool(read_plan(self.plan)["formats"].get("head_proxy")))
+        return self.folder / str(read_plan(self.plan)["image"]["file"])
 
     @property
     def calibration(self) -> Path:
@@ -110,14 +110,15 @@ def formats_for(recipe: Recipe, settings: Iterable[Setting] = ()) -> Formats:
         UsageError: one image cannot serve all of them.
     """
     f = recipe.formats
-    needs = {(s.guess, s.columns) for s in settings} - {(0, ())}
-    if len(needs) > 1:
+    needs = {(s.guess, s.columns) for s in settings} - {(None, ())}
+    if len({(m and (m.proxy or m.name), c) for m, c in needs}) > 1:
         raise UsageError(
-            "one image has proxies of one width or one set of matrices by columns; ask for one "
-            "prox, teal or marginal at one sparsity at a time"
+            "one image has proxies of one width, one predictor or one set of matrices by columns; "
+            "ask for one prox, one predictor, one teal or marginal at one sparsity at a time"
         )
-    guess, columns = needs.pop() if needs else (0, ())
-    return Formats(f["attn"], f["ffn"], f["embed"], guess=guess, columns=columns)
+    m, columns = needs.pop() if needs else (None, ())
+    guess, rank = (m.proxy, m.rank) if m else (0, 0)
+    return Formats(f["attn"], f["ffn"], f["embed"], guess=guess, rank=rank, columns=columns)
 
 
 def pack_model(
@@ -127,11 +128,29 @@ def pack_model(
     order: str = "file",
     settings: Iterable[Setting] = (),
     screened: bool = False,
+    asvd: float = 0.0,
 ) -> Image:
-    """model.sfm, or a twin of it, written when the source or the formats changed."""
-    path = Places(recipe.name).image_of(layout, screened)
+    """model.sfm, or a twin of it, written when the source or the formats changed.
+
+    asvd: percent of the projections' weights that two factors keep; 0 keeps whole matrices.
+    """
+    if not 0 <= asvd < 100:
+        raise UsageError(f"--asvd {asvd:g} is out of range; give 0 or up to below 100 percent")
+    layout = "split" if asvd else layout
+    path = Places(recipe.name).image_of(layout, screened, asvd)
     proxy = "q4" if screened else ""
-    formats = replace(formats_for(recipe, settings), layout=layout, order=order, head_proxy=proxy)
+    plain = formats_for(recipe, settings)
+    formats = replace(plain, layout=layout, order=order, head_proxy=proxy)
+    predictor = factors = None
+    if asvd:
+        factors = _factors(model, plain, recipe, asvd)
+        ranks = factors.ranks(model.spec.n_layers)
+        formats = replace(formats, ranks=ranks, factors=factors.digest)
+    for m in (s.guess for s in settings):
+        if m and m.rank and predictor is None:
+            study = _study(model, plain, calibrated(model, recipe), recipe)
+            predictor = study.predictor(m)
+            formats = replace(formats, ahead=predictor.ahead, predictor=predictor.digest)
     if path.is_file():
         try:
             image = Image(path)
@@ -139,7 +158,8 @@ def pack_model(
                 return image
         except InputError:
             pass
-    pack(model, path, formats, neuron_order(model, recipe) if order != "file" else None)
+    permutation = neuron_order(model, recipe) if order != "file" else None
+    pack(model, path, formats, permutation, predictor, factors)
     return Image(path)
 
 
@@ -215,14 +235,15 @@ class Setting:
     method: str
     percent: float
     levels: dict[str, np.ndarray]
-    """Share dropped by site, and by ``proxy``, (layers,) each; empty is dense."""
+    """Share dropped by site, and by ``proxy`` or predictor, (layers,) each; empty is dense."""
     thresholds: np.ndarray
     """float32 (layers, 12), in the order of THRESHOLDS."""
 
     @property
-    def guess(self) -> int:
-        """Bits of the proxies that the image needs."""
-        return registry.method(self.method).proxy if self.levels else 0
+    def guess(self) -> registry.Method | None:
+        """The method, when the image needs its proxies or its predictor."""
+        m = registry.method(self.method)
+        return m if self.levels and m.guess else None
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -246,7 +267,7 @@ def setting_for(model: Model, recipe: Recipe, method: str, percent: float) -> Se
             for i in range(n):
                 out[i, THRESHOLDS.index(site)] = calibration.threshold(i, site, percent / 100)
         return Setting(method, percent, levels, out)
-    study = _study(model, recipe, calibration)
+    study = _study(model, formats_for(recipe), calibration, recipe)
     levels = study.levels(m, percent / 100)
     for i, rules in enumerate(study.rules(m, levels)):
         for site, rule in rules.sites.items():
@@ -256,13 +277,21 @@ def setting_for(model: Model, recipe: Recipe, method: str, percent: float) -> Se
     return Setting(method, percent, levels, out)
 
 
-def _study(model: Model, recipe: Recipe, calibration: Calibration) -> Study:
+def _factors(model: Model, formats: Formats, recipe: Recipe, percent: float) -> Factors:
+    """ASVD's factors, searched once for a model, its calibration text and a percentage."""
+    from sparseflash.methods.asvd import asvd
+
+    return asvd(_study(model, formats, calibrated(model, recipe), recipe), percent / 100)
+
+
+def _study(model: Model, formats: Formats, calibration: Calibration, recipe: Recipe) -> Study:
     """A study without evaluation text, on the tokens of the calibration."""
     from sparseflash.methods.study import Study
 
     ids, _ = calibration_tokens(model, recipe)
     folder = Places(recipe.name).folder / "study"
-    return Study(model, formats_for(recipe), ids, ids[:0], folder, calibration)
+    trained = recipe.predictors
+    return Study(model, formats, ids, ids[:0], folder, calibration, trained=trained)
 
 
 def curve_path(board: Board) -> Path:
@@ -313,7 +342,9 @@ def read_plan(path: Path) -> dict[str, Any]:
         plan = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as e:
         raise InputError(f"{path}: no readable plan ({e}); run make generate flash again") from e
-    if not isinstance(plan, dict) or not {"model_sha", "thresholds", "memory"} <= set(plan):
+    if not isinstance(plan, dict) or not {"model_sha", "thresholds", "memory", "image"} <= set(
+        plan
+    ):
         raise InputError(f"{path}: not a plan; run make generate flash again")
     return plan
 

@@ -15,6 +15,7 @@ import numpy as np
 
 from sparseflash.columns import column_bytes, table_bytes
 from sparseflash.errors import TooSmallError
+from sparseflash.factors import shape_of
 from sparseflash.proxy import proxy_row_bytes
 from sparseflash.quantize import row_bytes
 from sparseflash.reference import INPUTS as INPUT_SITES
@@ -56,24 +57,27 @@ class Part:
 
 
 def kinds_of(formats: Formats) -> tuple[str, ...]:
-    """Parts of a layer in order of use, the same for all; a layer leaves those empty that it does
-    not need. A matrix by columns is followed by its scales."""
+    """Parts of a layer in order of use, the same for all; a layer leaves those without rows that it
+    does not need. A matrix by columns has a part for its scales after it, one that can be in
+    factors its A after a part for B."""
     out: list[str] = []
     for matrix in MATRICES:
         stored = formats.stored(matrix)
-        if matrix == "gate" and formats.guess:
-            out += ["guess_gate", "guess_up"]
-        if matrix != "qkv":
+        each = "qkv" if matrix == "qkv" else (matrix,)
+        if formats.guesses and matrix == ("qkv" if formats.ahead else "gate"):
+            out += [*(["guess_b"] * (formats.rank > 0)), "guess_gate", "guess_up"]
+        if formats.ranks:
+            out += [name for m in each for name in (f"{m}_b", m)]
+        elif matrix == "qkv":
+            out += ["qkv"] * (stored != "columns")
+            out += [n for m in each if stored != "rows" for n in (m, f"{m}_scales")]
+        else:
             out += [matrix, *([f"{matrix}_scales"] * (stored != "rows"))]
-            continue
-        out += ["qkv"] * (stored != "columns")
-        out += [n for m in "qkv" if stored != "rows" for n in (m, f"{m}_scales")]
     return (*out, "scales", "down")
 
 
 def use_of(levels: dict[str, np.ndarray]) -> Use:
     """What is read when sites drop these shares of their entries, (layers,) each."""
-
     if not levels:
         return {}
     none = np.zeros(len(next(iter(levels.values()))))
@@ -98,59 +102,69 @@ class _Layer:
         self.image, self.layer, self.use = image, layer, use
         self.parts: dict[str, Part] = {}
 
-    def share(self, name: str) -> float:
-        """Of the rows that a token reads."""
-        return float(self.use[name][self.layer]) if name in self.use else 1.0
-
-    def rows(self, kind: str, at: int, stride: int, size: int, rows: int, ffn: bool) -> int:
-        """A matrix by rows, or whatever is read by its number; returns where it ends."""
-        self.parts[kind] = Part(kind, self.layer, at, stride, size, rows, ffn, self.share(kind))
+    def add(
+        self, kind: str, at: int, stride: int, size: int, rows: int, ffn: bool, site: str = ""
+    ) -> int:
+        """Rows of ``size`` bytes; returns where they end. ``site``: of inputs, if they are its
+        columns."""
+        name = site or kind
+        use = float(self.use[name][self.layer]) if name in self.use else 1.0
+        self.parts[kind] = Part(kind, self.layer, at, stride, size, rows, ffn, use, site)
         return at + rows * stride
 
-    def columns(self, kind: str, at: int, outputs: int, inputs: int, fmt: str) -> int:
-        """A matrix by columns, and its scales; returns where it ends."""
-        site = {"gate": "xg", "up": "xu"}.get(kind, kind)
-        column, table, ffn = column_bytes(outputs, fmt), table_bytes(outputs, fmt), site != kind
-        end = self.rows(kind, at, column, column, inputs, ffn)
-        self.parts[kind] = replace(self.parts[kind], use=self.share(site), input=site)
-        end = self.rows(f"{kind}_scales", end, table, table, inputs // 32, ffn)
-        self.parts[f"{kind}_scales"] = replace(
-            self.parts[f"{kind}_scales"], use=self.share(f"{site}_scales")
-        )
-        return end
+    def matrix(self, name: str, at: int, stride: int = 0) -> int:
+        """A projection at ``at``, by rows (of a stride), by columns or in factors; returns where
+        the next one lies."""
+        s, f, ffn = self.image.spec, self.image.formats, name in ("gate", "up")
+        rows, cols = shape_of(s, name)
+        fmt = f.ffn if ffn else f.attn
+        size = row_bytes(cols, fmt)
+        if f.by_columns(self.layer, "qkv" if name in "qkv" else name):
+            site = {"gate": "xg", "up": "xu"}.get(name, name)
+            column, table = column_bytes(rows, fmt), table_bytes(rows, fmt)
+            end = self.add(name, at, column, column, cols, ffn, site)
+            return self.add(f"{name}_scales", end, table, table, cols // 32, ffn)
+        places = self.image.factor_offsets(self.layer) if f.ranks else {}
+        if name in places:
+            b, a, wide, small = places[name]
+            start = self.image.offset(Section.FACTORS, self.layer)
+            self.add(f"{name}_b", start + b, wide, wide, (a - b) // wide, ffn)
+            self.add(name, start + a, small, small, rows, ffn)
+            return at
+        return self.add(name, at, stride or size, size, rows, ffn)
 
     def attention(self) -> None:
         """q, k, v and o."""
         s, f = self.image.spec, self.image.formats
-        at, row = self.image.offset(Section.ATTN, self.layer), row_bytes(s.dim, f.attn)
-        if f.by_columns(self.layer, "qkv"):
-            for kind, n in (("q", s.q_dim), ("k", s.kv_dim), ("v", s.kv_dim)):
-                at = self.columns(kind, at, n, s.dim, f.attn)
+        at = self.image.offset(Section.ATTN, self.layer)
+        if f.ranks or f.by_columns(self.layer, "qkv"):
+            for name in "qkv":
+                at = self.matrix(name, at)
         else:
-            at = self.rows("qkv", at, row, row, s.q_dim + 2 * s.kv_dim, False)
-        if f.by_columns(self.layer, "o"):
-            self.columns("o", at, s.dim, s.q_dim, f.attn)
-        else:
-            row = row_bytes(s.q_dim, f.attn)
-            self.rows("o", at, row, row, s.dim, False)
+            row = row_bytes(s.dim, f.attn)
+            at = self.add("qkv", at, row, row, s.q_dim + 2 * s.kv_dim, False)
+        self.matrix("o", at)
+
+    def guess(self) -> None:
+        """The proxies, or the low-rank predictor."""
+        s, f = self.image.spec, self.image.formats
+        at, size = self.image.offset(Section.GUESS, self.layer), proxy_row_bytes(s.dim, f.guess)
+        if f.rank:
+            wide, size = row_bytes(s.dim, "q4"), row_bytes(f.rank, "q4")
+            at = self.add("guess_b", at, wide, wide, f.rank, True)
+        for kind in ("guess_gate", "guess_up"):
+            at = self.add(kind, at, size, size, s.ffn_dim, True)
 
     def ffn(self) -> None:
-        """Proxies, gate, up, and down with its scales."""
-        s, f, n = self.image.spec, self.image.formats, self.image.spec.ffn_dim
-        if f.guess:
-            at, size = self.image.offset(Section.GUESS, self.layer), proxy_row_bytes(s.dim, f.guess)
-            at = self.rows("guess_gate", at, size, size, n, True)
-            self.rows("guess_up", at, size, size, n, True)
+        """Gate, up, and down with its scales."""
+        s, f = self.image.spec, self.image.formats
         records = self.image.offset(Section.RECORDS, self.layer)
-        *matrices, down = record_layout(s, f, self.layer)
-        for kind, p in zip(("gate", "up"), matrices, strict=True):
-            if f.by_columns(self.layer, kind):
-                self.columns(kind, records + p.at, n, s.dim, f.ffn)
-            else:
-                self.rows(kind, records + p.at, p.stride, p.size, n, True)
+        gate, up, down = record_layout(s, f, self.layer)
+        self.matrix("gate", records + gate.at, gate.stride)
+        self.matrix("up", records + up.at, up.stride)
         table, scales = table_bytes(s.dim, f.ffn), self.image.offset(Section.SCALES, self.layer)
-        self.rows("scales", scales, table, table, -(-n // 32), True)
-        self.rows("down", records + down.at, down.stride, down.size, n, True)
+        self.add("scales", scales, table, table, -(-s.ffn_dim // 32), True)
+        self.add("down", records + down.at, down.stride, down.size, s.ffn_dim, True)
 
 
 def parts_of(image: Image, use: Use | None = None, head_rows: int = 0) -> list[Part]:
@@ -165,8 +179,10 @@ def parts_of(image: Image, use: Use | None = None, head_rows: int = 0) -> list[P
         layer = _Layer(image, i, use or {})
         layer.attention()
         layer.ffn()
-        empty = {k: Part(k, i, 0, 0, 0, 0, False) for k in kinds}
-        out += [layer.parts.get(k, empty[k]) for k in kinds]
+        if f.guesses:
+            layer.guess()
+        ffn = {k for k in kinds if k.split("_")[0] in ("gate", "up")}
+        out += [layer.parts.get(k, Part(k, i, 0, 0, 0, 0, k in ffn)) for k in kinds]
     e_row = row_bytes(s.dim, f.embed)
     head = image.offset(Section.EMBED if s.tied_head else Section.HEAD)
     if head_rows:

@@ -32,7 +32,8 @@ def outputs_of(image: Image) -> int:
 def memory_table(image: Image, kv_len: int, head_rows: int = 0) -> dict[str, int]:
     """SRAM by category, bytes; the sizes of the generated arrays."""
     s = image.spec
-    longest = max(s.ffn_dim, s.dim, s.q_dim)
+    rank = image.formats.most_rank
+    longest = max(s.ffn_dim, s.dim, s.q_dim, rank)
     groups = longest // 32 + 1
     table = {
         "residual and branch": 4 * (s.dim + max(s.dim, s.q_dim)),
@@ -46,6 +47,8 @@ def memory_table(image: Image, kv_len: int, head_rows: int = 0) -> dict[str, int
     }
     if image.formats.columns:
         table["input masks"] = 6 * max(s.dim, s.q_dim)
+    if rank:
+        table["products of factors"] = 4 * rank
     if head_rows:
         table["picked head rows"] = 2 * head_rows
     table["total"] = sum(table.values())
@@ -86,7 +89,7 @@ def _flash_and_parts(
         memory["vectors and tables"] = flash["constants"]
     more = len(kinds_of(image.formats)) - len(kinds_of(Formats()))
     if more and "code and constants" in board.reserve:  # which holds the parts of a model by rows
-        memory["parts by columns"] = PART_BYTES * more * image.spec.n_layers
+        memory["parts by columns or guesses"] = PART_BYTES * more * image.spec.n_layers
     memory["program and stack"] = int(stream.get("program_bytes", 0))
     del memory["total"]
     budget = ram - sum(memory.values()) - sum(board.reserve.values())
@@ -158,9 +161,10 @@ def make_plan(
             raise UnsupportedError(
                 f"the image of {image.name} has rows where {method} needs columns; pack again"
             )
-    if not f.guess and np.asarray(thresholds)[:, THRESHOLDS.index("guess")].any():
+    if not f.guesses and np.asarray(thresholds)[:, THRESHOLDS.index("guess")].any():
         raise UnsupportedError(
-            f"the image of {image.name} has no proxies, and method {method} needs them; pack again"
+            f"the image of {image.name} has nothing that guesses neurons, and method {method} "
+            "needs it; pack again"
         )
     vectors: dict[str, int] = {}
     at = 0
@@ -180,6 +184,10 @@ def make_plan(
         "formats": {"attn": f.attn, "ffn": f.ffn, "embed": f.embed, "head_proxy": f.head_proxy},
         "kinds": list(kinds_of(f)),
         "guess_bits": f.guess,
+        "rank": f.rank,
+        "ahead": f.ahead,
+        "factored": bool(f.ranks),
+        "most_rank": f.most_rank,
         "stored": {m: f.stored(m) for m in MATRICES},
         "outputs": outputs_of(image),
         "score_scale": float(np.float32(s.score_scale * 1.4426950408889634)),
@@ -201,6 +209,7 @@ def make_plan(
             "eos_ids": list(s.eos_ids),
         },
         "image": {
+            "file": image.path.name,
             "bytes": image.size,
             "tokens": image.offset(Section.TOKENS),
             "vectors": image.offset(Section.VECTORS),

@@ -281,6 +281,17 @@ class Reference:
             out.logits = screened(Linear(self.image.head_proxy())(b), out.logits, head_rows)
         return out
 
+    def guess(self, i: int, site: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+        """g' and u' of layer ``i``, float32 (T, ffn), from proxies or the low-rank predictor."""
+        formats = self.image.formats
+        x = quantize_bfp(site["attn_in" if formats.ahead else "ffn_in"])
+        if formats.rank:
+            b, gate, up = self.image.predictor(i)
+            x = quantize_bfp(Linear(b)(x))
+        else:
+            gate, up = self.image.guess(i)
+        return Linear(gate)(x), Linear(up)(x)
+
     def _layer(
         self,
         i: int,
@@ -302,7 +313,12 @@ class Reference:
             """The input without the entries below its matrix's threshold."""
             return quantize_bfp(np.where(np.abs(x) >= dropped[site], x, F32(0)))
 
-        q, k, v = Linear(wq)(masked("q", y)), Linear(wk)(masked("k", y)), Linear(wv)(masked("v", y))
+        def product(name: str, site: str, w: Blocks, x: np.ndarray) -> np.ndarray:
+            """W x, or A (B x) of a projection in factors."""
+            pair, v = self.image.factors(i, name), masked(site, x)
+            return Linear(w)(v if pair is None else quantize_bfp(Linear(pair[0])(v)))
+
+        q, k, v = (product(n, n, w, y) for n, w in zip("qkv", (wq, wk, wv)))
         if spec.attn_bias:
             q, k, v = q + vec["q_bias"], k + vec["k_bias"], v + vec["v_bias"]
         q = q.reshape(t, spec.n_heads, spec.head_dim)
@@ -326,7 +342,7 @@ class Reference:
             heads[p] = attend(q[p], kq[s], ks[s], vq[s], vs[s], scale)
         y = heads.reshape(t, -1)
         site["attn"] = y
-        y = Linear(wo)(masked("o", y))
+        y = product("o", "o", wo, y)
         if spec.sandwich_norms:
             y = rmsnorm(y, vec["post_attn_norm"], eps)
         x = x + y
@@ -334,7 +350,7 @@ class Reference:
         gate_proj, up_proj, down_proj = self.image.ffn(i)
         y = rmsnorm(x, vec["ffn_norm"], eps)
         site["ffn_in"] = y
-        gate, up = Linear(gate_proj)(masked("xg", y)), Linear(up_proj)(masked("xu", y))
+        gate, up = product("gate", "xg", gate_proj, y), product("up", "xu", up_proj, y)
         act = activate(spec.activation, gate)
         h = act * up
         alive = (
@@ -344,9 +360,7 @@ class Reference:
             & (np.abs(h) >= limit[3])
         )
         if limit[5] > 0:
-            guess_gate, guess_up = (
-                Linear(m)(quantize_bfp(site["ffn_in"])) for m in self.image.guess(i)
-            )
+            guess_gate, guess_up = self.guess(i, site)
             alive &= np.abs(activate(spec.activation, guess_gate) * guess_up) >= limit[5]
         h = np.where(alive, h, F32(0))
         site["h"] = h

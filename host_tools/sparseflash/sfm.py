@@ -23,7 +23,9 @@ from sparseflash.columns import (
     unpack_columns,
 )
 from sparseflash.errors import InputError, UnsupportedError
+from sparseflash.factors import FACTORED, Factors, Ranks, shape_of
 from sparseflash.files import write_bytes
+from sparseflash.predictor import Predictor
 from sparseflash.proxy import BITS, pack_proxy, proxy_blocks, unpack_proxy
 from sparseflash.quantize import (
     GROUP,
@@ -69,6 +71,7 @@ class Section(IntEnum):
     SCALES = 9
     HEAD_PROXY = 10
     GUESS = 11
+    FACTORS = 12
 
 
 @dataclass(frozen=True)
@@ -87,9 +90,33 @@ class Formats:
     """``q4`` stores the head a second time on that grid, for a screened head."""
     guess: int = 0
     """Bits of the proxies of gate and up that choose neurons before they are read; 0 has none."""
+    rank: int = 0
+    """Rank of the predictor that chooses neurons before they are read; 0 has none."""
+    ahead: bool = False
+    """It reads the normed input of attention, not of the FFN."""
+    predictor: str = ""
+    """Its digest, so that an image of another one is packed again."""
     columns: tuple[str, ...] = ()
     """By layer, which of MATRICES are stored by columns, with spaces between (``"qkv gate"``), for
     methods that drop their inputs; empty when no layer has any."""
+    ranks: Ranks = ()
+    """Projections stored as two factors; empty when none is."""
+    factors: str = ""
+    """Digest of those factors, so that an image of others is packed again."""
+
+    def rank_of(self, layer: int, name: str) -> int:
+        """Rank of a projection of FACTORED; 0 for a whole matrix."""
+        return self.ranks[layer][FACTORED.index(name)] if self.ranks else 0
+
+    @property
+    def most_rank(self) -> int:
+        """Of the predictor and of all factors."""
+        return max([self.rank, *(max(r) for r in self.ranks)])
+
+    @property
+    def guesses(self) -> bool:
+        """Neurons are chosen before they are read."""
+        return self.guess > 0 or self.rank > 0
 
     def by_columns(self, layer: int, matrix: str) -> bool:
         """Whether a layer stores one of MATRICES by columns."""
@@ -155,31 +182,37 @@ class Plane:
 
 
 def record_layout(spec: ModelSpec, formats: Formats, layer: int) -> tuple[Plane, Plane, Plane]:
-    """Gate, up and down of a layer; tables follow the columns of gate and up."""
+    """Gate, up and down of a layer. Tables follow the columns of gate and up; projections in
+    factors take nothing there."""
     fmt, n = formats.ffn, spec.ffn_dim
     row, column = row_bytes(spec.dim, fmt), column_bytes(spec.dim, fmt)
-    gate, up = (formats.by_columns(layer, m) for m in ("gate", "up"))
-    if formats.layout == "joint" and not (gate or up):
+    if formats.layout == "joint" and not _apart(formats, layer):
         stride = 2 * row + column
         return Plane(0, stride, row), Plane(row, stride, row), Plane(2 * row, stride, column)
-    item = {False: row, True: column_bytes(n, fmt)}
-    whole = {False: n * row, True: matrix_bytes(n, spec.dim, fmt)}
-    down = whole[gate] + whole[up]
-    return (
-        Plane(0, item[gate], item[gate]),
-        Plane(whole[gate], item[up], item[up]),
-        Plane(down, column, column),
-    )
+    out, at = [], 0
+    for name in ("gate", "up"):
+        columns = formats.by_columns(layer, name)
+        item = column_bytes(n, fmt) if columns else row
+        out.append(Plane(at, item, item))
+        if not formats.rank_of(layer, name):
+            at += matrix_bytes(n, spec.dim, fmt) if columns else n * row
+    return out[0], out[1], Plane(at, column, column)
 
 
-def _records(gate: Blocks, up: Blocks, down: Blocks, ffn: int, formats: Formats, i: int) -> bytes:
-    """Gate, up and down columns of layer ``i``, by neuron or one after the other."""
+def _apart(formats: Formats, layer: int) -> bool:
+    """Gate or up by columns: no neuron is contiguous then."""
+    return any(formats.by_columns(layer, m) for m in ("gate", "up"))
+
+
+def _records(
+    gate: Blocks, up: Blocks, down: Blocks, ffn: int, formats: Formats, layer: int
+) -> bytes:
+    """Gate, up and down columns, by neuron or one after the other."""
     body = pack_integers(down)[:ffn]
-    by = [formats.by_columns(i, m) for m in ("gate", "up")]
-    if formats.layout == "joint" and not any(by):
+    if formats.layout == "joint" and not _apart(formats, layer):
         return np.concatenate([pack_rows(gate), pack_rows(up), body], axis=1).tobytes()
-    pieces = [_matrix(m, c) for m, c in zip((gate, up), by, strict=True)]
-    return b"".join([*pieces, body.tobytes()])
+    whole = [(n, m) for n, m in (("gate", gate), ("up", up)) if not formats.rank_of(layer, n)]
+    return b"".join([*(_matrix(m, formats.by_columns(layer, n)) for n, m in whole), body.tobytes()])
 
 
 def _matrix(blocks: Blocks, columns: bool) -> bytes:
@@ -187,7 +220,7 @@ def _matrix(blocks: Blocks, columns: bool) -> bytes:
 
 
 def _check_columns(spec: ModelSpec, formats: Formats) -> None:
-    """Refuses columns that do not fit the model, and those of matrices that proxies choose from."""
+    """Refuses columns that do not fit the model, and those of matrices that guesses choose from."""
     names = {m for line in formats.columns for m in line.split()}
     if formats.columns and (
         len(formats.columns) != spec.n_layers or not names or not names <= set(MATRICES)
@@ -196,9 +229,9 @@ def _check_columns(spec: ModelSpec, formats: Formats) -> None:
             f"columns {formats.columns} are not a line of {', '.join(MATRICES)} for each of "
             f"{spec.n_layers} layers; leave them out where there are none"
         )
-    if formats.guess and names & {"gate", "up"}:
+    if formats.guesses and names & {"gate", "up"}:
         raise UnsupportedError(
-            "proxies choose rows of gate and up, which this image stores by columns; choose one"
+            "guesses choose rows of gate and up, which this image stores by columns; choose one"
         )
 
 
@@ -225,6 +258,25 @@ def _guess(
     return np.concatenate(rows).tobytes()
 
 
+def _predictor(p: Predictor, layer: int, order: np.ndarray | None) -> bytes:
+    """Rows of B, then of A_gate, then of A_up."""
+    a = [p.gate[layer], p.up[layer]]
+    if order is not None:
+        a = [rows[order[layer]] for rows in a]
+    return b"".join(rows.tobytes() for rows in (p.b[layer], *a))
+
+
+def _factors(f: Factors, layer: int, order: np.ndarray | None) -> bytes:
+    """B, then A, of each projection in factors."""
+    out = []
+    for name in FACTORED:
+        if f.rank(layer, name):
+            b, a = f.rows[layer, name]
+            moved = order is not None and name in ("gate", "up")
+            out += [b.tobytes(), (a[order[layer]] if moved else a).tobytes()]  # type: ignore[index]
+    return b"".join(out)
+
+
 def _token_table(model: Model) -> bytes:
     """u32 count, u32 offsets (count+1), then the bytes of every token."""
     texts = [
@@ -236,14 +288,37 @@ def _token_table(model: Model) -> bytes:
 
 
 def pack(
-    model: Model, path: Path, formats: Formats | None = None, order: np.ndarray | None = None
+    model: Model,
+    path: Path,
+    formats: Formats | None = None,
+    order: np.ndarray | None = None,
+    predictor: Predictor | None = None,
+    factors: Factors | None = None,
 ) -> None:
     """Quantizes ``model`` and writes the flash image; the file appears whole or not at all.
 
     order: int (layers, ffn), old numbers of the neurons in their new places, when the formats ask
     for one.
+    predictor: chooses the neurons; the formats then say its rank, not its ``ahead`` and digest.
+    factors: replace projections; the formats need not say so.
     """
     formats = formats or Formats()
+    if formats.rank != (predictor.rank if predictor else 0) or (formats.guess and predictor):
+        raise InputError(
+            f"rank {formats.rank} needs its predictor, only it and no proxies of "
+            f"{formats.guess} bits"
+        )
+    if predictor is not None:
+        predictor.check(model.spec, "predictor")
+        formats = replace(formats, ahead=predictor.ahead, predictor=predictor.digest)
+    if factors is not None:
+        ranks = factors.ranks(model.spec.n_layers)
+        formats = replace(formats, ranks=ranks, factors=factors.digest)
+        if formats.columns or formats.layout != "split":
+            raise UnsupportedError(
+                "projections in two factors are stored by rows in the split layout; drop no inputs "
+                "of matrices with them"
+            )
     _check_columns(model.spec, formats)
     if formats.guess not in (0, *BITS):
         raise UnsupportedError(f"proxies of {formats.guess} bits; there are {list(BITS)}")
@@ -285,13 +360,14 @@ def pack(
     sections.append((Section.ROPE, 0, np.concatenate(thetas).astype("<u4").tobytes()))
     for i, layer in enumerate(model.layers):
         attn = [
-            _matrix(quantize(m, formats.attn, f"layer {i} {n}"), formats.by_columns(i, group))
+            _matrix(quantize(m, formats.attn, f"layer {i} {n}_proj"), formats.by_columns(i, group))
             for n, m, group in (
-                ("q_proj", layer.q_proj, "qkv"),
-                ("k_proj", layer.k_proj, "qkv"),
-                ("v_proj", layer.v_proj, "qkv"),
-                ("o_proj", layer.o_proj, "o"),
+                ("q", layer.q_proj, "qkv"),
+                ("k", layer.k_proj, "qkv"),
+                ("v", layer.v_proj, "qkv"),
+                ("o", layer.o_proj, "o"),
             )
+            if not formats.rank_of(i, n)
         ]
         sections.append((Section.ATTN, i, b"".join(attn)))
         assert layer.gate_proj is not None
@@ -307,6 +383,10 @@ def pack(
             sections.append(
                 (Section.GUESS, i, _guess(layer.gate_proj, layer.up_proj, formats, i, order))
             )
+        if factors is not None:
+            sections.append((Section.FACTORS, i, _factors(factors, i, order)))
+        if predictor is not None:
+            sections.append((Section.GUESS, i, _predictor(predictor, i, order)))
     _write(path, spec, formats, sections)  # whole, or not at all
 
 
@@ -410,7 +490,9 @@ class Image:
             meta = json.loads(self.section(Section.META).tobytes())
             self.spec = _spec_from_meta(meta["spec"])
             formats = meta["formats"]
-            self.formats = Formats(**formats | {"columns": tuple(formats["columns"])})
+            formats["columns"] = tuple(formats["columns"])
+            formats["ranks"] = tuple(tuple(r) for r in formats["ranks"])
+            self.formats = Formats(**formats)
             self.name: str = meta["name"]
             self.source: dict[str, str] = meta["source"]
         except (KeyError, TypeError, ValueError) as e:
@@ -452,28 +534,30 @@ class Image:
         return unpack_rows(rows, self.spec.dim, self.formats.head_proxy)
 
     def attention(self, layer: int) -> tuple[Blocks, Blocks, Blocks, Blocks]:
-        """q, k, v and o projections."""
+        """q, k, v and o projections; A of those in factors."""
         s, fmt = self.spec, self.formats.attn
         data = self.section(Section.ATTN, layer)
         out, at = [], 0
-        for group, n, cols in (
-            ("qkv", s.q_dim, s.dim),
-            ("qkv", s.kv_dim, s.dim),
-            ("qkv", s.kv_dim, s.dim),
-            ("o", s.dim, s.q_dim),
-        ):
-            columns = self.formats.by_columns(layer, group)
-            size = matrix_bytes(n, cols, fmt) if columns else n * row_bytes(cols, fmt)
-            piece = data[at : at + size]
-            if columns:
-                out.append(unpack_columns(piece, n, cols, fmt))
+        for name in "qkvo":
+            n, cols = shape_of(s, name)
+            pair = self.factors(layer, name)
+            if pair is not None:
+                out.append(pair[1])
+                continue
+            if self.formats.by_columns(layer, "o" if name == "o" else "qkv"):
+                size = matrix_bytes(n, cols, fmt)
+                out.append(unpack_columns(data[at : at + size], n, cols, fmt))
             else:
-                out.append(unpack_rows(piece.reshape(n, -1), cols, fmt))
+                size = n * row_bytes(cols, fmt)
+                out.append(unpack_rows(data[at : at + size].reshape(n, -1), cols, fmt))
             at += size
         return out[0], out[1], out[2], out[3]
 
     def ffn(self, layer: int) -> tuple[Blocks, Blocks, Blocks]:
-        """gate_proj, up_proj (ffn, dim) and down_proj (dim, ffn padded to 32)."""
+        """gate_proj, up_proj (ffn, dim) and down_proj (dim, ffn padded to 32).
+
+        A (ffn, rank) of gate and up in factors.
+        """
         s, fmt = self.spec, self.formats.ffn
         gate, up, down = record_layout(s, self.formats, layer)
         data = self.section(Section.RECORDS, layer)
@@ -485,22 +569,63 @@ class Image:
             return np.ascontiguousarray(view)
 
         def matrix(name: str, p: Plane) -> Blocks:
+            pair = self.factors(layer, name)
+            if pair is not None:
+                return pair[1]
             if self.formats.by_columns(layer, name):
                 size = matrix_bytes(s.ffn_dim, s.dim, fmt)
                 return unpack_columns(data[p.at : p.at + size], s.ffn_dim, s.dim, fmt)
             return unpack_rows(items(p), s.dim, fmt)
 
-        body = items(down)
         blocks = -(-s.ffn_dim // GROUP)
-        body = np.pad(body, ((0, blocks * GROUP - s.ffn_dim), (0, 0)))
+        body = np.pad(items(down), ((0, blocks * GROUP - s.ffn_dim), (0, 0)))
         scales = self.section(Section.SCALES, layer)
         return matrix("gate", gate), matrix("up", up), of_columns(body, scales, s.dim, fmt)
+
+    def factor_offsets(self, layer: int) -> dict[str, tuple[int, int, int, int]]:
+        """Places of B and A of the layer's projections in factors, and the bytes of their rows."""
+        out, at = {}, 0
+        for name in FACTORED:
+            rank = self.formats.rank_of(layer, name)
+            if rank:
+                n, cols = shape_of(self.spec, name)
+                fmt = self.formats.attn if name in "qkvo" else self.formats.ffn
+                wide, small = row_bytes(cols, fmt), row_bytes(rank, fmt)
+                out[name] = (at, at + rank * wide, wide, small)
+                at += rank * wide + n * small
+        return out
+
+    def factors(self, layer: int, name: str) -> tuple[Blocks, Blocks] | None:
+        """B (rank, in) and A (out, rank) of a projection, None for a whole one."""
+        places = self.factor_offsets(layer)
+        if name not in places:
+            return None
+        b, a, wide, small = places[name]
+        data = self.section(Section.FACTORS, layer)
+        n, cols = shape_of(self.spec, name)
+        fmt = self.formats.attn if name in "qkvo" else self.formats.ffn
+        return (
+            unpack_rows(data[b:a].reshape(-1, wide), cols, fmt),
+            unpack_rows(data[a : a + n * small].reshape(n, small), (a - b) // wide, fmt),
+        )
 
     def guess(self, layer: int) -> tuple[Blocks, Blocks]:
         """Proxies of gate_proj and up_proj, (ffn, dim) each."""
         data = self.section(Section.GUESS, layer).reshape(2, self.spec.ffn_dim, -1)
         gate, up = (unpack_proxy(d, self.spec.dim, self.formats.guess) for d in data)
         return gate, up
+
+    def predictor(self, layer: int) -> tuple[Blocks, Blocks, Blocks]:
+        """B (rank, dim), A_gate and A_up (ffn, rank) of the low-rank predictor."""
+        s, rank = self.spec, self.formats.rank
+        data = self.section(Section.GUESS, layer)
+        wide, small = row_bytes(s.dim, "q4"), row_bytes(rank, "q4")
+        a = data[rank * wide :].reshape(2, s.ffn_dim, small)
+        return (
+            unpack_rows(data[: rank * wide].reshape(rank, wide), s.dim, "q4"),
+            unpack_rows(a[0], rank, "q4"),
+            unpack_rows(a[1], rank, "q4"),
+        )
 
     def vectors(self) -> tuple[list[dict[str, np.ndarray]], np.ndarray]:
         """Float vectors of every layer by name, and the final norm."""

@@ -23,9 +23,10 @@ void plain_attention(const sf_attn *a, const float *q, int16_t *q16, float *scor
 float plain_sum_to_float(int64_t acc, int32_t s);
 void plain_rmsnorm(const float *x, const float *w, uint32_t n, float eps, float *out);
 float plain_sigmoid(float x);
-float plain_gelu_tanh(float x);
+void plain_silu(const float *x, uint32_t n, float *out);
+void plain_gelu_tanh(const float *x, uint32_t n, float *out);
 
-enum { MAX_DIM = 640, GROUPS = MAX_DIM / 32, POSITIONS = 600, ROUNDS = 60 };
+enum { MAX_DIM = 640, GROUPS = MAX_DIM / 32, POSITIONS = 600, ROUNDS = 60, ROWS = SF_TILE };
 
 static uint32_t below(uint32_t n) {
     return random32() % n;
@@ -52,7 +53,7 @@ static float value(uint32_t spread) {
     return below(9) == 0 ? 0.0f : sf_from_bits((bits & 0x807FFFFFu) | e << 23);
 }
 
-static _Alignas(16) uint8_t rows[16][MAX_DIM + 4 * GROUPS + 64];
+static _Alignas(16) uint8_t rows[ROWS][MAX_DIM + 4 * GROUPS + 64];
 static _Alignas(16) uint8_t scales[4 * MAX_DIM];
 static _Alignas(16) int8_t q[2][MAX_DIM];
 static int32_t sum[2][GROUPS];
@@ -66,7 +67,7 @@ static _Alignas(8) int16_t q16[2][128];
 static float score[2][POSITIONS];
 
 static void rows_and_x(uint32_t groups, uint32_t width, uint32_t kind) {
-    for (uint32_t r = 0; r < 16; r++) {
+    for (uint32_t r = 0; r < ROWS; r++) {
         fill(rows[r], groups * width, kind, 0x80, 0x7F);
         for (uint32_t i = 0; i < groups * 2u; i++) {
             const uint16_t h = half();
@@ -85,11 +86,35 @@ static void rows_and_x(uint32_t groups, uint32_t width, uint32_t kind) {
     }
 }
 
+/* Two groups at the limits of their own loop: exponents up to 12 apart, scales about 0.5, sums
+ * about 2^56. */
+static bool two_groups(uint32_t kind) {
+    const uint8_t *p[ROWS];
+    const sf_bfp v = {q[0], sum[0], k[0], 2, (int32_t)below(120) - 40};
+    const uint32_t n = 1u + below(ROWS), near = below(3), top = 10u + below(8);
+    for (uint32_t r = 0; r < ROWS; r++) {
+        p[r] = rows[r];
+    }
+    rows_and_x(2, 32, kind);
+    const uint32_t was = k[0][1];
+    k[0][1] = (uint8_t)(near == 0 ? k[0][0] : (near == 1 ? (k[0][0] + 8u) % 13u : was));
+    sum[0][1] = sum[0][1] / (1 << was) * (1 << k[0][1]);
+    for (uint32_t r = 0; r < ROWS; r++) {
+        for (uint32_t i = 0; i < 2; i++) {
+            const uint16_t h = (uint16_t)((half() & 0x83FFu) | (top - below(6)) << 10);
+            memcpy(rows[r] + 64u + 2u * i, &h, sizeof h);
+        }
+    }
+    sf_dot_q8(p, n, &v, out[0]);
+    plain_dot_q8(p, n, &v, out[1]);
+    return memcmp(out[0], out[1], n * sizeof(float)) == 0;
+}
+
 static bool dots(uint32_t kind) {
-    const uint32_t groups = 1u + below(GROUPS), n = 1u + below(16);
-    const uint8_t *p[16];
+    const uint32_t groups = 1u + below(GROUPS), n = 1u + below(ROWS);
+    const uint8_t *p[ROWS];
     const sf_bfp v = {q[0], sum[0], k[0], groups, (int32_t)below(120) - 40};
-    for (uint32_t r = 0; r < 16; r++) {
+    for (uint32_t r = 0; r < ROWS; r++) {
         p[r] = rows[r];
     }
     rows_and_x(groups, 16, kind);
@@ -105,14 +130,14 @@ static bool dots(uint32_t kind) {
 }
 
 static bool columns(uint32_t kind) {
-    const uint32_t dim = 32u * (1u + below(GROUPS)), n = 1u + below(16);
+    const uint32_t dim = 32u * (1u + below(GROUPS)), n = 1u + below(ROWS);
     const uint32_t shift = below(13);
-    const uint8_t *p[16];
-    for (uint32_t r = 0; r < 16; r++) {
+    const uint8_t *p[ROWS];
+    for (uint32_t r = 0; r < ROWS; r++) {
         p[r] = rows[r];
         fill(rows[r], dim, kind, 0x80, 0x7F);
     }
-    fill((uint8_t *)q[0], 16, kind, (uint8_t)-127, 127);
+    fill((uint8_t *)q[0], ROWS, kind, (uint8_t)-127, 127);
     for (uint32_t i = 0; i < dim; i++) {
         isum[0][i] = isum[1][i] = (int32_t)below(100000) - 50000;
         acc[0][i] = acc[1][i] = (int64_t)random32() * 1000 - 2000000000000;
@@ -197,10 +222,19 @@ static bool elementwise(uint32_t kind) {
     for (uint32_t i = 0; i < n; i++) {
         x[i] = kind == 1 ? 0.0f : value(kind == 0 ? 60 : 12);
         x[MAX_DIM / 2 + i] = value(4);
-        if (sf_bits(sf_sigmoid(x[i])) != sf_bits(plain_sigmoid(x[i])) ||
-            sf_bits(sf_gelu_tanh(x[i])) != sf_bits(plain_gelu_tanh(x[i]))) {
+        if (sf_bits(sf_sigmoid(x[i])) != sf_bits(plain_sigmoid(x[i]))) {
             return false;
         }
+    }
+    sf_silu(x, n, out[0]);
+    plain_silu(x, n, out[1]);
+    if (memcmp(out[0], out[1], n * sizeof(float)) != 0) {
+        return false;
+    }
+    sf_gelu_tanh(x, n, out[0]);
+    plain_gelu_tanh(x, n, out[1]);
+    if (memcmp(out[0], out[1], n * sizeof(float)) != 0) {
+        return false;
     }
     sf_rmsnorm(x, x + MAX_DIM / 2, n, 1e-5f, out[0]);
     plain_rmsnorm(x, x + MAX_DIM / 2, n, 1e-5f, out[1]);
@@ -214,6 +248,11 @@ const char *first_difference(void) {
         const uint32_t kind = i & 3u;
         if (!dots(kind)) {
             return "dot";
+        }
+        for (uint32_t j = 0; j < 20; j++) {
+            if (!two_groups(j & 3u)) {
+                return "dot of two groups";
+            }
         }
         if (!columns(kind)) {
             return "axpy or scale";

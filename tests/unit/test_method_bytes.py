@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from conftest import data_folder
+from conftest import data_folder, random_predictor
 from sparseflash import pipeline
 from sparseflash.boards import Board
 from sparseflash.build import build_library
@@ -21,16 +21,45 @@ from sparseflash.methods.masks import Reads
 from sparseflash.methods.registry import method
 from sparseflash.methods.study import Study
 from sparseflash.plan import make_plan
-from sparseflash.recipes import load_recipe
+from sparseflash.predictor import Predictor
+from sparseflash.recipes import PredictorFile, file_sha256, load_recipe
 from sparseflash.reference import THRESHOLDS, Linear, Reference, activate, quantize_bfp
 from sparseflash.sfm import Formats, Image, pack
 from sparseflash.spec import Model
 
-LEVELS = {"dense": 0.0, "h": 0.5, "cats": 0.5, "paper": 0.5, "paper-gate-up": 0.5,
-          "marginal": 0.25, "marginal-ffn": 0.2, "marginal-h": 0.05,
-          "prox-4": 0.6, "prox-3": 0.5, "prox-2": 0.5, "prox-1": 0.3,
-          "prox-3-two": 0.6, "teal-x": 0.4, "teal-attn": 0.4, "teal": 0.3, "teal-greedy": 0.3,
-          "asvd-inputs": 0.3, "asvd-h": 0.4}  # fmt: skip
+LEVELS = {
+    "dense": 0.0,
+    "h": 0.5,
+    "cats": 0.5,
+    "paper": 0.5,
+    "paper-gate-up": 0.5,
+    "marginal": 0.25,
+    "marginal-ffn": 0.2,
+    "marginal-h": 0.05,
+    "prox-4": 0.6,
+    "prox-3": 0.5,
+    "prox-2": 0.5,
+    "prox-1": 0.3,
+    "prox-3-two": 0.6,
+    "teal-x": 0.4,
+    "teal-attn": 0.4,
+    "teal": 0.3,
+    "teal-greedy": 0.3,
+    "asvd-inputs": 0.3,
+    "asvd-h": 0.4,
+    "svd-64": 0.5,
+    "svd-128": 0.4,
+}
+MIXED = {
+    **dict.fromkeys("qkv", np.array([0.3, 0.0, 0.2, 0.0, 0.4])),
+    "o": np.array([0.2, 0.3, 0.0, 0.0, 0.1]),
+    "xg": np.array([0.2, 0.3, 0.0, 0.1, 0.2]),
+    "xu": np.array([0.2, 0.0, 0.0, 0.1, 0.0]),
+    "act": np.array([0.0, 0.3, 0.2, 0.1, 0.2]),
+    "h": np.array([0.3, 0.3, 0.0, 0.4, 0.5]),
+}
+"""As `marginal` finds them: other matrices by columns in each layer, up by rows where act drops."""
+TRAINED = {"lowrank-32": 0.5, "lowrank-32-ahead": 0.5}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -38,6 +67,20 @@ def stories() -> Model:
     if not (data_folder() / "stories260K.bin").is_file():
         pytest.skip("stories260K.bin is not beside the checkout")
     return pipeline.open_model(load_recipe("stories260k"))
+
+
+def guess_of(
+    reference: Reference, i: int, site: dict[str, np.ndarray]
+) -> tuple[np.ndarray, np.ndarray]:
+    """g' and u' of SPEC.md, from the rows of the image."""
+    image = reference.image
+    x = quantize_bfp(site["attn_in" if image.formats.ahead else "ffn_in"])
+    if not image.formats.rank:
+        gate, up = image.guess(i)
+        return Linear(gate)(x), Linear(up)(x)
+    b, gate, up = image.predictor(i)
+    z = quantize_bfp(Linear(b)(x))
+    return Linear(gate)(z), Linear(up)(z)
 
 
 def reads_of(
@@ -50,7 +93,6 @@ def reads_of(
     reads.tokens = len(ids)
     for i, site in enumerate(run.sites):
         gate_proj, up_proj, _ = reference.image.ffn(i)
-        b = quantize_bfp(site["ffn_in"])
         limit = dict(zip(THRESHOLDS, thresholds[i]))
         seen = {"q": "attn_in", "k": "attn_in", "v": "attn_in", "o": "attn"}
         for name in ("q", "k", "v", "o", "xg", "xu"):
@@ -68,7 +110,7 @@ def reads_of(
         t = thresholds[i]
         guessed = np.ones_like(act, bool)
         if t[5] > 0:
-            g, u = (Linear(m)(b) for m in reference.image.guess(i))
+            g, u = guess_of(reference, i, site)
             guessed = np.abs(activate(spec.activation, g) * u) >= t[5]
         for token in range(len(ids)):
             blocks = set()
@@ -90,37 +132,42 @@ def reads_of(
 
 @pytest.mark.parametrize(
     ("fmt", "names"),
-    [("q4", list(LEVELS)), ("q8", ["dense", "h", "prox-3", "teal-x", "teal", "marginal"])],
+    [("q4", [*LEVELS, *TRAINED]), ("q8", ["dense", "h", "prox-3", "teal-x", "teal", "marginal"])],
 )
 def test_counters_are_the_byte_model(
     stories: Model, host: Board, tmp_path: Path, fmt: str, names: list[str]
 ) -> None:
     formats = Formats(fmt, fmt, "q8")
-    engines = {}
-
-    def engine_of(formats: Formats) -> Engine:
-        if formats not in engines:
-            folder = tmp_path / str(len(engines))
-            pack(stories, folder / "model.sfm", formats)
-            image = Image(folder / "model.sfm")
-            generate(make_plan(image, host, dense_thresholds(image), kv_len=256), folder / "gen")
-            library = build_library(folder / "gen", folder / "lib.so", "cc", ["-O1"])
-            engines[formats] = Engine(library, image)
-        return engines[formats]
-
     assert stories.tokenizer is not None
     text = "Once upon a time, a girl had a red ball. She liked to play with it. " * 8
     ids = np.array(stories.tokenizer.encode(text))
     calibration, windows = ids[:160].reshape(2, 80), ids[60:180].reshape(1, 120)
     study = Study(stories, formats, calibration, windows)
+    for name in TRAINED:
+        path = tmp_path / f"{name}.npz"
+        random_predictor(stories.spec, 32, name.endswith("ahead")).save(
+            path, {"model_sha256": stories.source["sha256"]}
+        )
+        study.trained[name] = PredictorFile(str(path), file_sha256(path))
+    engines = {}
+
+    def engine_of(formats: Formats, predictor: Predictor | None) -> Engine:
+        key = formats, predictor and predictor.digest
+        if key not in engines:
+            folder = tmp_path / str(len(engines))
+            pack(stories, folder / "model.sfm", formats, predictor=predictor)
+            image = Image(folder / "model.sfm")
+            generate(make_plan(image, host, dense_thresholds(image), kv_len=256), folder / "gen")
+            library = build_library(folder / "gen", folder / "lib.so", "cc", ["-O1"])
+            engines[key] = Engine(library, image)
+        return engines[key]
+
     assert set(LEVELS) == set(pipeline.DEVICE_METHODS)
     for name in names:
-        m, level = method(name), LEVELS[name]
-        levels = study.levels(m, level)
-        stored = replace(formats, guess=m.proxy, columns=columns_of(levels))
-        if name == "marginal":
-            assert len(set(stored.columns)) > 1 and any(levels["act"] > 0)
-        engine = engine_of(stored)
+        m, level = method(name), (LEVELS | TRAINED)[name]
+        levels = MIXED if name == "marginal" else study.levels(m, level)
+        stored = replace(formats, guess=m.proxy, rank=m.rank, columns=columns_of(levels))
+        engine = engine_of(stored, study.predictor(m) if m.rank else None)
         reference = Reference(engine.image)
         thresholds = dense_thresholds(engine.image)
         for i, rules in enumerate(study.rules(m, levels)):
@@ -141,7 +188,7 @@ def test_counters_are_the_byte_model(
         assert round(found.total * len(windows[0])) == counters["bytes"], name
         ffn = found.ffn + found.proxy
         assert round(ffn * len(windows[0])) == counters["bytes_ffn"], name
-        predicted = study.measure(m, level).bytes
+        predicted = study.measure(m, level, levels=levels).bytes
         if name == "dense":
             assert predicted.total == found.total
         assert predicted.total == pytest.approx(found.total, rel=5e-3), name
