@@ -29,6 +29,9 @@ void sf_count_neurons(uint32_t n);
 /* Weight bytes the forward pass used, and those that were read from flash for it. */
 void sf_count_used(uint32_t bytes, bool ffn);
 void sf_count_read(uint32_t bytes, uint32_t reads);
+/* Bytes of rows read before they were asked for, of those that were, and of those not among them.
+ */
+void sf_count_early(uint32_t guessed, uint32_t used, uint32_t missed);
 void sf_count_wait(uint64_t time);
 void sf_count_time(uint64_t attn, uint64_t ffn, uint64_t head);
 void sf_count_token(uint64_t time);

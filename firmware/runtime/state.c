@@ -57,7 +57,8 @@ int sf_set_thresholds(uint32_t layer, const float *t) {
             return SF_ERR_ARG;
         }
     }
-    uint32_t stored = SF_GUESSES ? 1u << SF_T_GUESS : 0u; /* what the image has columns or guesses for */
+    /* What the image has columns or guesses for. */
+    uint32_t stored = SF_GUESSES ? 1u << SF_T_GUESS : 0u;
     for (uint32_t i = 0; i < SF_LAYER_PARTS; i++) {
         stored |= 1u << sf_parts[layer * SF_LAYER_PARTS + i].input;
     }
@@ -85,8 +86,10 @@ void sf_counters_clear(void) {
 bool sf_reads_all(uint32_t layer, uint32_t kind) {
     const sf_part *part = &sf_parts[layer * SF_LAYER_PARTS + kind];
     const float *t = sf_threshold[layer];
-    const bool gate = !(t[SF_T_GUESS] > 0.0f);
+    const bool guessed = t[SF_T_GUESS] > 0.0f;
+    const bool gate = SF_SPECULATES || !guessed;
     const bool up = gate && !(t[SF_T_GATE] > 0.0f || t[SF_T_ACT] > 0.0f);
+    const bool down = up && !(t[SF_T_UP] > 0.0f || t[SF_T_H] > 0.0f);
     if (part->tables || part->input != 0u) {
         return !part->tables && !(t[part->input] > 0.0f);
     }
@@ -96,11 +99,11 @@ bool sf_reads_all(uint32_t layer, uint32_t kind) {
 #endif
 #if SF_GUESSES
     case SF_PART_GUESS_GATE:
-    case SF_PART_GUESS_UP: return !gate; /* else they are not read at all */
+    case SF_PART_GUESS_UP: return guessed && !down; /* else they are not read at all */
 #endif
     case SF_PART_GATE: return gate;
     case SF_PART_UP: return up;
-    case SF_PART_DOWN: return up && !(t[SF_T_UP] > 0.0f || t[SF_T_H] > 0.0f);
+    case SF_PART_DOWN: return down;
     default: return true;
     }
 }
@@ -117,6 +120,12 @@ void sf_count_used(uint32_t bytes, bool ffn) {
 void sf_count_read(uint32_t bytes, uint32_t reads) {
     counters.bytes_read += bytes;
     counters.reads += reads;
+}
+
+void sf_count_early(uint32_t guessed, uint32_t used, uint32_t missed) {
+    counters.bytes_early += guessed;
+    counters.bytes_early_used += used;
+    counters.bytes_missed += missed;
 }
 
 void sf_count_wait(uint64_t time) {

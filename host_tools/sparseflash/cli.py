@@ -130,6 +130,9 @@ def generate(
     order: Annotated[str, typer.Option(help="neurons in flash: file or coactivation")] = "file",
     head: HeadOption = "exact",
     asvd: AsvdOption = 0,
+    speculate: Annotated[
+        str, typer.Option("--speculate", help="method whose guess only reads early")
+    ] = "",
 ) -> None:
     """Packs the model, plans it for the board and writes its C."""
     from sparseflash import pipeline, recipes, sfm
@@ -143,7 +146,7 @@ def generate(
         raise UsageError(f"order {order!r} is unknown; there are {', '.join(sfm.ORDERS)}")
     loaded = pipeline.open_model(recipe)
     layout = target.raw.get("layout", "joint")
-    setting = pipeline.setting_for(loaded, recipe, method, sparsity)
+    setting = pipeline.setting_for(loaded, recipe, method, sparsity, speculate)
     image = pipeline.pack_model(loaded, recipe, layout, order, [setting], rows > 0, asvd)
     plan = pipeline.plan_and_generate(image, target, setting, recipe, kv_len, ram, rows)
     table = Table("SRAM", "bytes", title=f"{model} on {board}")

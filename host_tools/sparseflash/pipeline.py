@@ -48,6 +48,8 @@ if TYPE_CHECKING:
 
 DEVICE_METHODS = tuple(m.name for m in registry.METHODS.values() if m.device)
 """Methods that thresholds of a layer express."""
+NEURONS = ("gate", "act", "up", "h")
+"""Sites of true values that drop neurons."""
 
 
 @dataclass(frozen=True)
@@ -238,11 +240,13 @@ class Setting:
     """Share dropped by site, and by ``proxy`` or predictor, (layers,) each; empty is dense."""
     thresholds: np.ndarray
     """float32 (layers, 12), in the order of THRESHOLDS."""
+    speculate: str = ""
+    """Method whose guess only reads early what the mask may ask for."""
 
     @property
     def guess(self) -> registry.Method | None:
-        """The method, when the image needs its proxies or its predictor."""
-        m = registry.method(self.method)
+        """The method whose proxies or predictor the image needs."""
+        m = registry.method(self.speculate or self.method)
         return m if self.levels and m.guess else None
 
     @property
@@ -253,10 +257,26 @@ class Setting:
         return columns_of(self.levels)
 
 
-def setting_for(model: Model, recipe: Recipe, method: str, percent: float) -> Setting:
-    """The method's levels and thresholds at ``percent``, from the recipe's calibration."""
+def setting_for(
+    model: Model, recipe: Recipe, method: str, percent: float, speculate: str = ""
+) -> Setting:
+    """The method's levels and thresholds at ``percent``, from the recipe's calibration.
+
+    speculate: a method whose guess says what to read early.
+    """
     check_method(method, percent)
     m, n = registry.method(method), model.spec.n_layers
+    if speculate:
+        if not registry.method(speculate).guess or m.guess or not {*NEURONS} & {*m.sites}:
+            raise UsageError(
+                f"--speculate {speculate} for method {method}: give it a prox, svd or lowrank "
+                "method, and a method that drops neurons by their true values, as cats and h do"
+            )
+        found = setting_for(model, recipe, method, percent)
+        guess = THRESHOLDS.index("guess")
+        early = setting_for(model, recipe, speculate, percent).thresholds
+        found.thresholds[:, guess] = early[:, guess]
+        return replace(found, speculate=speculate)
     out = np.zeros((n, len(THRESHOLDS)), np.float32)
     if not percent or not (m.sites or m.guess):
         return Setting(method, 0.0, {}, out)
@@ -329,6 +349,7 @@ def plan_and_generate(
         setting.percent,
         ram,
         head_rows,
+        setting.speculate,
         use_of(setting.levels),
     )
     generate(plan, places.target / "gen", board)
@@ -426,7 +447,11 @@ class Session:
 
     @property
     def thresholds(self) -> np.ndarray:
-        return np.array(self.plan["thresholds"], np.float32)
+        """Those of the mask: a guess that only reads early has none."""
+        out = np.array(self.plan["thresholds"], np.float32)
+        if self.plan.get("speculate"):
+            out[:, THRESHOLDS.index("guess")] = 0
+        return out
 
 
 @dataclass

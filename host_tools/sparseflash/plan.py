@@ -11,7 +11,7 @@ import numpy as np
 
 from sparseflash.boards import Board
 from sparseflash.columns import padded
-from sparseflash.errors import TooSmallError, UnsupportedError
+from sparseflash.errors import TooSmallError, UnsupportedError, UsageError
 from sparseflash.placement import Part, Use, kinds_of, parts_of, pinned_bytes, place, summary
 from sparseflash.reference import INPUTS, THRESHOLDS
 from sparseflash.screen import check_rows
@@ -62,6 +62,7 @@ def _flash_and_parts(
     ram: int,
     use: Use,
     head_rows: int,
+    speculates: bool,
 ) -> tuple[dict[str, Any], list[Part]]:
     """How weights are reached, and where each part lies; adds its buffers to ``memory``."""
     parts = parts_of(image, use, head_rows)
@@ -80,7 +81,7 @@ def _flash_and_parts(
     memory["flash buffers"] = (
         flash["ring_buffers"] * flash["ring_bytes"]
         + flash["pick_buffers"] * flash["pick_bytes"]
-        + 2 * flash["row_bytes"]
+        + (3 if speculates else 2) * flash["row_bytes"]
     )
     flash["constants"] = 0
     if stream.get("constants"):
@@ -119,11 +120,13 @@ def make_plan(
     sparsity: float = 0.0,
     ram: int | None = None,
     head_rows: int = 0,
+    speculate: str = "",
     use: Use | None = None,
 ) -> dict[str, Any]:
     """The plan as plain data; ``thresholds`` float32 (layers, 12), ``ram`` bytes to stay within,
-    ``head_rows`` the rows that a screened head computes exactly (0: the exact head), ``use`` what
-    a token is expected to read (by default everything).
+    ``head_rows`` the rows that a screened head computes exactly (0: the exact head),
+    ``speculate`` the method whose guess only reads early what the mask of true values may ask for,
+    ``use`` what a token is expected to read (by default everything).
 
     Raises:
         TooSmallError: SRAM or flash of the board does not hold it; names the line that overflows.
@@ -153,7 +156,14 @@ def make_plan(
             f"is {worst!r} with {memory[worst]:,}: {advice}"
         )
     ram = min(ram or board.sram_bytes, board.sram_bytes)
-    flash, parts = _flash_and_parts(image, board, memory, ram, use or {}, head_rows)
+    if speculate and not f.guesses:
+        raise UsageError(
+            f"the image of {image.name} has nothing that guesses neurons to speculate with; give "
+            "--speculate a prox, svd or lowrank method and generate again"
+        )
+    flash, parts = _flash_and_parts(
+        image, board, memory, ram, use or {}, head_rows, bool(speculate)
+    )
     stored = {(p.layer, p.input) for p in parts}
     for i, row in enumerate(np.asarray(thresholds)):
         limits = dict(zip(THRESHOLDS, row, strict=True))
@@ -187,6 +197,8 @@ def make_plan(
         "rank": f.rank,
         "ahead": f.ahead,
         "factored": bool(f.ranks),
+        "speculate": speculate,
+        "speculates": bool(speculate),
         "most_rank": f.most_rank,
         "stored": {m: f.stored(m) for m in MATRICES},
         "outputs": outputs_of(image),

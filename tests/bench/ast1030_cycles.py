@@ -2,6 +2,7 @@
 
     .venv/bin/python tests/bench/ast1030_cycles.py --model random-8m [--rates 0.125,0.25,0.5]
         [--tokens 4] [--kv-len N] [--ram BYTES] [--method h --sparsity 50] [--ring N]
+        [--speculate svd-64]
         [--trace trace.json]
 
 The firmware is that of the board with marks in front of the reads (tests/emulator/flash_marks.c).
@@ -56,10 +57,11 @@ def run(a: argparse.Namespace) -> None:
     board = cycles.marked(board)
     recipe = recipes.load_recipe(a.model)
     model = pipeline.open_model(recipe)
-    setting = pipeline.setting_for(model, recipe, a.method if a.sparsity else "dense", a.sparsity)
-    method, limits, use = setting.method, setting.thresholds, use_of(setting.levels)
+    method = a.method if a.sparsity else "dense"
+    setting = pipeline.setting_for(model, recipe, method, a.sparsity, a.speculate)
+    limits, use = setting.thresholds, use_of(setting.levels)
     image = pipeline.pack_model(model, recipe, "split", settings=[setting])
-    plan = make_plan(image, board, limits, a.kv_len, method, a.sparsity, a.ram, use=use)
+    plan = make_plan(image, board, limits, a.kv_len, method, a.sparsity, a.ram, 0, a.speculate, use)
     folder = root() / "build" / "ast1030-cycles" / a.model
     generate(plan, folder / "gen", board)
     elf = build_firmware(board, folder / "gen", folder / "firmware")
@@ -71,6 +73,7 @@ def run(a: argparse.Namespace) -> None:
         board, folder / "flashed", plugin, image.sha256, plan_digest(plan), a.ids, a.tokens
     )
     what = f"{method} {a.sparsity:g} %" if a.sparsity else method
+    what += f", {a.speculate} reads early" if a.speculate else ""
     print(f"{a.model}, {what}, {a.tokens} tokens; cycles a token after the first")
     print(
         f"pinned {plan['memory']['pinned weights']:,} bytes, flash read "
@@ -102,6 +105,7 @@ def main() -> None:
     p.add_argument("--method", default="h")
     p.add_argument("--sparsity", type=float, default=0.0)
     p.add_argument("--ring", type=int)
+    p.add_argument("--speculate", default="")
     p.add_argument("--trace", type=Path)
     a = p.parse_args()
     a.rates = [float(r) for r in a.rates.split(",")]
