@@ -283,8 +283,10 @@ class Reference:
         return out
 
     def guess(self, i: int, site: dict[str, np.ndarray]) -> np.ndarray:
-        """What is compared with t_guess in layer ``i``, float32 (T, ffn): the guessed |h| of proxies
-        or of the low-rank predictor, or how many signs agree."""
+        """What t_guess of layer ``i`` is compared with, float32 (T, ffn).
+
+        The |h| that proxies or the low-rank predictor guess, or how many signs agree.
+        """
         formats = self.image.formats
         if formats.signs:
             return agreeing_signs(self.image.signs(i), site["ffn_in"])
