@@ -151,7 +151,8 @@ void sf_rope_angles(const uint32_t *inc, uint32_t half, uint32_t pos, float *cs)
 /* Rotates one head [2*half] in place, half-split pairs. */
 void sf_rope(float *head, const float *cs, uint32_t half);
 
-/* One query head over positions first..last of a cache with the given stride. */
+/* Query heads that share one head of keys and values, over positions first..last of a cache with
+ * the given stride. */
 typedef struct {
     const int8_t *k;  /* [kv_len][stride] */
     const int8_t *v;  /* [kv_len][stride] */
@@ -160,10 +161,12 @@ typedef struct {
     uint32_t stride, estride;
     uint32_t first, last; /* inclusive */
     uint32_t head_dim;
-    float scale; /* score scale * log2(e) */
+    int32_t k_least, v_least; /* exponents; none of ks and vs is less */
+    float scale;              /* score scale * log2(e) */
 } sf_attn;
-/* q16 [head_dim] scratch, score [kv_len] scratch, acc [head_dim] scratch, out [head_dim]. */
-void sf_attention(const sf_attn *a, const float *q, int16_t *q16, float *score, int32_t *acc,
-                  float *out);
+/* q [heads][head_dim], out the same; scratch: q16 [2][head_dim], score [2][kv_len, even],
+ * acc [2][head_dim]. */
+void sf_attention(const sf_attn *a, uint32_t heads, const float *q, int16_t *q16, int32_t *score,
+                  int32_t *acc, float *out);
 
 #endif

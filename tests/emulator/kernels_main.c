@@ -18,8 +18,8 @@ void plain_scale_q8(const uint8_t *scales, uint32_t k, int32_t sum, uint32_t dim
 void plain_quantize(const float *x, uint32_t n, sf_bfp *v);
 int32_t plain_quantize16(const float *x, uint32_t n, int16_t *q);
 int32_t plain_quantize8(const float *x, uint32_t n, int8_t *q);
-void plain_attention(const sf_attn *a, const float *q, int16_t *q16, float *score, int32_t *acc,
-                     float *out);
+void plain_attention(const sf_attn *a, uint32_t heads, const float *q, int16_t *q16, int32_t *score,
+                     int32_t *acc, float *out);
 float plain_sum_to_float(int64_t acc, int32_t s);
 void plain_rmsnorm(const float *x, const float *w, uint32_t n, float eps, float *out);
 float plain_sigmoid(float x);
@@ -63,8 +63,8 @@ static int32_t isum[2][MAX_DIM];
 static int64_t acc[2][MAX_DIM];
 static _Alignas(16) int8_t keys[POSITIONS][128], vals[POSITIONS][128];
 static int8_t ks[POSITIONS][2], vs[POSITIONS][2];
-static _Alignas(8) int16_t q16[2][128];
-static float score[2][POSITIONS];
+static _Alignas(8) int16_t q16[2][2 * 128];
+static _Alignas(8) int32_t score[2][2 * POSITIONS];
 
 static void rows_and_x(uint32_t groups, uint32_t width, uint32_t kind) {
     for (uint32_t r = 0; r < ROWS; r++) {
@@ -195,13 +195,27 @@ static bool attention(uint32_t kind) {
         ks[t][0] = (int8_t)(3u + below(8));
         vs[t][0] = (int8_t)(below(30)) - 10;
     }
-    for (uint32_t i = 0; i < dim; i++) {
-        x[i] = value(kind == 0 ? 8 : 3);
+    const uint32_t heads = 1u + below(MAX_DIM / dim < 4u ? MAX_DIM / dim : 4u);
+    /* Large scores shift their differences left, small ones their factor right. */
+    const float far = sf_pow2((int32_t)below(24) - 12);
+    for (uint32_t i = 0; i < heads * dim; i++) {
+        x[i] = far * value(kind == 0 ? 8 : 3);
     }
-    const sf_attn a = {keys[0], vals[0], ks[0], vs[0], 128, 2, first, first + n - 1u, dim, 0.25f};
-    sf_attention(&a, x, q16[0], score[0], isum[0], out[0]);
-    plain_attention(&a, x, q16[1], score[1], isum[1], out[1]);
-    return memcmp(out[0], out[1], dim * sizeof(float)) == 0;
+    const sf_attn a = {keys[0],
+                       vals[0],
+                       ks[0],
+                       vs[0],
+                       128,
+                       2,
+                       first,
+                       first + n - 1u,
+                       dim,
+                       3 - (int32_t)below(4),
+                       -10 - (int32_t)below(4),
+                       0.25f};
+    sf_attention(&a, heads, x, q16[0], score[0], isum[0], out[0]);
+    plain_attention(&a, heads, x, q16[1], score[1], isum[1], out[1]);
+    return memcmp(out[0], out[1], heads * dim * sizeof(float)) == 0;
 }
 
 static bool conversions(uint32_t kind) {

@@ -10,6 +10,7 @@
 #define sf_quantize16 plain_quantize16
 #define sf_quantize8 plain_quantize8
 #define sf_attention plain_attention
+#define sf_exp2_steps plain_exp2_steps
 #define sf_rmsnorm plain_rmsnorm
 #define sf_sqrt plain_sqrt
 #define sf_sigmoid plain_sigmoid
