@@ -12,6 +12,8 @@ import pytest
 
 from sparseflash.boards import Board, load_board
 from sparseflash.files import root
+from sparseflash.predictor import Predictor
+from sparseflash.quantize import pack_rows, to_q4
 from sparseflash.spec import Layer, LayerSpec, Model, ModelSpec
 
 
@@ -74,6 +76,18 @@ def random_model(seed: int = 1, n_layers: int = 2, **changes: Any) -> Model:
         head=head,
         name="random",
     )
+
+
+def random_predictor(spec: ModelSpec, rank: int, ahead: bool = False, seed: int = 4) -> Predictor:
+    """A predictor of random factors."""
+    rng = np.random.default_rng(seed)
+
+    def rows(n: int, cols: int) -> np.ndarray:
+        w = rng.standard_normal((spec.n_layers, n, cols)) / np.sqrt(cols)
+        return np.stack([pack_rows(to_q4(m.astype(np.float32))) for m in w])
+
+    n = spec.ffn_dim
+    return Predictor(rows(rank, spec.dim), rows(n, rank), rows(n, rank), ahead)
 
 
 def make_workspace(folder: Path) -> Path:

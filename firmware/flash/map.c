@@ -8,6 +8,10 @@ void sf_stream_open(sf_stream *s, const sf_part *part, const uint16_t *idx, uint
     *s = (sf_stream){.part = part, .idx = idx, .n = n};
 }
 
+void sf_stream_ahead(sf_stream *s) {
+    (void)s;
+}
+
 bool sf_stream_next(sf_stream *s, sf_tile *t) {
     const sf_part *p = s->part;
     const uint8_t *base = sf_port_flash_base() + p->at;

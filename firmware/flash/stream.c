@@ -174,10 +174,22 @@ static void pick_fill(sf_stream *s) {
     }
 }
 
+/* The ring carries its rows. */
+static bool in_turn(const sf_stream *s) {
+    return s->idx == NULL && whole((uint32_t)(s->part - sf_parts));
+}
+
 void sf_stream_open(sf_stream *s, const sf_part *part, const uint16_t *idx, uint32_t n) {
     *s = (sf_stream){.part = part, .idx = idx, .n = n};
-    while (pick_count > 0) { /* left over from a stream that was not read to its end */
+    while (!in_turn(s) &&
+           pick_count > 0) { /* left over from a stream that was not read to its end */
         pick_pop();
+    }
+}
+
+void sf_stream_ahead(sf_stream *s) {
+    if (!in_turn(s)) {
+        pick_fill(s);
     }
 }
 
@@ -239,10 +251,10 @@ static bool next_picked(sf_stream *s, sf_tile *t) {
 }
 
 bool sf_stream_next(sf_stream *s, sf_tile *t) {
-    const bool in_turn = s->idx == NULL && whole((uint32_t)(s->part - sf_parts));
+    const bool turn = in_turn(s);
     bool ok = true;
     if (s->next >= s->n) {
-        if (s->holds && in_turn) {
+        if (s->holds && turn) {
             ring_pop();
             ring_fill();
         } else if (s->holds) {
@@ -255,10 +267,10 @@ bool sf_stream_next(sf_stream *s, sf_tile *t) {
     t->rows = s->n - s->next < SF_TILE ? s->n - s->next : SF_TILE;
     if (row_at(s, s->next) < s->part->pinned) {
         next_pinned(s, t);
-        if (s->next == 0 && !in_turn) {
+        if (s->next == 0 && !turn) {
             pick_fill(s); /* on their way while the pinned rows are worked on */
         }
-    } else if (in_turn) {
+    } else if (turn) {
         ok = next_whole(s, t);
     } else {
         ok = next_picked(s, t);

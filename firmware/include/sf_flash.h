@@ -38,6 +38,9 @@ typedef struct {
 } sf_tile;
 
 void sf_stream_open(sf_stream *s, const sf_part *part, const uint16_t *idx, uint32_t n);
+/* Starts reading the rows of a list, of which one stream at a time is read; streams of whole parts
+ * may be opened and read before its first rows are taken. */
+void sf_stream_ahead(sf_stream *s);
 /* The next rows; false at the end, or after a failed read (sf_flash_error). */
 bool sf_stream_next(sf_stream *s, sf_tile *t);
 /* One row by number, valid until the next call of this function. */

@@ -9,7 +9,7 @@
 #define SF_RUNTIME_VERSION 3
 /* Length of the longest activation vector, and its groups. */
 #define SF_MAX(a, b) ((a) > (b) ? (a) : (b))
-#define SF_LONGEST SF_MAX(SF_FFN, SF_MAX(SF_DIM, SF_Q_DIM))
+#define SF_LONGEST SF_MAX(SF_MAX(SF_FFN, SF_RANK), SF_MAX(SF_DIM, SF_Q_DIM))
 #define SF_BFP_GROUPS (SF_LONGEST / 32u + 1u)
 
 extern const char sf_model_name[];

@@ -59,9 +59,9 @@ int sf_set_thresholds(uint32_t layer, const float *t) {
     }
     const bool attn = t[SF_T_Q] > 0.0f || t[SF_T_K] > 0.0f || t[SF_T_V] > 0.0f || t[SF_T_O] > 0.0f;
     const bool ffn = t[SF_T_XG] > 0.0f || t[SF_T_XU] > 0.0f;
-    if ((SF_GUESS_BITS == 0u && t[SF_T_GUESS] > 0.0f) || (!SF_ATTN_COLUMNS && attn) ||
+    if ((!SF_GUESSES && t[SF_T_GUESS] > 0.0f) || (!SF_ATTN_COLUMNS && attn) ||
         (!SF_FFN_COLUMNS && ffn)) {
-        return SF_ERR_ARG; /* the image has no proxies, or rows where it takes columns */
+        return SF_ERR_ARG; /* the image has nothing that guesses, or rows where it takes columns */
     }
     memcpy(sf_threshold[layer], t, sizeof sf_threshold[layer]);
     return SF_OK;
@@ -94,7 +94,10 @@ bool sf_reads_all(uint32_t layer, uint32_t kind) {
     case SF_PART_V_SCALES:
     case SF_PART_O_SCALES: return false;
 #endif
-#if SF_GUESS_BITS
+#if SF_RANK
+    case SF_PART_GUESS_B:
+#endif
+#if SF_GUESSES
     case SF_PART_GUESS_GATE:
     case SF_PART_GUESS_UP: return !gate; /* else they are not read at all */
 #endif

@@ -109,14 +109,16 @@ def formats_for(recipe: Recipe, methods: Iterable[str]) -> Formats:
         UsageError: one image cannot serve all of them.
     """
     f = recipe.formats
-    needs = {(m.proxy, m.inputs) for m in map(registry.method, methods)} - {(0, "")}
+    asked = [registry.method(name) for name in methods]
+    needs = {(m.proxy, m.rank and m.name, m.inputs) for m in asked} - {(0, 0, "")}
     if len(needs) > 1:
         raise UsageError(
-            "one image has proxies of one width or one set of matrices by columns; ask for one "
-            "prox or one teal at a time"
+            "one image has proxies of one width, one predictor or one set of matrices by columns; "
+            "ask for one prox, one predictor or one teal at a time"
         )
-    guess, inputs = needs.pop() if needs else (0, "")
-    return Formats(f["attn"], f["ffn"], f["embed"], guess=guess, inputs=inputs)
+    guess, _, inputs = needs.pop() if needs else (0, 0, "")
+    rank = max((m.rank for m in asked), default=0)
+    return Formats(f["attn"], f["ffn"], f["embed"], guess=guess, rank=rank, inputs=inputs)
 
 
 def pack_model(
@@ -130,7 +132,14 @@ def pack_model(
     """model.sfm, or a twin of it, written when the source or the formats changed."""
     path = Places(recipe.name).image_of(layout, screened)
     proxy = "q4" if screened else ""
-    formats = replace(formats_for(recipe, methods), layout=layout, order=order, head_proxy=proxy)
+    plain = formats_for(recipe, methods)
+    formats = replace(plain, layout=layout, order=order, head_proxy=proxy)
+    predictor = None
+    for m in (registry.method(name) for name in methods):
+        if m.rank and predictor is None:
+            study = _study(model, plain, calibrated(model, recipe), recipe)
+            predictor = study.predictor(m)
+            formats = replace(formats, ahead=predictor.ahead, predictor=predictor.digest)
     if path.is_file():
         try:
             image = Image(path)
@@ -138,7 +147,8 @@ def pack_model(
                 return image
         except InputError:
             pass
-    pack(model, path, formats, neuron_order(model, recipe) if order != "file" else None)
+    permutation = neuron_order(model, recipe) if order != "file" else None
+    pack(model, path, formats, permutation, predictor)
     return Image(path)
 
 
@@ -228,7 +238,7 @@ def thresholds_for(
     if m.guess or m.inputs or m.budget != "uniform":
         if model is None or recipe is None:
             raise UsageError(f"method {method} needs the model to find its thresholds")
-        study = _study(model, image, calibration, recipe)
+        study = _study(model, image.formats, calibration, recipe)
         levels = study.levels(m, percent / 100)
     if m.guess or m.inputs:
         for i, rules in enumerate(study.rules(m, levels)):
@@ -245,13 +255,14 @@ def thresholds_for(
     return out
 
 
-def _study(model: Model, image: Image, calibration: Calibration, recipe: Recipe) -> Study:
+def _study(model: Model, formats: Formats, calibration: Calibration, recipe: Recipe) -> Study:
     """A study without evaluation text, on the tokens of the calibration."""
     from sparseflash.methods.study import Study
 
     ids, _ = calibration_tokens(model, recipe)
     folder = Places(recipe.name).folder / "study"
-    return Study(model, image.formats, ids, ids[:0], folder, calibration)
+    trained = recipe.predictors
+    return Study(model, formats, ids, ids[:0], folder, calibration, trained=trained)
 
 
 def curve_path(board: Board) -> Path:

@@ -53,8 +53,8 @@ def kinds_of(formats: Formats) -> tuple[str, ...]:
     out: list[str] = []
     for kind in KINDS:
         matrices = ("q", "k", "v") if kind == "qkv" else (kind,)
-        if kind == "gate" and formats.guess:
-            out += ["guess_gate", "guess_up"]
+        if formats.guesses and kind == ("qkv" if formats.ahead else "gate"):
+            out += [*(["guess_b"] * (formats.rank > 0)), "guess_gate", "guess_up"]
         if formats.attn_columns and kind in ("qkv", "o"):
             out += [name for m in matrices for name in (m, f"{m}_scales")]
         elif formats.ffn_columns and kind in ("gate", "up"):
@@ -75,6 +75,21 @@ def _by_columns(
         Part(kind, layer, at, column, column, inputs, ffn, use),
         Part(f"{kind}_scales", layer, tables, table, table, inputs // 32, ffn),
     ]
+
+
+def _guess_parts(image: Image, layer: int) -> list[Part]:
+    """The proxies, or the low-rank predictor."""
+    s, f = image.spec, image.formats
+    at, out = image.offset(Section.GUESS, layer), []
+    size = proxy_row_bytes(s.dim, f.guess)
+    if f.rank:
+        wide, size = row_bytes(s.dim, "q4"), row_bytes(f.rank, "q4")
+        out.append(Part("guess_b", layer, at, wide, wide, f.rank, True))
+        at += f.rank * wide
+    for kind in ("guess_gate", "guess_up"):
+        out.append(Part(kind, layer, at, size, size, s.ffn_dim, True))
+        at += s.ffn_dim * size
+    return out
 
 
 def parts_of(
@@ -102,6 +117,8 @@ def parts_of(
         rec = image.offset(Section.RECORDS, i)
         scales = image.offset(Section.SCALES, i)
         rs, cs, n = lay.row_stride, lay.column_stride, s.ffn_dim
+        if f.ahead:
+            out += _guess_parts(image, i)
         if f.attn_columns:
             at = attn
             for kind, rows, cols in (
@@ -117,12 +134,8 @@ def parts_of(
                 Part("qkv", i, attn, row, row, heads, False),
                 Part("o", i, attn + heads * row, o_row, o_row, s.dim, False),
             ]
-        if f.guess:
-            at, size = image.offset(Section.GUESS, i), proxy_row_bytes(s.dim, f.guess)
-            out += [
-                Part("guess_gate", i, at, size, size, n, True),
-                Part("guess_up", i, at + n * size, size, size, n, True),
-            ]
+        if f.guesses and not f.ahead:
+            out += _guess_parts(image, i)
         if f.ffn_columns:
             for kind, start in (("gate", lay.gate), ("up", lay.up)):
                 out += _by_columns(kind, i, rec + start, n, s.dim, f.ffn, inputs)

@@ -30,7 +30,8 @@ def outputs_of(image: Image) -> int:
 def memory_table(image: Image, kv_len: int, head_rows: int = 0) -> dict[str, int]:
     """SRAM by category, bytes; the sizes of the generated arrays."""
     s = image.spec
-    longest = max(s.ffn_dim, s.dim, s.q_dim)
+    rank = image.formats.rank
+    longest = max(s.ffn_dim, s.dim, s.q_dim, rank)
     groups = longest // 32 + 1
     table = {
         "residual and branch": 4 * (s.dim + max(s.dim, s.q_dim)),
@@ -46,6 +47,8 @@ def memory_table(image: Image, kv_len: int, head_rows: int = 0) -> dict[str, int
     }
     if image.formats.inputs:
         table["input masks"] = 6 * max(s.dim, s.q_dim)
+    if rank:
+        table["predictor"] = 4 * rank
     if head_rows:
         table["picked head rows"] = 2 * head_rows
     table["total"] = sum(table.values())
@@ -63,7 +66,7 @@ def _flash_and_parts(
 ) -> tuple[dict[str, Any], list[Part]]:
     """How weights are reached, and where each part lies; adds its buffers to ``memory``."""
     keep = 1.0 - sparsity / 100
-    guess = image.formats.guess > 0
+    guess = image.formats.guesses
     alive = {"dense": 1.0, "h": keep, "cats": keep}.get(method, keep if guess else keep * keep)
     up = 1.0 if method in ("dense", "h") else keep
     if image.formats.inputs:
@@ -161,9 +164,10 @@ def make_plan(
             raise UnsupportedError(
                 f"the image of {image.name} has rows where {method} needs columns; pack again"
             )
-    if not f.guess and np.asarray(thresholds)[:, THRESHOLDS.index("guess")].any():
+    if not f.guesses and np.asarray(thresholds)[:, THRESHOLDS.index("guess")].any():
         raise UnsupportedError(
-            f"the image of {image.name} has no proxies, and method {method} needs them; pack again"
+            f"the image of {image.name} has nothing that guesses neurons, and method {method} "
+            "needs it; pack again"
         )
     vectors: dict[str, int] = {}
     at = 0
@@ -183,6 +187,8 @@ def make_plan(
         "formats": {"attn": f.attn, "ffn": f.ffn, "embed": f.embed, "head_proxy": f.head_proxy},
         "kinds": list(kinds_of(f)),
         "guess_bits": f.guess,
+        "rank": f.rank,
+        "ahead": f.ahead,
         "attn_columns": f.attn_columns,
         "ffn_columns": f.ffn_columns,
         "outputs": outputs_of(image),

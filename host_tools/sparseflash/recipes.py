@@ -64,6 +64,14 @@ class TextSource:
 
 
 @dataclass(frozen=True)
+class PredictorFile:
+    """A trained predictor (``sparseflash.predictor``), at a path relative to the root."""
+
+    path: str
+    sha256: str
+
+
+@dataclass(frozen=True)
 class Recipe:
     """A model of ``models/``: its source and its defaults."""
 
@@ -81,6 +89,8 @@ class Recipe:
     """``texts`` (names), ``tokens``, ``window`` and ``seed``."""
     evaluation: dict[str, Any] = field(default_factory=dict)
     """``text`` (a name), ``tokens`` and ``window``."""
+    predictors: dict[str, PredictorFile] = field(default_factory=dict)
+    """Trained predictors by method name."""
 
 
 # --- reading ------------------------------------------------------------------------------------
@@ -126,6 +136,17 @@ def _source(where: str, raw: Any) -> Source:
     return Source(**{k: raw[k] for k in wanted})
 
 
+def _predictors(where: str, raw: Any) -> dict[str, PredictorFile]:
+    if not isinstance(raw, dict):
+        raise InputError(f"{where}: predictors is no mapping of methods to files; correct it")
+    for name, entry in raw.items():
+        if not isinstance(entry, dict) or set(entry) != {"path", "sha256"}:
+            raise InputError(f"{where}: predictor {name!r} needs path and sha256; correct it")
+        if not isinstance(entry["sha256"], str) or not _SHA256.fullmatch(entry["sha256"]):
+            raise InputError(f"{where}: sha256 of predictor {name!r} is not 64 hexadecimal digits")
+    return {str(name): PredictorFile(**entry) for name, entry in raw.items()}
+
+
 def recipe_names() -> list[str]:
     """Names of the model recipes, sorted."""
     found = (p.stem for p in (root() / "models").glob("*.yaml"))
@@ -145,7 +166,7 @@ def load_recipe(name: str) -> Recipe:
     raw = _load_yaml(path)
     where = f"models/{name}.yaml"
     needed = ("name", "title", "licence", "source", "formats", "kv_len")
-    optional = ("tokenizer", "calibration", "evaluation")
+    optional = ("tokenizer", "calibration", "evaluation", "predictors")
     missing = [k for k in needed if k not in raw]
     extra = [k for k in raw if k not in needed + optional]
     if missing or extra:
@@ -170,6 +191,7 @@ def load_recipe(name: str) -> Recipe:
         tokenizer=None if tokenizer is None else _source(f"{where} tokenizer", tokenizer),
         calibration=raw.get("calibration") or {},
         evaluation=raw.get("evaluation") or {},
+        predictors=_predictors(where, raw.get("predictors") or {}),
     )
 
 

@@ -295,6 +295,17 @@ class Reference:
             out.logits = screened(Linear(self.image.head_proxy())(b), out.logits, head_rows)
         return out
 
+    def guess(self, i: int, site: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+        """g' and u' of layer ``i``, float32 (T, ffn), from proxies or the low-rank predictor."""
+        formats = self.image.formats
+        x = quantize_bfp(site["attn_in" if formats.ahead else "ffn_in"])
+        if formats.rank:
+            b, gate, up = self.image.predictor(i)
+            x = quantize_bfp(Linear(b)(x))
+        else:
+            gate, up = self.image.guess(i)
+        return Linear(gate)(x), Linear(up)(x)
+
     def _layer(
         self,
         i: int,
@@ -360,9 +371,7 @@ class Reference:
             & (np.abs(h) >= limit[3])
         )
         if limit[5] > 0:
-            guess_gate, guess_up = (
-                Linear(m)(quantize_bfp(site["ffn_in"])) for m in self.image.guess(i)
-            )
+            guess_gate, guess_up = self.guess(i, site)
             alive &= np.abs(activate(spec.activation, guess_gate) * guess_up) >= limit[5]
         h = np.where(alive, h, F32(0))
         site["h"] = h

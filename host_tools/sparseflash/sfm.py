@@ -24,6 +24,7 @@ from sparseflash.columns import (
 )
 from sparseflash.errors import InputError, UnsupportedError
 from sparseflash.files import write_bytes
+from sparseflash.predictor import Predictor
 from sparseflash.proxy import BITS, pack_proxy, proxy_blocks, unpack_proxy
 from sparseflash.quantize import (
     GROUP,
@@ -86,9 +87,20 @@ class Formats:
     """``q4`` stores the head a second time on that grid, for a screened head."""
     guess: int = 0
     """Bits of the proxies of gate and up that choose neurons before they are read; 0 has none."""
+    rank: int = 0
+    """Rank of the predictor that chooses neurons before they are read; 0 has none."""
+    ahead: bool = False
+    """It reads the normed input of attention, not of the FFN."""
+    predictor: str = ""
+    """Its digest, so that an image of another one is packed again."""
     inputs: str = ""
     """Matrices by columns, for methods that drop inputs: ``attn`` (q, k, v, o), ``ffn`` (gate, up),
     ``all``, or none of them. Gate and up by columns: no neuron is contiguous then."""
+
+    @property
+    def guesses(self) -> bool:
+        """Neurons are chosen before they are read."""
+        return self.guess > 0 or self.rank > 0
 
     @property
     def attn_columns(self) -> bool:
@@ -204,6 +216,14 @@ def _guess(
     return np.concatenate(rows).tobytes()
 
 
+def _predictor(p: Predictor, layer: int, order: np.ndarray | None) -> bytes:
+    """Rows of B, then of A_gate, then of A_up."""
+    a = [p.gate[layer], p.up[layer]]
+    if order is not None:
+        a = [rows[order[layer]] for rows in a]
+    return b"".join(rows.tobytes() for rows in (p.b[layer], *a))
+
+
 def _token_table(model: Model) -> bytes:
     """u32 count, u32 offsets (count+1), then the bytes of every token."""
     texts = [
@@ -215,18 +235,31 @@ def _token_table(model: Model) -> bytes:
 
 
 def pack(
-    model: Model, path: Path, formats: Formats | None = None, order: np.ndarray | None = None
+    model: Model,
+    path: Path,
+    formats: Formats | None = None,
+    order: np.ndarray | None = None,
+    predictor: Predictor | None = None,
 ) -> None:
     """Quantizes ``model`` and writes the flash image; the file appears whole or not at all.
 
     order: int (layers, ffn), old numbers of the neurons in their new places, when the formats ask
     for one.
+    predictor: chooses the neurons; the formats then say its rank, not its ``ahead`` and digest.
     """
     formats = formats or Formats()
-    if formats.inputs not in INPUTS or (formats.guess and formats.ffn_columns):
+    if formats.rank != (predictor.rank if predictor else 0) or (formats.guess and predictor):
+        raise InputError(
+            f"rank {formats.rank} needs its predictor, only it and no proxies of "
+            f"{formats.guess} bits"
+        )
+    if predictor is not None:
+        predictor.check(model.spec, "predictor")
+        formats = replace(formats, ahead=predictor.ahead, predictor=predictor.digest)
+    if formats.inputs not in INPUTS or (formats.guesses and formats.ffn_columns):
         raise UnsupportedError(
-            f"columns of {formats.inputs!r} and proxies of {formats.guess} bits: there are "
-            f"{', '.join(filter(None, INPUTS))}, and proxies choose rows of gate and up"
+            f"columns of {formats.inputs!r} and guessed neurons: there are "
+            f"{', '.join(filter(None, INPUTS))}, and guesses choose rows of gate and up"
         )
     if formats.guess not in (0, *BITS):
         raise UnsupportedError(f"proxies of {formats.guess} bits; there are {list(BITS)}")
@@ -291,6 +324,8 @@ def pack(
             sections.append(
                 (Section.GUESS, i, _guess(layer.gate_proj, layer.up_proj, formats, i, order))
             )
+        if predictor is not None:
+            sections.append((Section.GUESS, i, _predictor(predictor, i, order)))
     _write(path, spec, formats, sections)  # whole, or not at all
 
 
@@ -479,6 +514,18 @@ class Image:
         data = self.section(Section.GUESS, layer).reshape(2, self.spec.ffn_dim, -1)
         gate, up = (unpack_proxy(d, self.spec.dim, self.formats.guess) for d in data)
         return gate, up
+
+    def predictor(self, layer: int) -> tuple[Blocks, Blocks, Blocks]:
+        """B (rank, dim), A_gate and A_up (ffn, rank) of the low-rank predictor."""
+        s, rank = self.spec, self.formats.rank
+        data = self.section(Section.GUESS, layer)
+        wide, small = row_bytes(s.dim, "q4"), row_bytes(rank, "q4")
+        a = data[rank * wide :].reshape(2, s.ffn_dim, small)
+        return (
+            unpack_rows(data[: rank * wide].reshape(rank, wide), s.dim, "q4"),
+            unpack_rows(a[0], rank, "q4"),
+            unpack_rows(a[1], rank, "q4"),
+        )
 
     def vectors(self) -> tuple[list[dict[str, np.ndarray]], np.ndarray]:
         """Float vectors of every layer by name, and the final norm."""

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from conftest import data_folder, random_model
+from conftest import data_folder, random_model, random_predictor
 from sparseflash.boards import Board, board_ids, load_board
 from sparseflash.build import build_firmware, build_library
 from sparseflash.emulator import EmulatorProcess
@@ -177,6 +177,29 @@ def test_board(
     board = load_board(name)
     need(board)
     compare(board, image_for(board, images), ids, sparse, host_digest, TOKENS, tmp_path)
+
+
+@pytest.mark.parametrize("ahead", [False, True])
+def test_predictor(ahead: bool, ids: np.ndarray, tmp_path: Path) -> None:
+    """Neurons by a low-rank guess, whose gate rows come by DMA while attention computes."""
+    board = load_board("ast1030-evb")
+    need(board)
+    predictor = random_predictor(stories().spec, 32, ahead)
+    formats = Formats("q8", "q8", "q8", layout="split", rank=32)
+    pack(stories(), tmp_path / "m.sfm", formats, None, predictor)
+    image, ids = Image(tmp_path / "m.sfm"), ids[:24]
+    thresholds = dense_thresholds(image)
+    thresholds[:, 5] = 0.3
+    want = Reference(image).run(ids, thresholds).neurons
+    assert 0 < want < 0.9 * len(ids) * image.spec.n_layers * image.spec.ffn_dim
+    place, plan = flashed(board, image, thresholds, tmp_path)
+    process = start_board(board, place)
+    assert isinstance(process, EmulatorProcess)
+    with process:
+        timeout = reply_seconds(board)
+        with Device.connect(process.port, process.url, image.sha256, plan, timeout) as device:
+            assert validate(device, image, ids, thresholds) is None
+            assert device.counters()["neurons"] == want
 
 
 def test_larger_than_sram(host: Board, tmp_path: Path) -> None:

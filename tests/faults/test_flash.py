@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from conftest import random_model
+from conftest import random_model, random_predictor
 from sparseflash.boards import Board
 from sparseflash.build import build_library
 from sparseflash.engine import Engine, dense_thresholds
@@ -87,6 +87,32 @@ def test_same_bits(
                 got = e.step(int(token), p % 3 != 1)
                 if got is not None:
                     assert np.array_equal(got, want[p]), (name, seed, depth, p)
+
+
+@pytest.mark.parametrize("ram", [44_000, 120_000])
+def test_guess_before_attention(ids: np.ndarray, host: Board, tmp_path: Path, ram: int) -> None:
+    """Gate rows that are read while attention computes, late and reordered."""
+    model = random_model(n_layers=3)
+    predictor = random_predictor(model.spec, 32, ahead=True)
+    pack(model, tmp_path / "m.sfm", Formats(layout="split", rank=32), None, predictor)
+    image = Image(tmp_path / "m.sfm")
+    t = dense_thresholds(image)
+    t[:, 5] = (0.2, 1e9, 0.3)  # one layer has no neuron at all
+    t[2, 3] = 0.1
+    e = engine(image, stream_board(host), ram, tmp_path)
+    for limits in (dense_thresholds(image), t, t * [[1], [0], [1]]):
+        want = Reference(image).run(ids, limits, keep_sites=False).logits
+        e.set_thresholds(limits)
+        for seed, depth, fail in ((1, 64, 0), (7, 8, 0), (3, 64, 9)):
+            fault(e, seed, depth, fail)
+            e.reset()
+            for p, token in enumerate(ids):
+                try:
+                    got = e.step(int(token), p % 3 != 1)
+                except SparseflashError:
+                    assert fail
+                    got = e.step(int(token), p % 3 != 1)
+                assert got is None or np.array_equal(got, want[p]), (seed, depth, p)
 
 
 def test_masked_inputs(ids: np.ndarray, host: Board, tmp_path: Path) -> None:

@@ -9,12 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from conftest import random_model
+from conftest import random_model, random_predictor
 from sparseflash.boards import Board
 from sparseflash.build import build_library
 from sparseflash.engine import Engine, dense_thresholds
 from sparseflash.generate import generate
 from sparseflash.plan import make_plan
+from sparseflash.predictor import Predictor
 from sparseflash.reference import Reference
 from sparseflash.sfm import Formats, Image, pack
 from sparseflash.spec import Activation, LayerSpec, Model
@@ -29,8 +30,9 @@ def engine_for(
     formats: Formats | None = None,
     cc: str = "cc",
     flags: list[str] | None = None,
+    predictor: Predictor | None = None,
 ) -> Engine:
-    pack(model, folder / "model.sfm", formats)
+    pack(model, folder / "model.sfm", formats, None, predictor)
     image = Image(folder / "model.sfm")
     plan = make_plan(image, board, dense_thresholds(image), kv_len=96)
     generate(plan, folder / "gen")
@@ -96,6 +98,25 @@ def test_proxies_choose_neurons(bits: int, level: str, host: Board, tmp_path: Pa
         folder = tmp_path / shape
         model = random_model(**SHAPES[shape])
         engine = engine_for(model, host, folder, Formats(guess=bits), "cc", level.split())
+        t = dense_thresholds(engine.image)
+        compare(engine, t)
+        dense = engine.counters()
+        t[0, 5] = 0.2
+        t[1, :6] = (0.1, 0.05, 0, 0.02, 0, 0.05)
+        compare(engine, t)
+        sparse = engine.counters()
+        assert 0 < sparse["neurons"] < dense["neurons"]
+
+
+@pytest.mark.parametrize("ahead", [False, True])
+@pytest.mark.parametrize("level", ["-O0", "-O3 -march=native"])
+def test_predictors_choose_neurons(ahead: bool, level: str, host: Board, tmp_path: Path) -> None:
+    """Ranks below, at and above the model's dim."""
+    for shape, rank in (("llama", 32), ("gemma3", 64), ("untied", 192)):
+        model = random_model(**SHAPES[shape])
+        predictor = random_predictor(model.spec, rank, ahead)
+        formats = Formats(rank=rank)
+        engine = engine_for(model, host, tmp_path / shape, formats, "cc", level.split(), predictor)
         t = dense_thresholds(engine.image)
         compare(engine, t)
         dense = engine.counters()

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from conftest import data_folder
+from conftest import data_folder, random_predictor
 from sparseflash import pipeline
 from sparseflash.boards import Board
 from sparseflash.build import build_library
@@ -18,19 +18,37 @@ from sparseflash.generate import generate
 from sparseflash.methods.bytes import bytes_a_token
 from sparseflash.methods.marginal import GRID
 from sparseflash.methods.masks import Reads
-from sparseflash.methods.registry import method
+from sparseflash.methods.registry import Method, method
 from sparseflash.methods.study import Study
 from sparseflash.plan import make_plan
-from sparseflash.recipes import load_recipe
+from sparseflash.recipes import PredictorFile, file_sha256, load_recipe
 from sparseflash.reference import THRESHOLDS, Linear, Reference, activate, quantize_bfp
 from sparseflash.sfm import Formats, Image, pack
 from sparseflash.spec import Model
 
-LEVELS = {"dense": 0.0, "h": 0.5, "cats": 0.5, "paper": 0.5, "paper-gate-up": 0.5,
-          "marginal-ffn": 0.2, "marginal-h": 0.05,
-          "prox-4": 0.6, "prox-3": 0.5, "prox-2": 0.5, "prox-1": 0.3,
-          "prox-3-two": 0.6, "teal-x": 0.4, "teal-attn": 0.4, "teal": 0.3, "teal-greedy": 0.3,
-          "asvd-inputs": 0.3, "asvd-h": 0.4}  # fmt: skip
+LEVELS = {
+    "dense": 0.0,
+    "h": 0.5,
+    "cats": 0.5,
+    "paper": 0.5,
+    "paper-gate-up": 0.5,
+    "marginal-ffn": 0.2,
+    "marginal-h": 0.05,
+    "prox-4": 0.6,
+    "prox-3": 0.5,
+    "prox-2": 0.5,
+    "prox-1": 0.3,
+    "prox-3-two": 0.6,
+    "teal-x": 0.4,
+    "teal-attn": 0.4,
+    "teal": 0.3,
+    "teal-greedy": 0.3,
+    "asvd-inputs": 0.3,
+    "asvd-h": 0.4,
+    "svd-64": 0.5,
+    "svd-128": 0.4,
+}
+TRAINED = {"lowrank-32": 0.5, "lowrank-32-ahead": 0.5}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -38,6 +56,20 @@ def stories() -> Model:
     if not (data_folder() / "stories260K.bin").is_file():
         pytest.skip("stories260K.bin is not beside the checkout")
     return pipeline.open_model(load_recipe("stories260k"))
+
+
+def guess_of(
+    reference: Reference, i: int, site: dict[str, np.ndarray]
+) -> tuple[np.ndarray, np.ndarray]:
+    """g' and u' of SPEC.md, from the rows of the image."""
+    image = reference.image
+    x = quantize_bfp(site["attn_in" if image.formats.ahead else "ffn_in"])
+    if not image.formats.rank:
+        gate, up = image.guess(i)
+        return Linear(gate)(x), Linear(up)(x)
+    b, gate, up = image.predictor(i)
+    z = quantize_bfp(Linear(b)(x))
+    return Linear(gate)(z), Linear(up)(z)
 
 
 def reads_of(
@@ -50,7 +82,6 @@ def reads_of(
     reads.tokens = len(ids)
     for i, site in enumerate(run.sites):
         gate_proj, up_proj, _ = reference.image.ffn(i)
-        b = quantize_bfp(site["ffn_in"])
         limit = dict(zip(THRESHOLDS, thresholds[i]))
         seen = {"q": "attn_in", "k": "attn_in", "v": "attn_in", "o": "attn"}
         columns = (reference.image.formats.attn_columns, reference.image.formats.ffn_columns)
@@ -69,7 +100,7 @@ def reads_of(
         t = thresholds[i]
         guessed = np.ones_like(act, bool)
         if t[5] > 0:
-            g, u = (Linear(m)(b) for m in reference.image.guess(i))
+            g, u = guess_of(reference, i, site)
             guessed = np.abs(activate(spec.activation, g) * u) >= t[5]
         for token in range(len(ids)):
             blocks = set()
@@ -92,32 +123,45 @@ def reads_of(
 
 
 @pytest.mark.parametrize(
-    ("fmt", "names"), [("q4", list(LEVELS)), ("q8", ["dense", "h", "prox-3", "teal-x", "teal"])]
+    ("fmt", "names"),
+    [("q4", [*LEVELS, *TRAINED]), ("q8", ["dense", "h", "prox-3", "teal-x", "teal"])],
 )
 def test_counters_are_the_byte_model(
     stories: Model, host: Board, tmp_path: Path, fmt: str, names: list[str]
 ) -> None:
     formats = Formats(fmt, fmt, "q8")
-    engines = {}
-    for bits, inputs in {(method(n).proxy, method(n).inputs) for n in names}:
-        folder = tmp_path / f"{bits}{inputs}"
-        folder.mkdir()
-        pack(stories, folder / "model.sfm", replace(formats, guess=bits, inputs=inputs))
-        image = Image(folder / "model.sfm")
-        generate(make_plan(image, host, dense_thresholds(image), kv_len=256), folder / "gen")
-        engines[bits, inputs] = Engine(
-            build_library(folder / "gen", folder / "lib.so", "cc", ["-O1"]), image
-        )
     assert stories.tokenizer is not None
     text = "Once upon a time, a girl had a red ball. She liked to play with it. " * 8
     ids = np.array(stories.tokenizer.encode(text))
     calibration, windows = ids[:160].reshape(2, 80), ids[60:180].reshape(1, 120)
     study = Study(stories, formats, calibration, windows)
+    for name in TRAINED:
+        path = tmp_path / f"{name}.npz"
+        random_predictor(stories.spec, 32, name.endswith("ahead")).save(
+            path, {"model_sha256": stories.source["sha256"]}
+        )
+        study.trained[name] = PredictorFile(str(path), file_sha256(path))
+    engines = {}
+
+    def kind(m: Method) -> tuple[int, str, str]:
+        return m.proxy, m.name if m.rank else "", m.inputs
+
+    for bits, low_rank, inputs in {kind(method(n)) for n in names}:
+        folder = tmp_path / f"{bits}{low_rank}{inputs}"
+        folder.mkdir()
+        p = study.predictor(method(low_rank)) if low_rank else None
+        own = replace(formats, guess=bits, rank=p.rank if p else 0, inputs=inputs)
+        pack(stories, folder / "model.sfm", own, predictor=p)
+        image = Image(folder / "model.sfm")
+        generate(make_plan(image, host, dense_thresholds(image), kv_len=256), folder / "gen")
+        engines[bits, low_rank, inputs] = Engine(
+            build_library(folder / "gen", folder / "lib.so", "cc", ["-O1"]), image
+        )
     assert set(LEVELS) == set(pipeline.DEVICE_METHODS)
     for name in names:
-        m, level = method(name), LEVELS[name]
+        m, level = method(name), (LEVELS | TRAINED)[name]
         levels = study.levels(m, level)
-        engine = engines[m.proxy, m.inputs]
+        engine = engines[kind(m)]
         reference = Reference(engine.image)
         thresholds = dense_thresholds(engine.image)
         for i, rules in enumerate(study.rules(m, levels)):

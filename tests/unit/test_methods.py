@@ -923,15 +923,6 @@ def test_asvd_rank_search(study: Study, dense_tensors: list[dict[str, np.ndarray
     assert size.layers == pytest.approx(want)
 
 
-def test_svd_predictor_guesses_h(study: Study) -> None:
-    """At full rank the guess is h itself, so its mask is that of h."""
-    m, whole = method("h"), method("svd-64")
-    study.need_scores(["h"])
-    got = evaluate(study.runner, study.windows, study.rules(whole, study.levels(whole, 0.5)))[0]
-    want = evaluate(study.runner, study.windows, study.rules(m, study.levels(m, 0.5)))[0]
-    assert got.mean == pytest.approx(want.mean, rel=1e-3)
-
-
 # --- predictability -----------------------------------------------------------------------------
 
 

@@ -100,6 +100,7 @@ def open_study(
         calibration,
         TorchModel(model),
         progress,
+        recipe.predictors,
     )
 
 

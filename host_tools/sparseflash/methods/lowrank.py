@@ -6,7 +6,7 @@ B (r, in). The rank search measures how the loss rises when one projection alone
 of its weights, then cuts every projection as far as one common limit on that rise allows.
 
 Whitened factors use the second moment C = E[x x^T] in place of diag(s)^2 and minimise the error of
-W x itself; as predictors they guess h from A (B x) for gate and up.
+W x itself; those of [W_gate; W_up] guess h from A (B x), with one B for both.
 """
 
 from __future__ import annotations
@@ -14,17 +14,19 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from sparseflash.files import write_bytes
 from sparseflash.methods.budgets import SENSITIVITY_TOKENS, _bisect, loss_from, residuals
 from sparseflash.methods.bytes import Extra
 from sparseflash.methods.evaluate import spread
-from sparseflash.quantize import row_bytes
+from sparseflash.predictor import Predictor
+from sparseflash.quantize import pack_rows, row_bytes, to_q4
 from sparseflash.spec import ModelSpec
 from sparseflash.torch_model import Hooks, TorchModel
 
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
     from sparseflash.methods.study import Study
 
 ALPHA = 0.5
+PREDICTOR_TOKENS = 4096
 RATIOS = (0.9, 0.75, 0.6, 0.4)
 """Shares of a projection's weights that the rank search tries, alone."""
 MATRICES = {
@@ -273,21 +276,40 @@ def asvd(study: Study, kept: float, progress: Callable[[str], None] | None = Non
     return out
 
 
-def predictors(study: Study, rank: int) -> list[tuple[Tensor, Tensor]]:
-    """Whitened rank-``rank`` copies of gate and up of every layer, multiplied out."""
-    rows = max(1, 4096 // study.calibration_ids.shape[1])
+def shared_factors(
+    gate: Tensor, up: Tensor, moment: Tensor, rank: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """B (rank, in), A_gate and A_up (out, rank) that minimise E |[W_gate; W_up] x - A B x|^2.
+
+    Ranks that the matrices do not have are zeros. The sizes of A and B are those of their roots,
+    so that both use the grid alike.
+    """
+    a, b = whitened_factors(torch.cat([gate, up]), moment, rank)
+    root = (a.norm() / b.norm()).sqrt()
+    more = rank - b.shape[0]
+    a, b = F.pad(a / root, (0, more)), F.pad(b * root, (0, 0, 0, more))
+    return b, a[: len(gate)], a[len(gate) :]
+
+
+def svd_predictor(study: Study, rank: int) -> Predictor:
+    """The untrained predictor: whitened singular vectors of gate and up on the q4 grid."""
+    rows = max(1, PREDICTOR_TOKENS // study.calibration_ids.shape[1])
     _, second = moments(study.runner, spread(study.calibration_ids, rows), ("ffn_in",))
-    out: list[Any] = []
+    packed: list[list[np.ndarray]] = [[], [], []]
     for i, w in enumerate(study.runner.layers):
+        study.progress(f"singular vectors of gate and up, layer {i}")
         assert w.gate_proj is not None
-        pair = []
-        for matrix in (w.gate_proj, w.up_proj):
-            a, b = whitened_factors(matrix, second[i]["ffn_in"], rank)
-            pair.append(a @ b)
-        out.append((pair[0], pair[1]))
+        factors = shared_factors(w.gate_proj.float(), w.up_proj.float(), second[i]["ffn_in"], rank)
+        for out, m in zip(packed, factors):
+            out.append(pack_rows(to_q4(m.numpy())))
+    b, gate, up = (np.stack(p) for p in packed)
+    return Predictor(b, gate, up)
+
+
+def copies_of(predictor: Predictor, dim: int) -> list[tuple[Tensor, Tensor]]:
+    """A_gate B and A_up B of every layer, (ffn, dim) each."""
+    out = []
+    for i in range(len(predictor.b)):
+        b, gate, up = (torch.from_numpy(m.float32()) for m in predictor.blocks(i, dim))
+        out.append((gate @ b, up @ b))
     return out
-
-
-def predictor_bytes(spec: ModelSpec, rank: int, fmt: str = "q4") -> float:
-    """Bytes a layer of the factors of both predictors."""
-    return 2 * factor_bytes(spec.ffn_dim, spec.dim, rank, fmt)

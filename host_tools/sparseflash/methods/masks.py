@@ -50,6 +50,8 @@ class ProxyRule:
     """Dequantised proxies (ffn, dim)."""
     rule: Rule
     """On the proxy of h."""
+    ahead: bool = False
+    """They multiply the normed input of attention, not of the FFN."""
 
 
 @dataclass
@@ -151,8 +153,14 @@ class Masked(Hooks):
         for table, value in ((self.reads.kept, kept), (self.reads.blocks, blocks)):
             table.setdefault(site, np.zeros(len(self.rules)))[layer] += value
 
+    def attn_in(self, layer: int, x: Tensor) -> Tensor:
+        proxy = self.rules[layer].proxy
+        self._x = x if proxy is not None and proxy.ahead else None
+        return x
+
     def ffn_in(self, layer: int, x: Tensor) -> Tensor:
-        self._x = x if self.rules[layer].proxy is not None else None
+        proxy = self.rules[layer].proxy
+        self._x = x if proxy is not None and not proxy.ahead else self._x
         return x
 
     def matrix_in(self, layer: int, matrix: str, x: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ Adding one is an entry of METHODS, a budget one function of ``budgets``.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 from sparseflash.errors import UsageError
@@ -30,7 +31,9 @@ class Method:
     proxy: int = 0
     """Bits of the copies of gate and up that choose the neurons; 0 has none."""
     rank: int = 0
-    """Rank of whitened low-rank copies that choose the neurons instead."""
+    """Rank of the predictor that chooses the neurons instead."""
+    trained: bool = False
+    """The predictor is a file that the model's recipe names, not whitened singular vectors."""
     second: float = 0.0
     """With a proxy or a rank: the exact h is thresholded too, at this share of the level."""
     source: str = ""
@@ -44,9 +47,9 @@ class Method:
         return "all" if attn and ffn else "attn" if attn else "ffn" if ffn else ""
 
     @property
-    def guess(self) -> str:
-        """Key of the score that chooses neurons before they are read; empty without one."""
-        return f"proxy{self.proxy}" if self.proxy else f"svd{self.rank}" if self.rank else ""
+    def guess(self) -> bool:
+        """Neurons are chosen before they are read."""
+        return self.proxy > 0 or self.rank > 0
 
 
 _TEAL = ("q", "k", "v", "o", "xg", "xu", "h")
@@ -140,7 +143,7 @@ _LIST = (
         device=True,
     ),
     *(
-        Method(f"svd-{r}", f"neurons by whitened factors of rank {r}", (), rank=r)
+        Method(f"svd-{r}", f"neurons by whitened factors of rank {r}", (), rank=r, device=True)
         for r in (64, 128)
     ),
     Method(
@@ -177,14 +180,21 @@ _LIST = (
     ),
 )
 METHODS: dict[str, Method] = {m.name: m for m in _LIST}
+_TRAINED = re.compile(r"lowrank-([0-9]+)(-[a-z0-9]+)*")
 
 
 def method(name: str) -> Method:
-    """The method of a name.
+    """The method of a name; ``lowrank-<rank>`` and names that go on so are trained predictors.
 
     Raises:
         UsageError: there is none.
     """
+    trained = _TRAINED.fullmatch(name)
+    if trained:
+        rank = int(trained[1])
+        what = f"neurons by trained factors of rank {rank}"
+        return Method(name, what, (), rank=rank, trained=True, device=True)
     if name not in METHODS:
-        raise UsageError(f"method {name!r} is unknown; there are {', '.join(METHODS)}")
+        names = ", ".join([*METHODS, "lowrank-<rank>"])
+        raise UsageError(f"method {name!r} is unknown; there are {names}")
     return METHODS[name]

@@ -2,7 +2,7 @@
 
 One streaming pass counts each score of each layer in the bins of ``calibrate``; any level can be
 asked afterwards. A key is a tensor (``h``), a tensor times weights (``h*down_proj``: the norms of
-its columns; ``h*fisher``), or a guess of h by copies of gate and up (``proxy2``, ``svd64``).
+its columns; ``h*fisher``), or a guess of h by copies of gate and up (``proxy2``, ``svd-64/...``).
 """
 
 from __future__ import annotations
@@ -96,7 +96,9 @@ class _Count(Hooks):
         keys: Sequence[str],
         pairs: Mapping[str, Pairs],
         weights: Mapping[str, Sequence[Tensor | None]],
+        ahead: bool,
     ) -> None:
+        self.ahead = ahead
         self.runner, self.keys, self.pairs, self.weights = runner, keys, pairs, weights
         self.counts = {k: np.zeros((runner.spec.n_layers, BINS), np.int64) for k in keys}
 
@@ -106,8 +108,17 @@ class _Count(Hooks):
                 w = self.weights[k][layer] if k in self.weights else None
                 self.counts[k][layer] += histogram(value if w is None else value * w)
 
+    def _guess(self, layer: int, x: Tensor) -> None:
+        for name, layers in self.pairs.items():
+            gate, up = layers[layer]
+            y = x.to(gate.dtype)
+            guess = activate(self.runner.spec.activation, (y @ gate.T).float()) * (y @ up.T).float()
+            self.counts[name][layer] += histogram(guess)
+
     def attn_in(self, layer: int, x: Tensor) -> Tensor:
         self._add(layer, "attn_in", x)
+        if self.ahead:
+            self._guess(layer, x)
         return x
 
     def attn_out(self, layer: int, heads: Tensor) -> Tensor:
@@ -116,11 +127,8 @@ class _Count(Hooks):
 
     def ffn_in(self, layer: int, x: Tensor) -> Tensor:
         self._add(layer, "ffn_in", x)
-        for name, layers in self.pairs.items():
-            gate, up = layers[layer]
-            y = x.to(gate.dtype)
-            guess = activate(self.runner.spec.activation, (y @ gate.T).float()) * (y @ up.T).float()
-            self.counts[name][layer] += histogram(guess)
+        if not self.ahead:
+            self._guess(layer, x)
         return x
 
     def ffn(self, layer: int, gate: Tensor, up: Tensor, h: Tensor) -> Tensor:
@@ -143,13 +151,15 @@ def measure_scores(
     pairs: Mapping[str, Pairs] | None = None,
     weights: Mapping[str, Sequence[Tensor | None]] | None = None,
     progress: Callable[[], None] = lambda: None,
+    ahead: bool = False,
 ) -> dict[str, np.ndarray]:
     """Counts of each key over windows, integer (n, tokens), of the dense model.
 
     ``pairs`` holds the copies of gate and up of those keys that guess h, ``weights`` what the
-    magnitudes of the others are multiplied by, by layer.
+    magnitudes of the others are multiplied by, by layer. ``ahead``: the guesses read the normed
+    input of attention.
     """
-    hooks = _Count(runner, tuple(dict.fromkeys(keys)), pairs or {}, weights or {})
+    hooks = _Count(runner, tuple(dict.fromkeys(keys)), pairs or {}, weights or {}, ahead)
     for window in ids:
         runner.hidden(torch.from_numpy(np.asarray(window, np.int64))[None], hooks)
         progress()

@@ -15,16 +15,18 @@ import torch
 from sparseflash.calibrate import SITES as DEVICE_SITES
 from sparseflash.calibrate import Calibration
 from sparseflash.errors import InputError, UsageError
-from sparseflash.files import write_json
+from sparseflash.files import root, write_json
 from sparseflash.methods.bytes import Bytes, Extra, bytes_a_token
 from sparseflash.methods.evaluate import Losses, evaluate, spread
 from sparseflash.methods.gradients import fisher_weights
-from sparseflash.methods.lowrank import predictor_bytes, predictors
+from sparseflash.methods.lowrank import copies_of, svd_predictor
 from sparseflash.methods.masks import LayerRules, ProxyRule, Reads, Rule
 from sparseflash.methods.proxy import proxy_bytes, quantize_proxy
 from sparseflash.methods.registry import Method, method
 from sparseflash.methods.scores import Pairs, Scores, measure_scores
 from sparseflash.methods.sites import SITES, key
+from sparseflash.predictor import Predictor, load_predictor, predictor_bytes
+from sparseflash.recipes import PredictorFile
 from sparseflash.sfm import Formats
 from sparseflash.spec import Model
 from sparseflash.torch_model import TorchModel
@@ -64,9 +66,12 @@ class Study:
     calibration: Calibration | None = None
     runner: TorchModel = None  # type: ignore[assignment]
     progress: Callable[[str], None] = lambda _: None
+    trained: dict[str, PredictorFile] = field(default_factory=dict)
+    """Predictors that the recipe names, by method."""
     scores: Scores = field(default_factory=Scores)
     _tables: dict[str, Any] = field(default_factory=dict)
     _copies: dict[str, Pairs] = field(default_factory=dict)
+    _predictors: dict[str, Predictor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         spec = self.model.spec
@@ -115,18 +120,19 @@ class Study:
             self._tables[name] = value
         return self._tables[name]
 
-    def need_scores(self, keys: Sequence[str]) -> None:
-        """Measures the distributions that are not there yet."""
+    def need_scores(self, keys: Sequence[str], guess: Method | None = None) -> None:
+        """Measures the distributions that are not there yet; ``guess`` is the method of a guess."""
         missing = [k for k in dict.fromkeys(keys) if k not in self.scores.counts]
         if not missing:
             return
         self.progress(f"scores of {', '.join(missing)}")
-        pairs = {k: self.copies(k) for k in missing if k.startswith(("proxy", "svd"))}
+        pairs = {} if guess is None else {self.guess_key(guess): self.copies(guess)}
+        ahead = guess is not None and self.ahead(guess)
         rows = -(-SCORE_TOKENS // self.calibration_ids.shape[1])
         layers = range(self.model.spec.n_layers)
         by = {k: [self.weights(i, k) for i in layers] for k in missing if "*" in k}
         picked = spread(self.calibration_ids, rows)
-        found = measure_scores(self.runner, picked, missing, pairs, by)
+        found = measure_scores(self.runner, picked, missing, pairs, by, ahead=ahead)
         self.scores.counts.update(found)
         path = self._path("scores.npz")
         if path is not None:
@@ -145,18 +151,57 @@ class Study:
 
     # Rules ---------------------------------------------------------------------------------
 
-    def copies(self, guess: str) -> Pairs:
-        """Dequantised copies of gate and up that guess h: ``proxy3``, ``svd64``."""
-        if guess not in self._copies:
-            if guess.startswith("svd"):
-                pairs = predictors(self, int(guess.removeprefix("svd")))
+    def predictor(self, m: Method) -> Predictor:
+        """The low-rank predictor of a method: the recipe's file, or singular vectors, made once.
+
+        Raises:
+            UsageError: the recipe names none.
+            InputError: the file is damaged or made for another model.
+        """
+        if m.name in self._predictors:
+            return self._predictors[m.name]
+        sha = self.model.source.get("sha256", "")
+        if m.trained:
+            if m.name not in self.trained:
+                raise UsageError(
+                    f"the recipe of {self.model.name} names no predictor {m.name!r}; it names "
+                    f"{', '.join(self.trained) or 'none'}"
+                )
+            file = self.trained[m.name]
+            found = load_predictor(root() / file.path, self.model.spec, sha, file.sha256)
+            if found.rank != m.rank:
+                raise InputError(f"{file.path} has rank {found.rank}; {m.name} names {m.rank}")
+        else:
+            path = self._path(f"{m.name}-{self.scores.digest[:12]}.npz")
+            if path is not None and path.is_file():
+                found = load_predictor(path, self.model.spec, sha)
             else:
-                bits = int(guess.removeprefix("proxy"))
+                found = svd_predictor(self, m.rank)
+                if path is not None:
+                    found.save(path, {"model_sha256": sha})
+        self._predictors[m.name] = found
+        return found
+
+    def ahead(self, m: Method) -> bool:
+        """The guess reads the normed input of attention."""
+        return m.rank > 0 and self.predictor(m).ahead
+
+    def guess_key(self, m: Method) -> str:
+        """Name of the distribution of a method's guess."""
+        return f"{m.name}/{self.predictor(m).digest}" if m.rank else f"proxy{m.proxy}"
+
+    def copies(self, m: Method) -> Pairs:
+        """Dequantised copies of gate and up that guess h, factors multiplied out."""
+        guess = self.guess_key(m)
+        if guess not in self._copies:
+            if m.rank:
+                pairs = copies_of(self.predictor(m), self.model.spec.dim)
+            else:
                 pairs = []
                 for w in self.runner.layers:
                     assert w.gate_proj is not None
                     pairs.append(
-                        (quantize_proxy(w.gate_proj, bits), quantize_proxy(w.up_proj, bits))
+                        (quantize_proxy(w.gate_proj, m.proxy), quantize_proxy(w.up_proj, m.proxy))
                     )
             kind = self.runner.matmul
             self._copies = {guess: [(a.to(kind), b.to(kind)) for a, b in pairs]}
@@ -183,10 +228,11 @@ class Study:
                     rule = Rule(threshold=t, weight=w)
                 out[i].sites[site] = rule
         if m.guess:
-            self.need_scores([m.guess])
-            for i, (gate, up) in enumerate(self.copies(m.guess)):
-                t = self.scores.threshold(i, m.guess, float(levels["proxy"][i]))
-                out[i].proxy = ProxyRule(gate, up, Rule(threshold=t))
+            name, ahead = self.guess_key(m), self.ahead(m)
+            self.need_scores([name], m)
+            for i, (gate, up) in enumerate(self.copies(m)):
+                t = self.scores.threshold(i, name, float(levels["proxy"][i]))
+                out[i].proxy = ProxyRule(gate, up, Rule(threshold=t), ahead)
         return out
 
     def extra(self, m: Method) -> Extra:
@@ -222,7 +268,7 @@ class Study:
             m.sites,
             m.score,
             m.select,
-            m.guess if m.rank else m.proxy,
+            self.guess_key(m) if m.rank else m.proxy,
             str(self.runner.matmul),
             plain,
         ]
