@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-from sparseflash.columns import column_bytes, matrix_bytes, table_bytes
+from sparseflash.columns import column_bytes, matrix_bytes, table_bytes, tables
 from sparseflash.errors import TooSmallError
 from sparseflash.proxy import proxy_row_bytes
 from sparseflash.quantize import row_bytes
@@ -70,10 +70,10 @@ def _by_columns(
     """A matrix stored by columns, and its scales."""
     column, table = column_bytes(outputs, fmt), table_bytes(outputs, fmt)
     ffn = kind in ("gate", "up")
-    tables = at + inputs * column
+    scales = at + inputs * column
     return [
         Part(kind, layer, at, column, column, inputs, ffn, use),
-        Part(f"{kind}_scales", layer, tables, table, table, inputs // 32, ffn),
+        Part(f"{kind}_scales", layer, scales, table, table, tables(inputs, fmt), ffn),
     ]
 
 
@@ -109,7 +109,6 @@ def parts_of(
     lay = record_layout(s, f)
     row, o_row = row_bytes(s.dim, f.attn), row_bytes(s.q_dim, f.attn)
     heads = s.q_dim + 2 * s.kv_dim
-    blocks = -(-s.ffn_dim // 32)
     table = table_bytes(s.dim, f.ffn)
     out = []
     for i in range(s.n_layers):
@@ -145,7 +144,7 @@ def parts_of(
                 Part("up", i, rec + lay.up, rs, lay.row, n, True, alive_up),
             ]
         out += [
-            Part("scales", i, scales, table, table, blocks, True),
+            Part("scales", i, scales, table, table, tables(s.ffn_dim, f.ffn), True),
             Part("down", i, rec + lay.down, cs, lay.column, n, True, alive),
         ]
     e_row = row_bytes(s.dim, f.embed)

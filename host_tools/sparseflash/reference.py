@@ -14,7 +14,7 @@ import numpy as np
 from sparseflash.quantize import GROUP, Blocks
 from sparseflash.screen import screened
 from sparseflash.sfm import Image
-from sparseflash.spec import Activation, Q4Blocks
+from sparseflash.spec import Activation, Q4Blocks, R8Blocks
 
 SHIFT_SPAN = 12
 S_MIN, S_MAX = -40, 80
@@ -88,7 +88,12 @@ class Linear:
         self.weights = np.ascontiguousarray(
             blocks.q.reshape(rows, cols // GROUP, GROUP).transpose(1, 2, 0)
         )  # (G, 32, rows)
-        self.d = np.ascontiguousarray(half_units(blocks.d).T)  # (G, rows)
+        self.row_scale: np.ndarray | None = None
+        if isinstance(blocks, R8Blocks):
+            self.row_scale = blocks.d
+            self.d = np.ones((cols // GROUP, rows), np.int64)
+        else:
+            self.d = np.ascontiguousarray(half_units(blocks.d).T)  # (G, rows)
         self.m = (
             np.ascontiguousarray(half_units(blocks.m).T) if isinstance(blocks, Q4Blocks) else None
         )
@@ -102,12 +107,16 @@ class Linear:
             acc += (isum.astype(np.int64) << v.k[:, g, None]) * self.d[g]
             if self.m is not None:
                 acc += v.sum[:, g, None] * self.m[g]
+        if self.row_scale is not None:
+            return np.asarray(acc.astype(F32) * pow2(-(SHIFT_SPAN + v.s))[:, None] * self.row_scale)
         return acc.astype(F32) * pow2(-(24 + SHIFT_SPAN + v.s))[:, None]
 
 
 def embed_rows(blocks: Blocks, ids: np.ndarray) -> np.ndarray:
     """Rows of the embedding, float32 (T, dim)."""
     n = len(ids)
+    if isinstance(blocks, R8Blocks):
+        return np.ascontiguousarray(blocks.d[ids][:, None] * blocks.q[ids].astype(F32))
     q = blocks.q[ids].reshape(n, -1, GROUP).astype(F32)
     x = blocks.d[ids].astype(F32)[..., None] * q
     if isinstance(blocks, Q4Blocks):

@@ -261,6 +261,11 @@ def pack(
             f"columns of {formats.inputs!r} and guessed neurons: there are "
             f"{', '.join(filter(None, INPUTS))}, and guesses choose rows of gate and up"
         )
+    if "r8" in (formats.attn, formats.ffn) and formats.inputs:
+        raise UnsupportedError(
+            f"format r8 with columns of {formats.inputs!r}: a method that drops inputs takes q4 "
+            "or q8"
+        )
     if formats.guess not in (0, *BITS):
         raise UnsupportedError(f"proxies of {formats.guess} bits; there are {list(BITS)}")
     if (order is None) != (formats.order == "file"):
@@ -330,7 +335,7 @@ def pack(
 
 
 def _dims(spec: ModelSpec, formats: Formats) -> bytes:
-    bits = {"q4": 4, "q8": 8}
+    bits = {"q4": 4, "q8": 8, "r8": 8}
     values = [
         spec.vocab,
         spec.dim,

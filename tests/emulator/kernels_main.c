@@ -15,6 +15,9 @@ void plain_scale_q4(const uint8_t *scales, uint32_t k, int32_t sum, uint32_t dim
                     int64_t *acc);
 void plain_scale_q8(const uint8_t *scales, uint32_t k, int32_t sum, uint32_t dim, int32_t *isum,
                     int64_t *acc);
+void plain_dot_r8(const uint8_t *const *row, uint32_t n, const sf_bfp *x, float *out);
+void plain_axpy_r8(const uint8_t *const *col, const int8_t *h, uint32_t n, uint32_t dim, uint32_t k,
+                   int64_t *acc);
 void plain_quantize(const float *x, uint32_t n, sf_bfp *v);
 int32_t plain_quantize16(const float *x, uint32_t n, int16_t *q);
 int32_t plain_quantize8(const float *x, uint32_t n, int8_t *q);
@@ -127,6 +130,30 @@ static bool dots(uint32_t kind) {
     sf_dot_q8(p, n, &v, out[0]);
     plain_dot_q8(p, n, &v, out[1]);
     return memcmp(out[0], out[1], n * sizeof(float)) == 0;
+}
+
+/* Rows with one scale: two groups of near and of far exponents, and any number. */
+static bool row_scales(uint32_t kind) {
+    const uint32_t groups = below(2) == 0 ? 2u : 1u + below(GROUPS), n = 1u + below(ROWS);
+    const uint8_t *p[ROWS];
+    const sf_bfp v = {q[0], sum[0], k[0], groups, (int32_t)below(120) - 40};
+    rows_and_x(groups, 32, kind);
+    k[0][1] = (uint8_t)(below(4) == 0 ? k[0][1] : k[0][0] + below(3) % (13u - k[0][0]));
+    for (uint32_t r = 0; r < ROWS; r++) {
+        const float d = sf_from_bits((random32() & 0x807FFFFFu) | (103u + below(30)) << 23);
+        memcpy(rows[r] + groups * 32u, &d, sizeof d);
+        p[r] = rows[r];
+    }
+    sf_dot_r8(p, n, &v, out[0]);
+    plain_dot_r8(p, n, &v, out[1]);
+    if (memcmp(out[0], out[1], n * sizeof(float)) != 0) {
+        return false;
+    }
+    const uint32_t few = below(ROWS + 1u), shift = below(13);
+    memcpy(acc[1], acc[0], sizeof acc[0]);
+    sf_axpy_r8(p, q[0], few, groups * 32u, shift, acc[0]);
+    plain_axpy_r8(p, q[0], few, groups * 32u, shift, acc[1]);
+    return memcmp(acc[0], acc[1], sizeof acc[0]) == 0;
 }
 
 static bool columns(uint32_t kind) {
@@ -266,6 +293,11 @@ const char *first_difference(void) {
         for (uint32_t j = 0; j < 20; j++) {
             if (!two_groups(j & 3u)) {
                 return "dot of two groups";
+            }
+        }
+        for (uint32_t j = 0; j < 8; j++) {
+            if (!row_scales(j & 3u)) {
+                return "rows with one scale";
             }
         }
         if (!columns(kind)) {

@@ -202,6 +202,18 @@ def test_predictor(ahead: bool, ids: np.ndarray, tmp_path: Path) -> None:
             assert device.counters()["neurons"] == want
 
 
+@pytest.mark.parametrize("name", ["mps2-an386", "ast1030-evb"])
+def test_one_scale_a_row(name: str, ids: np.ndarray, host: Board, tmp_path: Path) -> None:
+    board = load_board(name)
+    need(board)
+    pack(stories(), tmp_path / "joint", Formats("r8", "r8", "r8"))
+    pack(stories(), tmp_path / "split", Formats("r8", "r8", "r8", layout="split"))
+    images = {layout: Image(tmp_path / layout) for layout in ("joint", "split")}
+    thresholds = half_thresholds(images["joint"], ids)
+    expected = host_tokens(images["joint"], thresholds, host, tmp_path / "host", TOKENS)
+    compare(board, image_for(board, images), ids, thresholds, expected, TOKENS, tmp_path / name)
+
+
 def test_larger_than_sram(host: Board, tmp_path: Path) -> None:
     """A random Llama of 8M parameters: 5 MB of weights through 768 KB of SRAM."""
     board = load_board("ast1030-evb")

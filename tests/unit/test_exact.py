@@ -79,13 +79,13 @@ SHAPES: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("fmt", ["q4", "q8"])
+@pytest.mark.parametrize("fmt", ["q4", "q8", "r8"])
 def test_families(shape: str, fmt: str, host: Board, tmp_path: Path) -> None:
     engine = engine_for(
         random_model(**SHAPES[shape]),
         host,
         tmp_path,
-        Formats(fmt, fmt, "q8" if fmt == "q4" else "q4"),
+        Formats(fmt, fmt, {"q4": "q8", "q8": "q4", "r8": "r8"}[fmt]),
     )
     compare(engine, dense_thresholds(engine.image))
     compare(engine, mixed_thresholds(engine))

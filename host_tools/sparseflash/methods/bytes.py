@@ -100,7 +100,8 @@ def bytes_a_token(
             least = by_column if extra.all_columns else np.minimum(by_row, by_column)
             gate, up = (least, up) if site == "xg" else (gate, least)
     down = reads.columns / n * column_bytes(spec.dim, fmt)
-    down = down + reads.column_blocks / n * table_bytes(spec.dim, fmt)
+    blocks = zero + 1 if fmt == "r8" else reads.column_blocks / n
+    down = down + blocks * table_bytes(spec.dim, fmt)
     gate, up, down = replaced("gate", gate), replaced("up", up), replaced("down", down)
     layers = attention + gate + up + down + extra.proxy + extra.metadata
     embed = row_bytes(spec.dim, formats.embed)
