@@ -93,9 +93,9 @@ static void prepare(int16_t *q, uint32_t n) {
 }
 
 /* sum[t][h] = q[h] . k[t] for n positions: 4 elements of q stay in registers for all of them. */
-INLINE void dots(const int16_t *q, const int8_t *k, uint32_t stride, uint32_t n, uint32_t dim,
-                 uint32_t heads, int32_t *sum) {
-    for (uint32_t i = 0; i < dim; i += 4u) {
+INLINE void dots_by_4(const int16_t *q, const int8_t *k, uint32_t stride, uint32_t n, uint32_t dim,
+                      uint32_t from, uint32_t heads, int32_t *sum) {
+    for (uint32_t i = from; i < dim; i += 4u) {
         const word *two = (const word *)(const void *)(q + i);
         const uint32_t a0 = two[0], a1 = two[1];
         two += (heads - 1u) * dim / 2u;
@@ -114,6 +114,52 @@ INLINE void dots(const int16_t *q, const int8_t *k, uint32_t stride, uint32_t n,
             w += stride;
         }
     }
+}
+
+/* The first 8 elements of two heads: q[0] in r0 to r3, q[1] in r4 to r7. */
+static void dots_of_8(const int16_t *q, const int8_t *k, uint32_t stride, uint32_t n, uint32_t dim,
+                      int32_t *sum) {
+    register const int8_t *w __asm("r8") = k;
+    register int32_t *to __asm("r9") = sum;
+    register const int16_t *second __asm("r10") = q + dim;
+    register const int16_t *first __asm("r11") = q;
+    /* clang-format off */
+    __asm volatile("ldm r11, {r0, r1, r2, r3}\n\t"
+          "ldm r10, {r4, r5, r6, r7}\n\t"
+          "1:\n\t"
+          "ldr r10, [r8]\n\t"
+          "sxtb16 r11, r10\n\t"
+          "sxtb16 r10, r10, ror #8\n\t"
+          "smuad r12, r11, r0\n\t"
+          "smuad lr, r11, r4\n\t"
+          "smlad r12, r10, r1, r12\n\t"
+          "smlad lr, r10, r5, lr\n\t"
+          "ldr r10, [r8, #4]\n\t"
+          "sxtb16 r11, r10\n\t"
+          "sxtb16 r10, r10, ror #8\n\t"
+          "smlad r12, r11, r2, r12\n\t"
+          "smlad lr, r11, r6, lr\n\t"
+          "vmov r11, %[step]\n\t"
+          "smlad r12, r10, r3, r12\n\t"
+          "smlad lr, r10, r7, lr\n\t"
+          "vmov r10, %[end]\n\t"
+          "add r8, r8, r11\n\t"
+          "strd r12, lr, [r9], #8\n\t"
+          "cmp r9, r10\n\t"
+          "bne 1b"
+          : "+r"(w), "+r"(to), "+r"(second), "+r"(first)
+          : [step] "t"(sf_from_bits(stride)), [end] "t"(sf_from_bits((uint32_t)(uintptr_t)(sum + 2u * n)))
+          : "r0", "r1", "r2", "r3", "r4", "r5", "r6", "r7", "r12", "lr", "cc", "memory");
+    /* clang-format on */
+}
+
+INLINE void dots(const int16_t *q, const int8_t *k, uint32_t stride, uint32_t n, uint32_t dim,
+                 uint32_t heads, int32_t *sum) {
+    const uint32_t done = heads == 2u && dim >= 8u ? 8u : 0u;
+    if (done != 0) {
+        dots_of_8(q, k, stride, n, dim, sum);
+    }
+    dots_by_4(q, k, stride, n, dim, done, heads, sum);
 }
 
 /* Four sums a head += two coefficients a head times values at x and y. */
@@ -240,25 +286,37 @@ INLINE void weigh(struct weights *whole, const int8_t *e, uint32_t estride, uint
     *whole = w;
 }
 
-/* Sums become scores; the largest of each head. */
-INLINE void scores(const int8_t *e, uint32_t estride, int32_t least, const uint32_t *factor,
-                   uint32_t n, uint32_t heads, int32_t *score, int32_t *best) {
-    const uint32_t f0 = factor[0], f1 = factor[heads - 1u];
+/* Not inlined: its registers are its own. */
+static __attribute__((noinline)) void weigh_2(struct weights *w, const int8_t *e, uint32_t estride,
+                                              uint32_t n, int32_t *score) {
+    weigh(w, e, estride, n, 2, false, score);
+}
+
+/* Sums become scores; the largest of each head. Not inlined: its registers are its own. */
+static __attribute__((noinline)) void scores_of_2(const int8_t *e, uint32_t estride, int32_t least,
+                                                  const uint32_t *factor, uint32_t n,
+                                                  int32_t *score, int32_t *best) {
+    const uint32_t f0 = factor[0], f1 = factor[1];
     int32_t b0 = INT32_MIN, b1 = INT32_MIN;
-    for (int32_t *const end = score + n * heads; score != end; score += heads) {
+    for (int32_t *const end = score + 2u * n; score != end; score += 2) {
         const uint32_t far = (uint32_t)(*e - least);
-        const int32_t s0 = upper(score[0], down(f0, far));
-        if (heads == 2u) {
-            const int32_t s1 = upper(score[1], down(f1, far));
-            score[1] = s1;
-            b1 = s1 > b1 ? s1 : b1;
-        }
+        const int32_t s0 = upper(score[0], down(f0, far)), s1 = upper(score[1], down(f1, far));
         score[0] = s0;
+        score[1] = s1;
         b0 = s0 > b0 ? s0 : b0;
+        b1 = s1 > b1 ? s1 : b1;
         e += estride;
     }
     best[0] = b0;
-    best[heads - 1u] = heads == 2u ? b1 : b0;
+    best[1] = b1;
+}
+static void scores_of_1(const int8_t *e, uint32_t estride, int32_t least, const uint32_t *factor,
+                        uint32_t n, int32_t *score, int32_t *best) {
+    best[0] = INT32_MIN;
+    for (uint32_t t = 0; t < n; t++) {
+        score[t] = upper(score[t], down(factor[0], (uint32_t)(e[t * estride] - least)));
+        best[0] = score[t] > best[0] ? score[t] : best[0];
+    }
 }
 
 /* `heads` at most AT_ONCE. */
@@ -276,14 +334,21 @@ INLINE void together(const sf_attn *a, uint32_t heads, const float *q, int16_t *
         w.left[h] = unit.left;
     }
     dots(q16, a->k + a->first * stride, stride, n, dim, heads, score);
-    scores(a->ks + a->first * estride, estride, a->k_least, factor, n, heads, score, w.best);
+    const int8_t *e = a->ks + a->first * estride;
+    if (heads == 2u) {
+        scores_of_2(e, estride, a->k_least, factor, n, score, w.best);
+    } else {
+        scores_of_1(e, estride, a->k_least, factor, n, score, w.best);
+    }
     for (uint32_t h = 0; h < heads; h++) {
         score[n * heads + h] = w.best[h] - 0x40000000; /* weighs nothing: makes n even */
         w.best[h] += (int32_t)(headroom << 12 >> w.left[h]);
     }
-    const int8_t *e = a->vs + a->first * estride;
+    e = a->vs + a->first * estride;
     if ((w.left[0] | w.left[heads - 1u]) != 0) {
         weigh(&w, e, estride, n, heads, true, score);
+    } else if (heads == 2u) {
+        weigh_2(&w, e, estride, n, score);
     } else {
         weigh(&w, e, estride, n, heads, false, score);
     }

@@ -155,7 +155,10 @@ def compare(
         with device:
             assert device.info().board == board.id
             assert validate(device, image, ids, thresholds) is None
-            neurons = device.counters()["neurons"]
+            counters = device.counters()
+            neurons = counters["neurons"]
+            parts = sum(counters[f"time_{part}"] for part in ("attn", "ffn", "head"))
+            assert parts <= counters["time_total"] < 1.2 * parts
             device.reset()
             assert digest([t for t, _ in device.generate([1], tokens)]) == expected
             dense = dense_thresholds(image)
