@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 
 from sparseflash.boards import Board, load_board
+from sparseflash.factors import FACTORED, Factors, shape_of
 from sparseflash.files import root
 from sparseflash.predictor import Predictor
-from sparseflash.quantize import pack_rows, to_q4
+from sparseflash.quantize import pack_rows, quantize, to_q4
 from sparseflash.spec import Layer, LayerSpec, Model, ModelSpec
 
 
@@ -88,6 +89,25 @@ def random_predictor(spec: ModelSpec, rank: int, ahead: bool = False, seed: int 
 
     n = spec.ffn_dim
     return Predictor(rows(rank, spec.dim), rows(n, rank), rows(n, rank), ahead)
+
+
+MIXED_RANKS = ((32, 0, 64, 32, 64, 0), (0, 32, 0, 0, 32, 96), (0,) * 6)
+"""Ranks of q, k, v, o, gate and up by layer, for tests."""
+
+
+def random_factors(spec: ModelSpec, attn: str, ffn: str, seed: int = 6) -> Factors:
+    """Random factors of MIXED_RANKS on the grids ``attn`` and ``ffn``."""
+    rng = np.random.default_rng(seed)
+    rows = {}
+    for i in range(spec.n_layers):
+        for name, rank in zip(FACTORED, MIXED_RANKS[i % 3]):
+            n, cols = shape_of(spec, name)
+            fmt = attn if name in "qkvo" else ffn
+            pair = [rng.standard_normal(s) / np.sqrt(s[1]) for s in ((rank, cols), (n, rank))]
+            if rank:
+                b, a = (pack_rows(quantize(m.astype(np.float32), fmt)) for m in pair)
+                rows[i, name] = b, a
+    return Factors(rows)
 
 
 def make_workspace(folder: Path) -> Path:

@@ -8,8 +8,10 @@ void sf_stream_open(sf_stream *s, const sf_part *part, const uint16_t *idx, uint
     *s = (sf_stream){.part = part, .idx = idx, .n = n};
 }
 
-void sf_stream_ahead(sf_stream *s) {
-    (void)s;
+void sf_stream_early(const sf_part *part, const uint16_t *idx, uint32_t n) {
+    (void)part;
+    (void)idx;
+    (void)n;
 }
 
 bool sf_stream_next(sf_stream *s, sf_tile *t) {

@@ -20,6 +20,8 @@
 typedef struct {
     const uint8_t *data; /* of the first row */
     uint32_t part, first, rows;
+    uint32_t last;  /* row that the read reaches, of picked rows */
+    bool early;     /* read before its rows were asked for */
     uint64_t begin; /* when it was submitted */
     sf_ticket ticket;
     bool waiting;
@@ -29,6 +31,9 @@ static _Alignas(SF_FLASH_ALIGN) uint8_t pinned[SF_PINNED_BYTES + SF_FLASH_ALIGN]
 SF_FLASH_BUFFER static _Alignas(SF_FLASH_ALIGN) uint8_t ring_memory[SF_RING_BUFFERS][SF_RING_BYTES];
 SF_FLASH_BUFFER static _Alignas(SF_FLASH_ALIGN) uint8_t pick_memory[SF_PICK_BUFFERS][SF_PICK_BYTES];
 SF_FLASH_BUFFER static _Alignas(SF_FLASH_ALIGN) uint8_t row_memory[2][SF_ROW_BYTES];
+#if SF_SPECULATES
+SF_FLASH_BUFFER static _Alignas(SF_FLASH_ALIGN) uint8_t miss_memory[SF_ROW_BYTES];
+#endif
 
 #ifdef SF_CONST_BYTES /* the flash is not mapped while it streams */
 static _Alignas(4) uint8_t constants[SF_CONST_BYTES];
@@ -41,6 +46,7 @@ static bool with_head = true;          /* the last token ran the head, so the ne
 static slot pick[SF_PICK_BUFFERS];
 static slot single[2];
 static uint32_t pick_head, pick_count;
+static uint32_t early_part = SF_PARTS; /* whose rows were read early and not yet asked for */
 static int error;
 
 /* The ring carries it: it comes in its turn for every token. */
@@ -167,7 +173,9 @@ static void pick_fill(sf_stream *s) {
         q->part = (uint32_t)(p - sf_parts);
         q->begin = sf_port_ticks();
         q->first = first;
+        q->last = last;
         q->rows = count;
+        q->early = false;
         q->waiting = true;
         s->ahead += count;
         pick_count++;
@@ -181,16 +189,35 @@ static bool in_turn(const sf_stream *s) {
 
 void sf_stream_open(sf_stream *s, const sf_part *part, const uint16_t *idx, uint32_t n) {
     *s = (sf_stream){.part = part, .idx = idx, .n = n};
-    while (!in_turn(s) &&
-           pick_count > 0) { /* left over from a stream that was not read to its end */
+    if (in_turn(s)) {
+        return;
+    }
+    s->early = idx != NULL && early_part == (uint32_t)(part - sf_parts);
+    early_part = SF_PARTS;
+    while (!s->early && pick_count > 0) { /* left over from another stream */
         pick_pop();
+    }
+    if (pick_count > 0) { /* its own reads follow the early ones */
+        const uint32_t last = pick[(pick_head + pick_count - 1u) % SF_PICK_BUFFERS].last;
+        while (s->ahead < n && idx[s->ahead] <= last) {
+            s->ahead++;
+        }
     }
 }
 
-void sf_stream_ahead(sf_stream *s) {
-    if (!in_turn(s)) {
-        pick_fill(s);
+void sf_stream_early(const sf_part *part, const uint16_t *idx, uint32_t n) {
+    sf_stream s;
+    sf_stream_open(&s, part, idx, n);
+    if (in_turn(&s)) {
+        return;
     }
+    pick_fill(&s);
+    for (uint32_t i = 0; i < pick_count; i++) {
+        slot *q = &pick[(pick_head + i) % SF_PICK_BUFFERS];
+        q->early = true;
+        sf_count_early((q->last - q->first + 1u) * part->bytes, 0, 0);
+    }
+    early_part = (uint32_t)(part - sf_parts);
 }
 
 static uint32_t row_at(const sf_stream *s, uint32_t i) {
@@ -227,8 +254,33 @@ static bool next_whole(sf_stream *s, sf_tile *t) {
     return true;
 }
 
+/* A row that was not among those read early. */
+static bool next_missed(sf_tile *t, const sf_part *p, uint32_t row) {
+#if SF_SPECULATES
+    slot m = {.part = (uint32_t)(p - sf_parts), .begin = sf_port_ticks(), .waiting = true};
+    m.data = submit(p->at + row * p->stride, p->bytes, miss_memory, &m.ticket);
+    while (m.data == NULL && ring_count > 0) { /* the queue is full of what runs ahead */
+        ring_pop();
+        m.data = submit(p->at + row * p->stride, p->bytes, miss_memory, &m.ticket);
+    }
+    if (m.data != NULL) {
+        wait_slot(&m);
+        t->row[0] = m.data;
+        t->rows = 1;
+        return error == SF_OK;
+    }
+#else
+    (void)t;
+    (void)p;
+    (void)row;
+#endif
+    error = SF_ERR_FLASH;
+    return false;
+}
+
 static bool next_picked(sf_stream *s, sf_tile *t) {
-    if (s->holds) {
+    const uint32_t row = row_at(s, s->next);
+    while (pick_count > 0 && pick[pick_head].last < row) { /* used, or read early for nothing */
         pick_pop();
     }
     pick_fill(s);
@@ -236,29 +288,34 @@ static bool next_picked(sf_stream *s, sf_tile *t) {
         error = SF_ERR_FLASH;
         return false;
     }
-    const slot *q = &pick[pick_head];
-    wait_slot(&pick[pick_head]);
-    if (error != SF_OK) {
-        return false;
+    slot *q = &pick[pick_head];
+    const bool there = row >= q->first;
+    bool ok = true;
+    if (there) {
+        uint32_t r = 0;
+        wait_slot(q);
+        while (r < t->rows && row_at(s, s->next + r) <= q->last) {
+            t->row[r] = q->data + (row_at(s, s->next + r) - q->first) * s->part->stride;
+            r++;
+        }
+        t->rows = r;
+    } else {
+        ok = next_missed(t, s->part, row);
     }
-    t->rows = q->rows;
-    for (uint32_t r = 0; r < t->rows; r++) {
-        const uint32_t i = s->next + r;
-        t->row[r] = q->data + (row_at(s, i) - q->first) * s->part->stride;
+    if (s->early) {
+        const uint32_t bytes = t->rows * s->part->bytes;
+        sf_count_early(0, there && q->early ? bytes : 0, there && q->early ? 0 : bytes);
     }
-    s->holds = true;
-    return true;
+    return ok && error == SF_OK;
 }
 
 bool sf_stream_next(sf_stream *s, sf_tile *t) {
     const bool turn = in_turn(s);
     bool ok = true;
     if (s->next >= s->n) {
-        if (s->holds && turn) {
+        if (s->holds) {
             ring_pop();
             ring_fill();
-        } else if (s->holds) {
-            pick_pop();
         }
         s->holds = false;
         return false;
@@ -370,6 +427,7 @@ int sf_flash_start(void) {
     int code = SF_OK;
     ring_head = ring_count = pick_head = pick_count = 0;
     ahead_part = ahead_row = 0;
+    early_part = SF_PARTS;
     single[0].rows = single[1].rows = 0;
     error = SF_OK;
 #ifdef SF_CONST_BYTES

@@ -28,7 +28,8 @@ typedef struct {
     uint32_t next;    /* rows given */
     uint32_t ahead;   /* rows submitted (streamed parts) */
     uint32_t in_slot; /* rows of the oldest slot already given */
-    bool holds;       /* the tile given last lies in a slot */
+    bool holds;       /* the tile given last lies in a slot of the ring */
+    bool early;       /* some of its rows were read before it was opened */
 } sf_stream;
 
 typedef struct {
@@ -38,9 +39,9 @@ typedef struct {
 } sf_tile;
 
 void sf_stream_open(sf_stream *s, const sf_part *part, const uint16_t *idx, uint32_t n);
-/* Starts reading the rows of a list, of which one stream at a time is read; streams of whole parts
- * may be opened and read before its first rows are taken. */
-void sf_stream_ahead(sf_stream *s);
+/* Starts reading rows that the next list of this part may ask for; only streams of whole parts may
+ * be opened before it. What the list asks for beyond them is read then. */
+void sf_stream_early(const sf_part *part, const uint16_t *idx, uint32_t n);
 /* The next rows; false at the end, or after a failed read (sf_flash_error). */
 bool sf_stream_next(sf_stream *s, sf_tile *t);
 /* One row by number, valid until the next call of this function. */

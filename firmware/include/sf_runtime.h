@@ -54,8 +54,11 @@ typedef struct {
     uint64_t time_ffn;
     uint64_t time_head;
     uint64_t time_total;
-    uint64_t time_wait;  /* of those, waiting for flash */
-    uint64_t bytes_read; /* read from flash, alignment and gaps included */
+    uint64_t time_wait;        /* of those, waiting for flash */
+    uint64_t bytes_read;       /* read from flash, alignment and gaps included */
+    uint64_t bytes_early;      /* rows read because of a guess, before they were asked for */
+    uint64_t bytes_early_used; /* of those, rows that were asked for */
+    uint64_t bytes_missed;     /* rows that were asked for and not among them */
 } sf_counters;
 
 typedef struct {

@@ -9,7 +9,7 @@
 #define SF_RUNTIME_VERSION 3
 /* Length of the longest activation vector, and its groups. */
 #define SF_MAX(a, b) ((a) > (b) ? (a) : (b))
-#define SF_LONGEST SF_MAX(SF_MAX(SF_FFN, SF_RANK), SF_MAX(SF_DIM, SF_Q_DIM))
+#define SF_LONGEST SF_MAX(SF_MAX(SF_FFN, SF_MOST_RANK), SF_MAX(SF_DIM, SF_Q_DIM))
 #define SF_BFP_GROUPS (SF_LONGEST / 32u + 1u)
 
 extern const char sf_model_name[];
@@ -29,6 +29,9 @@ void sf_count_neurons(uint32_t n);
 /* Weight bytes the forward pass used, and those that were read from flash for it. */
 void sf_count_used(uint32_t bytes, bool ffn);
 void sf_count_read(uint32_t bytes, uint32_t reads);
+/* Bytes of rows read before they were asked for, of those that were, and of those not among them.
+ */
+void sf_count_early(uint32_t guessed, uint32_t used, uint32_t missed);
 void sf_count_wait(uint64_t time);
 void sf_count_time(uint64_t attn, uint64_t ffn, uint64_t head);
 void sf_count_token(uint64_t time);

@@ -277,6 +277,9 @@ static int counters(const uint8_t *p) {
     put64(c->time_total);
     put64(c->time_wait);
     put64(c->bytes_read);
+    put64(c->bytes_early);
+    put64(c->bytes_early_used);
+    put64(c->bytes_missed);
     if (p[0] != 0) {
         sf_counters_clear();
     }

@@ -9,7 +9,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-enum { SF_LINK_VERSION = 2, SF_LINK_MAX_PAYLOAD = 1024, SF_LINK_REPLY = 0x80 };
+enum { SF_LINK_VERSION = 3, SF_LINK_MAX_PAYLOAD = 1024, SF_LINK_REPLY = 0x80 };
 
 enum sf_link_type {
     SF_LINK_HELLO = 0x01,

@@ -81,8 +81,10 @@ void sf_counters_clear(void) {
 
 bool sf_reads_all(uint32_t layer, uint32_t kind) {
     const float *t = sf_threshold[layer];
-    const bool gate = !(t[SF_T_GUESS] > 0.0f);
+    const bool guessed = t[SF_T_GUESS] > 0.0f;
+    const bool gate = SF_SPECULATES || !guessed;
     const bool up = gate && !(t[SF_T_GATE] > 0.0f || t[SF_T_ACT] > 0.0f);
+    const bool down = up && !(t[SF_T_UP] > 0.0f || t[SF_T_H] > 0.0f);
     switch (kind) {
 #if SF_ATTN_COLUMNS
     case SF_PART_Q: return !(t[SF_T_Q] > 0.0f);
@@ -99,7 +101,7 @@ bool sf_reads_all(uint32_t layer, uint32_t kind) {
 #endif
 #if SF_GUESSES
     case SF_PART_GUESS_GATE:
-    case SF_PART_GUESS_UP: return !gate; /* else they are not read at all */
+    case SF_PART_GUESS_UP: return guessed && !down; /* else they are not read at all */
 #endif
 #if SF_FFN_COLUMNS
     case SF_PART_GATE: return !(t[SF_T_XG] > 0.0f);
@@ -111,7 +113,7 @@ bool sf_reads_all(uint32_t layer, uint32_t kind) {
     case SF_PART_UP: return up;
 #endif
     case SF_PART_SCALES: return false; /* tables come one by one */
-    case SF_PART_DOWN: return up && !(t[SF_T_UP] > 0.0f || t[SF_T_H] > 0.0f);
+    case SF_PART_DOWN: return down;
     default: return true;
     }
 }
@@ -128,6 +130,12 @@ void sf_count_used(uint32_t bytes, bool ffn) {
 void sf_count_read(uint32_t bytes, uint32_t reads) {
     counters.bytes_read += bytes;
     counters.reads += reads;
+}
+
+void sf_count_early(uint32_t guessed, uint32_t used, uint32_t missed) {
+    counters.bytes_early += guessed;
+    counters.bytes_early_used += used;
+    counters.bytes_missed += missed;
 }
 
 void sf_count_wait(uint64_t time) {

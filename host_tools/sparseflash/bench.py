@@ -47,6 +47,8 @@ def bench(
     n, total = counters["tokens"], counters["time_total"] or 1
     timed = time_model == "clock"
     rate = device.info().ticks_per_second
+    names = ("bytes_early", "bytes_early_used", "bytes_missed")
+    early = {f"{k}_per_token": counters[k] / n for k in names if counters["bytes_early"]}
     return {
         "board": device.info().board,
         "model": device.info().model,
@@ -64,6 +66,7 @@ def bench(
         "bytes_per_token": counters["bytes"] / n,
         "ffn_bytes_per_token": counters["bytes_ffn"] / n,
         "flash_bytes_per_token": counters["bytes_read"] / n,
+        **early,
         "reads_per_token": counters["reads"] / n,
         "neurons_per_token": counters["neurons"] / n,
         "share_attention": counters["time_attn"] / total if time_model != "none" else None,

@@ -27,6 +27,9 @@ PortOption = Annotated[str | None, typer.Option("--port", help="serial port or p
 MethodOption = Annotated[str, typer.Option("--method", help="docs/METHODS.md")]
 SparsityOption = Annotated[float, typer.Option("--sparsity", help="percent below the threshold")]
 KvOption = Annotated[int | None, typer.Option("--kv-len", min=1, help="positions of KV cache")]
+AsvdOption = Annotated[
+    float, typer.Option("--asvd", help="percent of the weights kept in two factors; 0: all")
+]
 HeadOption = Annotated[str, typer.Option("--head", help="exact, screened or rows to screen for")]
 Count = Annotated[int, typer.Option(min=1)]
 CountOrDefault = Annotated[int, typer.Option(min=0, help="0: the recipe's")]
@@ -126,6 +129,10 @@ def generate(
     ram: Annotated[int | None, typer.Option("--ram", help="bytes to stay within")] = None,
     order: Annotated[str, typer.Option(help="neurons in flash: file or coactivation")] = "file",
     head: HeadOption = "exact",
+    asvd: AsvdOption = 0,
+    speculate: Annotated[
+        str, typer.Option("--speculate", help="method whose guess only reads early")
+    ] = "",
 ) -> None:
     """Packs the model, plans it for the board and writes its C."""
     from sparseflash import pipeline, recipes, sfm
@@ -140,15 +147,21 @@ def generate(
         raise UsageError(f"order {order!r} is unknown; there are {', '.join(sfm.ORDERS)}")
     loaded = pipeline.open_model(recipe)
     layout = target.raw.get("layout", "joint")
-    image = pipeline.pack_model(loaded, recipe, layout, order, [method], rows > 0)
+    asked = [method, *([speculate] if speculate else [])]
+    image = pipeline.pack_model(loaded, recipe, layout, order, asked, rows > 0, asvd)
     percent = 0.0 if method == "dense" else sparsity
     limits = dense_thresholds(image)
-    if percent:
+    if speculate:
+        known = pipeline.calibrated(loaded, recipe)
+        limits = pipeline.speculation_thresholds(
+            image, known, method, speculate, percent, loaded, recipe
+        )
+    elif percent:
         limits = pipeline.thresholds_for(
             image, pipeline.calibrated(loaded, recipe), method, percent, loaded, recipe
         )
     plan = pipeline.plan_and_generate(
-        image, target, limits, recipe, method, percent, kv_len, ram, rows
+        image, target, limits, recipe, method, percent, kv_len, ram, rows, speculate
     )
     table = Table("SRAM", "bytes", title=f"{model} on {board}")
     for name, size in plan["memory"].items():
@@ -349,6 +362,7 @@ def perplexity(
     sparsities: str = "50",
     methods: str = "h,cats,paper-gate-up",
     head: HeadOption = "exact",
+    asvd: AsvdOption = 0,
 ) -> None:
     """Perplexity, KL, same top token and bytes of dense and sparse variants, and a plot."""
     from sparseflash import __version__, pipeline, recipes
@@ -366,7 +380,8 @@ def perplexity(
     if loaded.tokenizer is None:
         raise UsageError(f"{model} has no tokenizer, so it has no perplexity of a text")
     asked = [m for m, _ in wanted]
-    image = pipeline.pack_model(loaded, recipe, methods=asked, screened=rows_of_head > 0)
+    screened = rows_of_head > 0
+    image = pipeline.pack_model(loaded, recipe, methods=asked, screened=screened, asvd=asvd)
     calibration = pipeline.calibrated(loaded, recipe)
     name = text or str(recipe.evaluation.get("text", ""))
     if not name:
@@ -397,6 +412,7 @@ def perplexity(
         "tokens": int(ids.size),
         "window": window,
         "head": head,
+        "asvd": asvd,
         "version": __version__,
         "model_sha": image.sha256.hex(),
     }

@@ -29,6 +29,9 @@ class Counters(ctypes.Structure):
             "time_total",
             "time_wait",
             "bytes_read",
+            "bytes_early",
+            "bytes_early_used",
+            "bytes_missed",
         )
     ]
 

@@ -27,6 +27,7 @@ from sparseflash.calibrate import (
 from sparseflash.emulator import EmulatorProcess
 from sparseflash.engine import Engine, dense_thresholds
 from sparseflash.errors import InputError, MismatchError, UsageError
+from sparseflash.factors import Factors
 from sparseflash.files import root, write_json
 from sparseflash.generate import generate
 from sparseflash.host_board import HostProcess
@@ -64,15 +65,14 @@ class Places:
         """The image in the layout that the board asks for."""
         return self.image_of(load_board(self.board).raw.get("layout", "joint"))
 
-    def image_of(self, layout: str, screened: bool = False) -> Path:
-        """model.sfm, and its twins of another layout or with a head proxy."""
-        names = ["model", *([layout] * (layout != "joint")), *(["screened"] * screened), "sfm"]
-        return self.folder / ".".join(names)
+    def image_of(self, layout: str, screened: bool = False, asvd: float = 0.0) -> Path:
+        """model.sfm, and its twins of another layout, with a head proxy or in factors."""
+        names = ["model", *([layout] * (layout != "joint")), *(["screened"] * screened)]
+        return self.folder / ".".join([*names, *([f"asvd{asvd:g}"] * (asvd > 0)), "sfm"])
 
     def planned_image(self) -> Path:
         """The image that the plan was made for."""
-        layout = load_board(self.board).raw.get("layout", "joint")
-        return self.image_of(layout, bool(read_plan(self.plan)["formats"].get("head_proxy")))
+        return self.folder / str(read_plan(self.plan)["image"]["file"])
 
     @property
     def calibration(self) -> Path:
@@ -128,13 +128,24 @@ def pack_model(
     order: str = "file",
     methods: Iterable[str] = (),
     screened: bool = False,
+    asvd: float = 0.0,
 ) -> Image:
-    """model.sfm, or a twin of it, written when the source or the formats changed."""
-    path = Places(recipe.name).image_of(layout, screened)
+    """model.sfm, or a twin of it, written when the source or the formats changed.
+
+    asvd: percent of the projections' weights that two factors keep; 0 keeps whole matrices.
+    """
+    if not 0 <= asvd < 100:
+        raise UsageError(f"--asvd {asvd:g} is out of range; give 0 or up to below 100 percent")
+    layout = "split" if asvd else layout
+    path = Places(recipe.name).image_of(layout, screened, asvd)
     proxy = "q4" if screened else ""
     plain = formats_for(recipe, methods)
     formats = replace(plain, layout=layout, order=order, head_proxy=proxy)
-    predictor = None
+    predictor = factors = None
+    if asvd:
+        factors = _factors(model, plain, recipe, asvd)
+        ranks = factors.ranks(model.spec.n_layers)
+        formats = replace(formats, ranks=ranks, factors=factors.digest)
     for m in (registry.method(name) for name in methods):
         if m.rank and predictor is None:
             study = _study(model, plain, calibrated(model, recipe), recipe)
@@ -148,7 +159,7 @@ def pack_model(
         except InputError:
             pass
     permutation = neuron_order(model, recipe) if order != "file" else None
-    pack(model, path, formats, permutation, predictor)
+    pack(model, path, formats, permutation, predictor, factors)
     return Image(path)
 
 
@@ -255,6 +266,36 @@ def thresholds_for(
     return out
 
 
+def _factors(model: Model, formats: Formats, recipe: Recipe, percent: float) -> Factors:
+    """ASVD's factors, searched once for a model, its calibration text and a percentage."""
+    from sparseflash.methods.asvd import asvd
+
+    return asvd(_study(model, formats, calibrated(model, recipe), recipe), percent / 100)
+
+
+def speculation_thresholds(
+    image: Image,
+    calibration: Calibration,
+    method: str,
+    guess: str,
+    percent: float,
+    model: Model,
+    recipe: Recipe,
+) -> np.ndarray:
+    """float32 (layers, 12): those of ``method``, beside which ``guess`` says what to read early."""
+    g, m = registry.method(guess), registry.method(method)
+    if not g.guess or m.guess or not {"gate", "act", "up", "h"} & {*m.sites}:
+        raise UsageError(
+            f"--speculate {guess} for method {method}: give it a prox, svd or lowrank method, and "
+            "a method that drops neurons by their true values, as cats and h do"
+        )
+    out = thresholds_for(image, calibration, method, percent, model, recipe)
+    column = THRESHOLDS.index("guess")
+    guessed = thresholds_for(image, calibration, guess, percent, model, recipe)
+    out[:, column] = guessed[:, column]
+    return out
+
+
 def _study(model: Model, formats: Formats, calibration: Calibration, recipe: Recipe) -> Study:
     """A study without evaluation text, on the tokens of the calibration."""
     from sparseflash.methods.study import Study
@@ -288,12 +329,15 @@ def plan_and_generate(
     kv_len: int | None = None,
     ram: int | None = None,
     head_rows: int = 0,
+    speculate: str = "",
 ) -> dict[str, Any]:
     """plan.json and the C of a board."""
     places = Places(recipe.name, board.id)
     positions = kv_len or min(recipe.kv_len, board.kv_len_default)
     board = with_curve(board)
-    plan = make_plan(image, board, thresholds, positions, method, percent, ram, head_rows)
+    plan = make_plan(
+        image, board, thresholds, positions, method, percent, ram, head_rows, speculate
+    )
     generate(plan, places.target / "gen", board)
     write_json(places.plan, plan)
     return plan
@@ -305,7 +349,9 @@ def read_plan(path: Path) -> dict[str, Any]:
         plan = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as e:
         raise InputError(f"{path}: no readable plan ({e}); run make generate flash again") from e
-    if not isinstance(plan, dict) or not {"model_sha", "thresholds", "memory"} <= set(plan):
+    if not isinstance(plan, dict) or not {"model_sha", "thresholds", "memory", "image"} <= set(
+        plan
+    ):
         raise InputError(f"{path}: not a plan; run make generate flash again")
     return plan
 
@@ -387,7 +433,11 @@ class Session:
 
     @property
     def thresholds(self) -> np.ndarray:
-        return np.array(self.plan["thresholds"], np.float32)
+        """Those of the mask: a guess that only reads early has none."""
+        out = np.array(self.plan["thresholds"], np.float32)
+        if self.plan.get("speculate"):
+            out[:, THRESHOLDS.index("guess")] = 0
+        return out
 
 
 @dataclass

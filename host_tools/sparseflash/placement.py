@@ -13,6 +13,7 @@ from typing import Any
 
 from sparseflash.columns import column_bytes, matrix_bytes, table_bytes, tables
 from sparseflash.errors import TooSmallError
+from sparseflash.factors import shape_of
 from sparseflash.proxy import proxy_row_bytes
 from sparseflash.quantize import row_bytes
 from sparseflash.sfm import Formats, Image, Section, record_layout
@@ -49,13 +50,16 @@ class Part:
 
 
 def kinds_of(formats: Formats) -> tuple[str, ...]:
-    """Parts of a layer in order of use; a matrix by columns has a part for its scales."""
+    """Parts of a layer in order of use; a matrix by columns has a part for its scales, one that can
+    be in factors its A, after a part for B, which has no rows in layers where it is whole."""
     out: list[str] = []
     for kind in KINDS:
         matrices = ("q", "k", "v") if kind == "qkv" else (kind,)
         if formats.guesses and kind == ("qkv" if formats.ahead else "gate"):
             out += [*(["guess_b"] * (formats.rank > 0)), "guess_gate", "guess_up"]
-        if formats.attn_columns and kind in ("qkv", "o"):
+        if formats.ranks and kind not in ("scales", "down"):
+            out += [name for m in matrices for name in (f"{m}_b", m)]
+        elif formats.attn_columns and kind in ("qkv", "o"):
             out += [name for m in matrices for name in (m, f"{m}_scales")]
         elif formats.ffn_columns and kind in ("gate", "up"):
             out += [kind, f"{kind}_scales"]
@@ -75,6 +79,27 @@ def _by_columns(
         Part(kind, layer, at, column, column, inputs, ffn, use),
         Part(f"{kind}_scales", layer, scales, table, table, tables(inputs, fmt), ffn),
     ]
+
+
+def _factored(
+    image: Image, layer: int, at: int, names: tuple[str, ...], ffn: bool, use: float
+) -> list[Part]:
+    """B and A of projections, and the rows of those that are whole, which lie from ``at`` on."""
+    s, f, out = image.spec, image.formats, []
+    places = image.factor_offsets(layer)
+    for name in names:
+        rows, cols = shape_of(s, name)
+        if name in places:
+            b, a, wide, small = places[name]
+            start = image.offset(Section.FACTORS, layer)
+            out.append(Part(f"{name}_b", layer, start + b, wide, wide, (a - b) // wide, ffn))
+            out.append(Part(name, layer, start + a, small, small, rows, ffn, use))
+        else:
+            row = row_bytes(cols, f.ffn if ffn else f.attn)
+            out.append(Part(f"{name}_b", layer, 0, 0, 0, 0, ffn))
+            out.append(Part(name, layer, at, row, row, rows, ffn, use))
+            at += rows * row
+    return out
 
 
 def _guess_parts(image: Image, layer: int) -> list[Part]:
@@ -106,19 +131,20 @@ def parts_of(
     head_rows: what a screened head computes exactly.
     """
     s, f = image.spec, image.formats
-    lay = record_layout(s, f)
     row, o_row = row_bytes(s.dim, f.attn), row_bytes(s.q_dim, f.attn)
     heads = s.q_dim + 2 * s.kv_dim
     table = table_bytes(s.dim, f.ffn)
     out = []
     for i in range(s.n_layers):
         attn = image.offset(Section.ATTN, i)
-        rec = image.offset(Section.RECORDS, i)
+        rec, lay = image.offset(Section.RECORDS, i), record_layout(s, f, i)
         scales = image.offset(Section.SCALES, i)
         rs, cs, n = lay.row_stride, lay.column_stride, s.ffn_dim
         if f.ahead:
             out += _guess_parts(image, i)
-        if f.attn_columns:
+        if f.ranks:
+            out += _factored(image, i, attn, ("q", "k", "v", "o"), False, 1.0)
+        elif f.attn_columns:
             at = attn
             for kind, rows, cols in (
                 ("q", s.q_dim, s.dim),
@@ -135,7 +161,10 @@ def parts_of(
             ]
         if f.guesses and not f.ahead:
             out += _guess_parts(image, i)
-        if f.ffn_columns:
+        if f.ranks:
+            for kind, start, use in (("gate", lay.gate, alive_gate), ("up", lay.up, alive_up)):
+                out += _factored(image, i, rec + start, (kind,), True, use)
+        elif f.ffn_columns:
             for kind, start in (("gate", lay.gate), ("up", lay.up)):
                 out += _by_columns(kind, i, rec + start, n, s.dim, f.ffn, inputs)
         else:
@@ -172,7 +201,7 @@ def place(parts: list[Part], budget: int, tied: bool, ram: int, board: str) -> l
     groups = [
         [p for p in parts if p.kind.endswith("scales")],
         sorted(
-            (p for p in parts if not p.kind.endswith("scales") and p.kind != "embed"),
+            (p for p in parts if p.rows and p.kind[-6:] != "scales" and p.kind != "embed"),
             key=lambda p: -p.use,
         ),
     ]

@@ -11,7 +11,7 @@ import numpy as np
 
 from sparseflash.boards import Board
 from sparseflash.columns import padded
-from sparseflash.errors import TooSmallError, UnsupportedError
+from sparseflash.errors import TooSmallError, UnsupportedError, UsageError
 from sparseflash.placement import Part, kinds_of, parts_of, pinned_bytes, place, summary
 from sparseflash.reference import INPUTS, THRESHOLDS
 from sparseflash.screen import check_rows
@@ -30,7 +30,7 @@ def outputs_of(image: Image) -> int:
 def memory_table(image: Image, kv_len: int, head_rows: int = 0) -> dict[str, int]:
     """SRAM by category, bytes; the sizes of the generated arrays."""
     s = image.spec
-    rank = image.formats.rank
+    rank = image.formats.most_rank
     longest = max(s.ffn_dim, s.dim, s.q_dim, rank)
     groups = longest // 32 + 1
     table = {
@@ -48,7 +48,7 @@ def memory_table(image: Image, kv_len: int, head_rows: int = 0) -> dict[str, int
     if image.formats.inputs:
         table["input masks"] = 6 * max(s.dim, s.q_dim)
     if rank:
-        table["predictor"] = 4 * rank
+        table["products of factors"] = 4 * rank
     if head_rows:
         table["picked head rows"] = 2 * head_rows
     table["total"] = sum(table.values())
@@ -63,10 +63,11 @@ def _flash_and_parts(
     method: str,
     sparsity: float,
     head_rows: int,
+    speculates: bool,
 ) -> tuple[dict[str, Any], list[Part]]:
     """How weights are reached, and where each part lies; adds its buffers to ``memory``."""
     keep = 1.0 - sparsity / 100
-    guess = image.formats.guesses
+    guess = image.formats.guesses and not speculates
     alive = {"dense": 1.0, "h": keep, "cats": keep}.get(method, keep if guess else keep * keep)
     up = 1.0 if method in ("dense", "h") else keep
     if image.formats.inputs:
@@ -89,7 +90,7 @@ def _flash_and_parts(
     memory["flash buffers"] = (
         flash["ring_buffers"] * flash["ring_bytes"]
         + flash["pick_buffers"] * flash["pick_bytes"]
-        + 2 * flash["row_bytes"]
+        + (3 if speculates else 2) * flash["row_bytes"]
     )
     flash["constants"] = 0
     if stream.get("constants"):
@@ -125,9 +126,11 @@ def make_plan(
     sparsity: float = 0.0,
     ram: int | None = None,
     head_rows: int = 0,
+    speculate: str = "",
 ) -> dict[str, Any]:
     """The plan as plain data; ``thresholds`` float32 (layers, 12), ``ram`` bytes to stay within,
-    ``head_rows`` the rows that a screened head computes exactly (0: the exact head).
+    ``head_rows`` the rows that a screened head computes exactly (0: the exact head),
+    ``speculate`` the method whose guess only reads early what the mask of true values may ask for.
 
     Raises:
         TooSmallError: SRAM or flash of the board does not hold it; names the line that overflows.
@@ -157,7 +160,14 @@ def make_plan(
             f"is {worst!r} with {memory[worst]:,}: {advice}"
         )
     ram = min(ram or board.sram_bytes, board.sram_bytes)
-    flash, parts = _flash_and_parts(image, board, memory, ram, method, sparsity, head_rows)
+    if speculate and not f.guesses:
+        raise UsageError(
+            f"the image of {image.name} has nothing that guesses neurons to speculate with; give "
+            "--speculate a prox, svd or lowrank method and generate again"
+        )
+    flash, parts = _flash_and_parts(
+        image, board, memory, ram, method, sparsity, head_rows, bool(speculate)
+    )
     for columns, sites in ((f.attn_columns, INPUTS[:4]), (f.ffn_columns, INPUTS[4:])):
         which = [THRESHOLDS.index(name) for name in sites]
         if not columns and np.asarray(thresholds)[:, which].any():
@@ -189,6 +199,10 @@ def make_plan(
         "guess_bits": f.guess,
         "rank": f.rank,
         "ahead": f.ahead,
+        "factored": bool(f.ranks),
+        "speculate": speculate,
+        "speculates": bool(speculate),
+        "most_rank": f.most_rank,
         "attn_columns": f.attn_columns,
         "ffn_columns": f.ffn_columns,
         "outputs": outputs_of(image),
@@ -211,6 +225,7 @@ def make_plan(
             "eos_ids": list(s.eos_ids),
         },
         "image": {
+            "file": image.path.name,
             "bytes": image.size,
             "tokens": image.offset(Section.TOKENS),
             "vectors": image.offset(Section.VECTORS),

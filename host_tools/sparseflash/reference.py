@@ -336,7 +336,12 @@ class Reference:
             """The input without the entries below its matrix's threshold."""
             return quantize_bfp(np.where(np.abs(x) >= dropped[site], x, F32(0)))
 
-        q, k, v = Linear(wq)(masked("q", y)), Linear(wk)(masked("k", y)), Linear(wv)(masked("v", y))
+        def product(name: str, site: str, w: Blocks, x: np.ndarray) -> np.ndarray:
+            """W x, or A (B x) of a projection in factors."""
+            pair, v = self.image.factors(i, name), masked(site, x)
+            return Linear(w)(v if pair is None else quantize_bfp(Linear(pair[0])(v)))
+
+        q, k, v = (product(n, n, w, y) for n, w in zip("qkv", (wq, wk, wv)))
         if spec.attn_bias:
             q, k, v = q + vec["q_bias"], k + vec["k_bias"], v + vec["v_bias"]
         q = q.reshape(t, spec.n_heads, spec.head_dim)
@@ -362,7 +367,7 @@ class Reference:
             heads[p] = attend(q[p], kq[s], ks[s], vq[s], vs[s], least, scale)
         y = heads.reshape(t, -1)
         site["attn"] = y
-        y = Linear(wo)(masked("o", y))
+        y = product("o", "o", wo, y)
         if spec.sandwich_norms:
             y = rmsnorm(y, vec["post_attn_norm"], eps)
         x = x + y
@@ -370,7 +375,7 @@ class Reference:
         gate_proj, up_proj, down_proj = self.image.ffn(i)
         y = rmsnorm(x, vec["ffn_norm"], eps)
         site["ffn_in"] = y
-        gate, up = Linear(gate_proj)(masked("xg", y)), Linear(up_proj)(masked("xu", y))
+        gate, up = product("gate", "xg", gate_proj, y), product("up", "xu", up_proj, y)
         act = activate(spec.activation, gate)
         h = act * up
         alive = (

@@ -23,6 +23,7 @@ from sparseflash.columns import (
     unpack_columns,
 )
 from sparseflash.errors import InputError, UnsupportedError
+from sparseflash.factors import FACTORED, Factors, Ranks, shape_of
 from sparseflash.files import write_bytes
 from sparseflash.predictor import Predictor
 from sparseflash.proxy import BITS, pack_proxy, proxy_blocks, unpack_proxy
@@ -69,6 +70,7 @@ class Section(IntEnum):
     SCALES = 9
     HEAD_PROXY = 10
     GUESS = 11
+    FACTORS = 12
 
 
 @dataclass(frozen=True)
@@ -96,6 +98,20 @@ class Formats:
     inputs: str = ""
     """Matrices by columns, for methods that drop inputs: ``attn`` (q, k, v, o), ``ffn`` (gate, up),
     ``all``, or none of them. Gate and up by columns: no neuron is contiguous then."""
+
+    ranks: Ranks = ()
+    """Projections stored as two factors; empty when none is."""
+    factors: str = ""
+    """Digest of those factors, so that an image of others is packed again."""
+
+    def rank_of(self, layer: int, name: str) -> int:
+        """Rank of a projection of FACTORED; 0 for a whole matrix."""
+        return self.ranks[layer][FACTORED.index(name)] if self.ranks else 0
+
+    @property
+    def most_rank(self) -> int:
+        """Of the predictor and of all factors."""
+        return max([self.rank, *(max(r) for r in self.ranks)])
 
     @property
     def guesses(self) -> bool:
@@ -168,8 +184,8 @@ class RecordLayout:
     column_stride: int
 
 
-def record_layout(spec: ModelSpec, formats: Formats) -> RecordLayout:
-    """The layout of the FFN records."""
+def record_layout(spec: ModelSpec, formats: Formats, layer: int = 0) -> RecordLayout:
+    """The layout of a layer's FFN records; projections in factors take nothing there."""
     row = row_bytes(spec.dim, formats.ffn)
     column = column_bytes(spec.dim, formats.ffn)
     if formats.ffn_columns:
@@ -179,15 +195,22 @@ def record_layout(spec: ModelSpec, formats: Formats) -> RecordLayout:
     if formats.layout == "joint":
         stride = 2 * row + column
         return RecordLayout(row, column, 0, row, 2 * row, stride, stride)
-    return RecordLayout(row, column, 0, spec.ffn_dim * row, 2 * spec.ffn_dim * row, row, column)
+    up, down = (
+        sum(spec.ffn_dim * row for n in names if not formats.rank_of(layer, n))
+        for names in (("gate",), ("gate", "up"))
+    )
+    return RecordLayout(row, column, 0, up, down, row, column)
 
 
-def _records(gate: Blocks, up: Blocks, down: Blocks, ffn: int, formats: Formats) -> bytes:
+def _records(
+    gate: Blocks, up: Blocks, down: Blocks, ffn: int, formats: Formats, layer: int
+) -> bytes:
     """Gate rows, up rows and down columns, by neuron or by plane."""
     body = pack_integers(down)[:ffn]
     if formats.ffn_columns:
         return pack_columns(gate) + pack_columns(up) + body.tobytes()
-    pieces = [pack_rows(gate), pack_rows(up), body]
+    whole = [m for n, m in (("gate", gate), ("up", up)) if not formats.rank_of(layer, n)]
+    pieces = [*map(pack_rows, whole), body]
     if formats.layout == "joint":
         return np.concatenate(pieces, axis=1).tobytes()
     return b"".join(p.tobytes() for p in pieces)
@@ -224,6 +247,17 @@ def _predictor(p: Predictor, layer: int, order: np.ndarray | None) -> bytes:
     return b"".join(rows.tobytes() for rows in (p.b[layer], *a))
 
 
+def _factors(f: Factors, layer: int, order: np.ndarray | None) -> bytes:
+    """B, then A, of each projection in factors."""
+    out = []
+    for name in FACTORED:
+        if f.rank(layer, name):
+            b, a = f.rows[layer, name]
+            moved = order is not None and name in ("gate", "up")
+            out += [b.tobytes(), (a[order[layer]] if moved else a).tobytes()]  # type: ignore[index]
+    return b"".join(out)
+
+
 def _token_table(model: Model) -> bytes:
     """u32 count, u32 offsets (count+1), then the bytes of every token."""
     texts = [
@@ -240,12 +274,14 @@ def pack(
     formats: Formats | None = None,
     order: np.ndarray | None = None,
     predictor: Predictor | None = None,
+    factors: Factors | None = None,
 ) -> None:
     """Quantizes ``model`` and writes the flash image; the file appears whole or not at all.
 
     order: int (layers, ffn), old numbers of the neurons in their new places, when the formats ask
     for one.
     predictor: chooses the neurons; the formats then say its rank, not its ``ahead`` and digest.
+    factors: replace projections; the formats need not say so.
     """
     formats = formats or Formats()
     if formats.rank != (predictor.rank if predictor else 0) or (formats.guess and predictor):
@@ -256,6 +292,14 @@ def pack(
     if predictor is not None:
         predictor.check(model.spec, "predictor")
         formats = replace(formats, ahead=predictor.ahead, predictor=predictor.digest)
+    if factors is not None:
+        ranks = factors.ranks(model.spec.n_layers)
+        formats = replace(formats, ranks=ranks, factors=factors.digest)
+        if formats.inputs or formats.layout != "split":
+            raise UnsupportedError(
+                "projections in two factors are stored by rows in the split layout; drop no inputs "
+                "of matrices with them"
+            )
     if formats.inputs not in INPUTS or (formats.guesses and formats.ffn_columns):
         raise UnsupportedError(
             f"columns of {formats.inputs!r} and guessed neurons: there are "
@@ -307,13 +351,14 @@ def pack(
     store = pack_columns if formats.attn_columns else lambda m: pack_rows(m).tobytes()
     for i, layer in enumerate(model.layers):
         attn = [
-            store(quantize(m, formats.attn, f"layer {i} {n}"))
+            store(quantize(m, formats.attn, f"layer {i} {n}_proj"))
             for n, m in (
-                ("q_proj", layer.q_proj),
-                ("k_proj", layer.k_proj),
-                ("v_proj", layer.v_proj),
-                ("o_proj", layer.o_proj),
+                ("q", layer.q_proj),
+                ("k", layer.k_proj),
+                ("v", layer.v_proj),
+                ("o", layer.o_proj),
             )
+            if not formats.rank_of(i, n)
         ]
         sections.append((Section.ATTN, i, b"".join(attn)))
         assert layer.gate_proj is not None
@@ -322,13 +367,15 @@ def pack(
         down = quantize(layer.down_proj, formats.ffn, f"layer {i} down_proj")
         if order is not None:
             gate, up, down = _reordered(gate, up, down, order[i])
-        records = _records(gate, up, down, spec.ffn_dim, formats)
+        records = _records(gate, up, down, spec.ffn_dim, formats, i)
         sections.append((Section.RECORDS, i, records))
         sections.append((Section.SCALES, i, pack_tables(down).tobytes()))
         if formats.guess:
             sections.append(
                 (Section.GUESS, i, _guess(layer.gate_proj, layer.up_proj, formats, i, order))
             )
+        if factors is not None:
+            sections.append((Section.FACTORS, i, _factors(factors, i, order)))
         if predictor is not None:
             sections.append((Section.GUESS, i, _predictor(predictor, i, order)))
     _write(path, spec, formats, sections)  # whole, or not at all
@@ -433,7 +480,9 @@ class Image:
         try:
             meta = json.loads(self.section(Section.META).tobytes())
             self.spec = _spec_from_meta(meta["spec"])
-            self.formats = Formats(**meta["formats"])
+            formats = meta["formats"]
+            formats["ranks"] = tuple(tuple(r) for r in formats["ranks"])
+            self.formats = Formats(**formats)
             self.name: str = meta["name"]
             self.source: dict[str, str] = meta["source"]
         except (KeyError, TypeError, ValueError) as e:
@@ -475,11 +524,16 @@ class Image:
         return unpack_rows(rows, self.spec.dim, self.formats.head_proxy)
 
     def attention(self, layer: int) -> tuple[Blocks, Blocks, Blocks, Blocks]:
-        """q, k, v and o projections."""
+        """q, k, v and o projections; A of those in factors."""
         s, fmt = self.spec, self.formats.attn
         data = self.section(Section.ATTN, layer)
         out, at = [], 0
-        for n, cols in ((s.q_dim, s.dim), (s.kv_dim, s.dim), (s.kv_dim, s.dim), (s.dim, s.q_dim)):
+        for name in "qkvo":
+            n, cols = shape_of(s, name)
+            pair = self.factors(layer, name)
+            if pair is not None:
+                out.append(pair[1])
+                continue
             if self.formats.attn_columns:
                 size = matrix_bytes(n, cols, fmt)
                 out.append(unpack_columns(data[at : at + size], n, cols, fmt))
@@ -490,9 +544,12 @@ class Image:
         return out[0], out[1], out[2], out[3]
 
     def ffn(self, layer: int) -> tuple[Blocks, Blocks, Blocks]:
-        """gate_proj, up_proj (ffn, dim) and down_proj (dim, ffn padded to 32)."""
+        """gate_proj, up_proj (ffn, dim) and down_proj (dim, ffn padded to 32).
+
+        A (ffn, rank) of gate and up in factors.
+        """
         s, fmt = self.spec, self.formats.ffn
-        lay = record_layout(s, self.formats)
+        lay = record_layout(s, self.formats, layer)
         data = self.section(Section.RECORDS, layer)
 
         def plane(at: int, stride: int, size: int) -> np.ndarray:
@@ -507,12 +564,42 @@ class Image:
                 for at in (lay.gate, lay.up)
             )
         else:
-            gate = unpack_rows(plane(lay.gate, lay.row_stride, lay.row), s.dim, fmt)
-            up = unpack_rows(plane(lay.up, lay.row_stride, lay.row), s.dim, fmt)
+            pairs = [self.factors(layer, n) for n in ("gate", "up")]
+            gate, up = (
+                unpack_rows(plane(at, lay.row_stride, lay.row), s.dim, fmt) if f is None else f[1]
+                for f, at in zip(pairs, (lay.gate, lay.up))
+            )
         body = plane(lay.down, lay.column_stride, lay.column)
         blocks = -(-s.ffn_dim // GROUP)
         body = np.pad(body, ((0, blocks * GROUP - s.ffn_dim), (0, 0)))
         return gate, up, of_columns(body, self.section(Section.SCALES, layer), s.dim, fmt)
+
+    def factor_offsets(self, layer: int) -> dict[str, tuple[int, int, int, int]]:
+        """Places of B and A of the layer's projections in factors, and the bytes of their rows."""
+        out, at = {}, 0
+        for name in FACTORED:
+            rank = self.formats.rank_of(layer, name)
+            if rank:
+                n, cols = shape_of(self.spec, name)
+                fmt = self.formats.attn if name in "qkvo" else self.formats.ffn
+                wide, small = row_bytes(cols, fmt), row_bytes(rank, fmt)
+                out[name] = (at, at + rank * wide, wide, small)
+                at += rank * wide + n * small
+        return out
+
+    def factors(self, layer: int, name: str) -> tuple[Blocks, Blocks] | None:
+        """B (rank, in) and A (out, rank) of a projection, None for a whole one."""
+        places = self.factor_offsets(layer)
+        if name not in places:
+            return None
+        b, a, wide, small = places[name]
+        data = self.section(Section.FACTORS, layer)
+        n, cols = shape_of(self.spec, name)
+        fmt = self.formats.attn if name in "qkvo" else self.formats.ffn
+        return (
+            unpack_rows(data[b:a].reshape(-1, wide), cols, fmt),
+            unpack_rows(data[a : a + n * small].reshape(n, small), (a - b) // wide, fmt),
+        )
 
     def guess(self, layer: int) -> tuple[Blocks, Blocks]:
         """Proxies of gate_proj and up_proj, (ffn, dim) each."""

@@ -2,6 +2,7 @@
 
     .venv/bin/python tests/bench/ast1030_cycles.py --model random-8m [--rates 0.125,0.25,0.5]
         [--tokens 4] [--kv-len N] [--ram BYTES] [--method h --sparsity 50] [--ring N]
+        [--speculate svd-64]
         [--trace trace.json]
 
 The firmware is that of the board with marks in front of the reads (tests/emulator/flash_marks.c).
@@ -56,13 +57,20 @@ def run(a: argparse.Namespace) -> None:
     board = cycles.marked(board)
     recipe = recipes.load_recipe(a.model)
     model = pipeline.open_model(recipe)
-    image = pipeline.pack_model(model, recipe, "split")
+    names = [n for n in (a.method, a.speculate) if n]
+    image = pipeline.pack_model(model, recipe, "split", methods=names if a.sparsity else ())
     thresholds = dense_thresholds(image)
     if a.sparsity:
         found = pipeline.calibrated(model, recipe)
         thresholds = pipeline.thresholds_for(image, found, a.method, a.sparsity, model, recipe)
+        if a.speculate:
+            thresholds = pipeline.speculation_thresholds(
+                image, found, a.method, a.speculate, a.sparsity, model, recipe
+            )
     method = a.method if a.sparsity else "dense"
-    plan = make_plan(image, board, thresholds, a.kv_len, method, a.sparsity, a.ram)
+    plan = make_plan(
+        image, board, thresholds, a.kv_len, method, a.sparsity, a.ram, speculate=a.speculate
+    )
     folder = root() / "build" / "ast1030-cycles" / a.model
     generate(plan, folder / "gen", board)
     elf = build_firmware(board, folder / "gen", folder / "firmware")
@@ -74,6 +82,7 @@ def run(a: argparse.Namespace) -> None:
         board, folder / "flashed", plugin, image.sha256, plan_digest(plan), a.ids, a.tokens
     )
     what = f"{method} {a.sparsity:g} %" if a.sparsity else method
+    what += f", {a.speculate} reads early" if a.speculate else ""
     print(f"{a.model}, {what}, {a.tokens} tokens; cycles a token after the first")
     print(
         f"pinned {plan['memory']['pinned weights']:,} bytes, flash read "
@@ -105,6 +114,7 @@ def main() -> None:
     p.add_argument("--method", default="h")
     p.add_argument("--sparsity", type=float, default=0.0)
     p.add_argument("--ring", type=int)
+    p.add_argument("--speculate", default="")
     p.add_argument("--trace", type=Path)
     a = p.parse_args()
     a.rates = [float(r) for r in a.rates.split(",")]

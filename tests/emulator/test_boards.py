@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from conftest import data_folder, random_model, random_predictor
+from conftest import data_folder, random_factors, random_model, random_predictor
 from sparseflash.boards import Board, board_ids, load_board
 from sparseflash.build import build_firmware, build_library
 from sparseflash.emulator import EmulatorProcess
@@ -120,9 +120,11 @@ def need(board: Board) -> None:
         pytest.skip(absent)
 
 
-def flashed(board: Board, image: Image, thresholds: np.ndarray, folder: Path) -> tuple[Path, bytes]:
+def flashed(
+    board: Board, image: Image, thresholds: np.ndarray, folder: Path, speculate: str = ""
+) -> tuple[Path, bytes]:
     """Generated, built and flashed; the folder and the digest of the plan."""
-    plan = make_plan(image, board, thresholds, ram=RAM.get(board.id))
+    plan = make_plan(image, board, thresholds, ram=RAM.get(board.id), speculate=speculate)
     if "stream" in board.raw:
         assert plan["placement"]["total"]["streamed"] > 150_000
     generate(plan, folder / "gen", board)
@@ -182,27 +184,37 @@ def test_board(
     compare(board, image_for(board, images), ids, sparse, host_digest, TOKENS, tmp_path)
 
 
-@pytest.mark.parametrize("ahead", [False, True])
-def test_predictor(ahead: bool, ids: np.ndarray, tmp_path: Path) -> None:
-    """Neurons by a low-rank guess, whose gate rows come by DMA while attention computes."""
+@pytest.mark.parametrize("kind", ["predicted", "ahead", "exact"])
+def test_predictor(kind: str, ids: np.ndarray, tmp_path: Path) -> None:
+    """Neurons by a low-rank guess, whose gate rows come by DMA while attention computes; once with
+    projections in factors, once with a guess that only reads early."""
+    ahead = kind != "predicted"
     board = load_board("ast1030-evb")
     need(board)
     predictor = random_predictor(stories().spec, 32, ahead)
     formats = Formats("q8", "q8", "q8", layout="split", rank=32)
-    pack(stories(), tmp_path / "m.sfm", formats, None, predictor)
+    factors = random_factors(stories().spec, "q8", "q8") if kind == "ahead" else None
+    pack(stories(), tmp_path / "m.sfm", formats, None, predictor, factors)
     image, ids = Image(tmp_path / "m.sfm"), ids[:24]
     thresholds = dense_thresholds(image)
     thresholds[:, 5] = 0.3
-    want = Reference(image).run(ids, thresholds).neurons
+    exact = thresholds.copy()
+    speculate = "lowrank-32" if kind == "exact" else ""
+    if speculate:
+        thresholds[:, 1] = exact[:, 1] = 0.1
+        exact[:, 5] = 0
+    want = Reference(image).run(ids, exact).neurons
     assert 0 < want < 0.9 * len(ids) * image.spec.n_layers * image.spec.ffn_dim
-    place, plan = flashed(board, image, thresholds, tmp_path)
+    place, plan = flashed(board, image, thresholds, tmp_path, speculate)
     process = start_board(board, place)
     assert isinstance(process, EmulatorProcess)
     with process:
         timeout = reply_seconds(board)
         with Device.connect(process.port, process.url, image.sha256, plan, timeout) as device:
-            assert validate(device, image, ids, thresholds) is None
-            assert device.counters()["neurons"] == want
+            assert validate(device, image, ids, exact) is None
+            c = device.counters()
+            assert c["neurons"] == want
+            assert (c["bytes_early"] > 0) == ahead and (c["bytes_missed"] > 0) == ahead
 
 
 @pytest.mark.parametrize("name", ["mps2-an386", "ast1030-evb"])

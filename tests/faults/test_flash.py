@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from conftest import random_model, random_predictor
+from conftest import random_factors, random_model, random_predictor
 from sparseflash.boards import Board
 from sparseflash.build import build_library
 from sparseflash.engine import Engine, dense_thresholds
@@ -58,8 +58,9 @@ def masks(image: Image) -> dict[str, np.ndarray]:
     return {"dense": dense, "h": h, "mixed": both, "guess": guess}
 
 
-def engine(image: Image, board: Board, ram: int, folder: Path) -> Engine:
-    plan = make_plan(image, board, dense_thresholds(image), kv_len=32, ram=ram)
+def engine(image: Image, board: Board, ram: int, folder: Path, speculate: str = "") -> Engine:
+    dense = dense_thresholds(image)
+    plan = make_plan(image, board, dense, kv_len=32, ram=ram, speculate=speculate)
     generate(plan, folder / "gen")
     flags = ["-O1", "-g", "-fsanitize=undefined", "-fno-sanitize-recover=all"]
     return Engine(build_library(folder / "gen", folder / "lib.so", "cc", flags, faulty=True), image)
@@ -91,10 +92,12 @@ def test_same_bits(
 
 @pytest.mark.parametrize("ram", [44_000, 120_000])
 def test_guess_before_attention(ids: np.ndarray, host: Board, tmp_path: Path, ram: int) -> None:
-    """Gate rows that are read while attention computes, late and reordered."""
+    """Gate rows, also of a factor, that are read while attention computes, late and reordered."""
     model = random_model(n_layers=3)
     predictor = random_predictor(model.spec, 32, ahead=True)
-    pack(model, tmp_path / "m.sfm", Formats(layout="split", rank=32), None, predictor)
+    factors = random_factors(model.spec, "q4", "q4") if ram > 100_000 else None
+    formats = Formats(layout="split", rank=32)
+    pack(model, tmp_path / "m.sfm", formats, None, predictor, factors)
     image = Image(tmp_path / "m.sfm")
     t = dense_thresholds(image)
     t[:, 5] = (0.2, 1e9, 0.3)  # one layer has no neuron at all
@@ -113,6 +116,53 @@ def test_guess_before_attention(ids: np.ndarray, host: Board, tmp_path: Path, ra
                     assert fail
                     got = e.step(int(token), p % 3 != 1)
                 assert got is None or np.array_equal(got, want[p]), (seed, depth, p)
+
+
+@pytest.mark.parametrize("kind", ["2 bits", "rank", "ahead"])
+def test_speculation(kind: str, ids: np.ndarray, host: Board, tmp_path: Path) -> None:
+    """Exact masks: whatever a guess reads early, the bits are those without it."""
+    model = random_model(n_layers=3)
+    rank = 0 if kind == "2 bits" else 32
+    predictor = random_predictor(model.spec, rank, kind == "ahead") if rank else None
+    formats = Formats(layout="split", rank=rank, guess=0 if rank else 2)
+    pack(model, tmp_path / "m.sfm", formats, None, predictor)
+    image = Image(tmp_path / "m.sfm")
+    e = engine(image, stream_board(host, pick_buffers=6), 50_000, tmp_path, speculate="svd-64")
+    cats, h = dense_thresholds(image), dense_thresholds(image)
+    cats[:, 1] = 0.15
+    h[:, 3] = 0.2
+    h[1, :4] = (0.1, 0.05, 0.1, 0.1)
+    counts = {}
+    for name, exact in (("cats", cats), ("h", h), ("dense", dense_thresholds(image))):
+        want = Reference(image).run(ids, exact, keep_sites=False).logits
+        for guess in (0.0, 1e-9, 0.2, 1e9):  # none, everything, a guess, nothing
+            t = exact.copy()
+            t[:, 5] = guess
+            e.set_thresholds(t)
+            for seed, depth, fail in ((1, 64, 0), (7, 12, 0), (3, 64, 9)):
+                fault(e, seed, depth, fail)
+                e.reset()
+                e.counters(clear=True)
+                for p, token in enumerate(ids):
+                    try:
+                        got = e.step(int(token), p % 3 != 1)
+                    except SparseflashError:
+                        assert fail
+                        got = e.step(int(token), p % 3 != 1)
+                    assert got is None or np.array_equal(got, want[p]), (name, guess, seed, p)
+                if not fail:
+                    counts[name, guess] = e.counters()
+    for name in ("cats", "h"):
+        none, every, some, nothing = (counts[name, g] for g in (0.0, 1e-9, 0.2, 1e9))
+        assert none["bytes_early"] == none["bytes_missed"] == 0
+        assert nothing["bytes_early"] == nothing["bytes_early_used"] == 0 < nothing["bytes_missed"]
+        for c in (every, some):
+            assert 0 < c["bytes_early_used"] < c["bytes_early"]
+            total = c["bytes_early_used"] + c["bytes_missed"]
+            assert total == nothing["bytes_missed"]
+        # What the guess itself reads comes on top; nothing else does.
+        assert every["bytes"] == some["bytes"] == nothing["bytes"] > none["bytes"]
+    assert counts["dense", 0.2]["bytes"] == counts["dense", 0.0]["bytes"]
 
 
 def test_masked_inputs(ids: np.ndarray, host: Board, tmp_path: Path) -> None:

@@ -9,11 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from conftest import random_model, random_predictor
+from conftest import random_factors, random_model, random_predictor
 from sparseflash.boards import Board
 from sparseflash.build import build_library
 from sparseflash.engine import Engine, dense_thresholds
+from sparseflash.factors import FACTORED, Factors, factor_bytes, shape_of
 from sparseflash.generate import generate
+from sparseflash.methods.bytes import Extra, bytes_a_token
+from sparseflash.methods.masks import Reads
 from sparseflash.plan import make_plan
 from sparseflash.predictor import Predictor
 from sparseflash.reference import Reference
@@ -33,7 +36,12 @@ def engine_for(
     predictor: Predictor | None = None,
 ) -> Engine:
     pack(model, folder / "model.sfm", formats, None, predictor)
-    image = Image(folder / "model.sfm")
+    return engine_of(Image(folder / "model.sfm"), board, folder, cc, flags)
+
+
+def engine_of(
+    image: Image, board: Board, folder: Path, cc: str = "cc", flags: list[str] | None = None
+) -> Engine:
     plan = make_plan(image, board, dense_thresholds(image), kv_len=96)
     generate(plan, folder / "gen")
     return Engine(build_library(folder / "gen", folder / "libmodel.so", cc, flags), image)
@@ -125,6 +133,43 @@ def test_predictors_choose_neurons(ahead: bool, level: str, host: Board, tmp_pat
         compare(engine, t)
         sparse = engine.counters()
         assert 0 < sparse["neurons"] < dense["neurons"]
+
+
+@pytest.mark.parametrize(
+    ("attn", "ffn", "level"), [("q4", "q4", "-O0"), ("q8", "q4", "-O3 -march=native")]
+)
+def test_factored_projections(attn: str, ffn: str, level: str, host: Board, tmp_path: Path) -> None:
+    """Some projections of some layers in two factors, dense and under masks and a predictor."""
+    for shape, rank in (("llama", 0), ("gemma3", 0), ("qwen2", 32)):
+        model = random_model(**SHAPES[shape] | {"n_layers": 3, "layers": (LayerSpec(),) * 3})
+        predictor = random_predictor(model.spec, rank, True) if rank else None
+        factors = random_factors(model.spec, attn, ffn)
+        formats = Formats(attn, ffn, "q8", layout="split", rank=rank)
+        folder = tmp_path / shape
+        pack(model, folder / "model.sfm", formats, None, predictor, factors)
+        engine = engine_of(Image(folder / "model.sfm"), host, folder, "cc", level.split())
+        t = dense_thresholds(engine.image)
+        compare(engine, t)
+        dense = engine.counters()
+        assert dense["bytes"] == POSITIONS * factored_bytes(engine.image, factors)
+        t[0, :6] = (0.1, 0.05, 0, 0.02, 0, 0.05 * (rank > 0))
+        t[1, 3] = 0.2
+        compare(engine, t)
+        sparse = engine.counters()
+        assert sparse["bytes"] < dense["bytes"] and sparse["neurons"] < dense["neurons"]
+
+
+def factored_bytes(image: Image, factors: Factors) -> float:
+    """Bytes of a dense token by the byte model."""
+    spec, f = image.spec, image.formats
+    extra = Extra()
+    for name in FACTORED:
+        size, fmt = shape_of(spec, name), f.attn if name in "qkvo" else f.ffn
+        ranks = [factors.rank(i, name) for i in range(spec.n_layers)]
+        extra.low_rank[name] = np.array(
+            [factor_bytes(*size, r, fmt) if r else np.nan for r in ranks]
+        )
+    return bytes_a_token(spec, f, Reads.dense(spec.n_layers, spec.ffn_dim), extra).total
 
 
 @pytest.mark.parametrize("inputs", ["attn", "ffn", "all"])

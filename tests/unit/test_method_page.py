@@ -85,7 +85,7 @@ def test_page_of_stories260k(
         assert (folder / f"sparsity.{name}").stat().st_size > 200
     for name in ("layers", "histograms", "predictability"):
         assert (folder / f"sparsity_{name}.png").stat().st_size > 1000
-    assert (folder / "asvd-85.npz").is_file()
+    assert (folder / "study" / "asvd-85.npz").is_file()
     page = json.loads((folder / "sparsity.json").read_text())
     with (folder / "sparsity.csv").open() as f:
         lines = list(csv.DictReader(f))

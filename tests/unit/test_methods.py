@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 import torch
 
-from conftest import random_model
-from sparseflash.errors import UsageError
-from sparseflash.methods import budgets, gradients, lowrank, marginal
+from conftest import random_factors, random_model
+from sparseflash.errors import InputError, UsageError
+from sparseflash.factors import FACTORED, Factors, shape_of
+from sparseflash.methods import asvd, budgets, gradients, lowrank, marginal
 from sparseflash.methods.bytes import bytes_a_token
 from sparseflash.methods.evaluate import Losses, evaluate, losses, spread
 from sparseflash.methods.masks import Masked, Reads
@@ -23,7 +24,7 @@ from sparseflash.methods.sites import INPUTS
 from sparseflash.methods.study import Study
 from sparseflash.quantize import row_bytes
 from sparseflash.sfm import Formats
-from sparseflash.spec import Model, as_float32
+from sparseflash.spec import Model, Q8Blocks, as_float32
 from sparseflash.stats import perplexity_ratio
 from sparseflash.torch_model import TorchModel
 
@@ -848,13 +849,13 @@ def test_masks_in_single_token_decoding(study: Study) -> None:
 def test_asvd_factors_are_the_best_cut_of_the_scaled_matrix(study: Study) -> None:
     rng = np.random.default_rng(4)
     w, s = rng.standard_normal((12, 20)), rng.random(20) + 0.1
-    a, b = lowrank.asvd_factors(torch.tensor(w), torch.tensor(s), 5, 0.5)
+    a, b = asvd.asvd_factors(torch.tensor(w), torch.tensor(s), 5, 0.5)
     scaled = w * np.sqrt(s)
     values, vectors = np.linalg.eigh(scaled.T @ scaled)
     v = vectors[:, np.argsort(values)[::-1][:5]]
     want = (scaled @ v @ v.T) / np.sqrt(s)
     np.testing.assert_allclose((a @ b).numpy(), want, atol=1e-4)
-    whole = lowrank.asvd_factors(torch.tensor(w), torch.tensor(s), 12, 0.5)
+    whole = asvd.asvd_factors(torch.tensor(w), torch.tensor(s), 12, 0.5)
     np.testing.assert_allclose((whole[0] @ whole[1]).numpy(), w, atol=1e-4)
 
 
@@ -872,55 +873,87 @@ def test_whitened_factors_lose_least_output(study: Study) -> None:
     assert error == pytest.approx(values[:-4].sum(), rel=1e-3)
 
 
-def test_asvd_rank_search(study: Study, dense_tensors: list[dict[str, np.ndarray]]) -> None:
-    found = lowrank.asvd(study, 0.85)
-    table = np.array(study.table("asvd-ranks", lambda: None))
-    names = list(lowrank.MATRICES)
-    full = lowrank.decompose(study)
-    rows = spread(study.calibration_ids, budgets.SENSITIVITY_TOKENS // 40)
-    scales = np.mean([np.abs(v) for v in dense_tensors[1]["h"]], axis=0)
-    first, _ = lowrank.moments(study.runner, study.calibration_ids)
-    np.testing.assert_allclose(first[1]["h"].numpy(), scales, rtol=1e-4)
-    # One entry of the table: up of layer 1 cut to 60 %, by the direct loop.
+def test_asvd_rank_search() -> None:
+    model = random_model(seed=5, dim=128, ffn_dim=192, head_dim=16, vocab=60)
+    ids = np.random.default_rng(2).integers(0, 60, (5, 40))
+    study = Study(model, Formats("q8", "q8", "q8"), ids[:4], ids[4:, :14])
+    found = asvd.asvd(study, 0.85)
+    table = np.array(study.table("asvd-grid", lambda: None))
+    names = list(FACTORED)
+    full = asvd.decompose(study)
+    rows = study.calibration_ids
+    # One entry of the table: up of layer 1 cut to 60 %, on the grid, by the direct loop.
     k = names.index("up")
-    w = as_float32(study.model.layers[1].up_proj)
-    rank = int(0.6 * w.size / sum(w.shape))
+    rank = 32 * round(0.6 * 192 * 128 / (192 + 128) / 32)
+    assert rank == asvd.rank_for(0.6, 192, 128, "q8") == 32
+    b, a = full[1]["up"].factors(rank)
+    assert b.shape == (rank, 128) and isinstance(b, Q8Blocks)
     old = study.model.layers[1].up_proj
     base = sum(direct_loss(study.model, ids) for ids in rows)
-    study.model.layers[1].up_proj = full[1]["up"].cut(rank).numpy()
+    study.model.layers[1].up_proj = a.float32() @ b.float32()
     rise = sum(direct_loss(study.model, ids) for ids in rows) - base
     study.model.layers[1].up_proj = old
-    assert table[1, k, lowrank.RATIOS.index(0.6)] == pytest.approx(
+    assert table[1, k, asvd.RATIOS.index(0.6)] == pytest.approx(
         rise / (rows.size - len(rows)), abs=2e-5
     )
     # Every projection is cut as far as the common limit allows, and no further.
-    sizes = np.array([as_float32(getattr(study.model.layers[0], f"{n}_proj")).size for n in names])
-    ratios = lowrank.choose_ratios(table, sizes, 0.85)
-    assert (ratios * sizes).sum() / sizes.sum() / 2 <= 0.85 + 1e-9
-    taken = [
-        max([0.0, *table[i, k][[r for r in range(4) if lowrank.RATIOS[r] >= ratios[i, k]]]])
-        for i in range(2) for k in range(7) if ratios[i, k] < 1
-    ]  # fmt: skip
-    limit = max(taken)
+    tried = {
+        n: [asvd.rank_for(r, *shape_of(model.spec, n), "q8") for r in asvd.RATIOS] for n in names
+    }
+    assert {0, 32} <= {r for ranks in tried.values() for r in ranks}
+    held, limits = [], []
+    for limit in sorted({0.0, *table[table > 0].tolist()}):
+        weights = 0
+        for i in range(2):
+            for k, name in enumerate(names):
+                n, cols = shape_of(model.spec, name)
+                last = int((np.maximum.accumulate([0.0, *table[i, k]]) <= limit).sum()) - 1
+                rank = [0, *tried[name]][last]
+                weights += rank * (n + cols) if rank else n * cols
+        held.append(weights)
+        limits.append(limit)
+    total = 2 * sum(int(np.prod(shape_of(model.spec, n))) for n in names)
+    limit = limits[next(j for j, h in enumerate(held) if h <= 0.85 * total)]
     for i in range(2):
-        for k in range(7):
-            rising = np.maximum.accumulate([0.0, *table[i, k]])
-            share = [1.0, *lowrank.RATIOS][int((rising <= limit).sum()) - 1]
-            assert ratios[i, k] == share
+        for k, name in enumerate(names):
+            last = int((np.maximum.accumulate([0.0, *table[i, k]]) <= limit).sum()) - 1
+            assert found.rank(i, name) == [0, *tried[name]][last]
     before = losses(study.runner, study.windows)
-    with found.replaced(study.runner):
+    with asvd.replaced(study, found):
         cut = losses(study.runner, study.windows)
     assert cut.mean != before.mean
     assert (losses(study.runner, study.windows).sums == before.sums).all()
-    spec = study.model.spec
-    extra = found.extra(spec, study)
-    size = bytes_a_token(spec, study.formats, Reads.dense(2, 48), extra)
-    want = study.dense_bytes().layers
-    for (i, name), r in found.ranks.items():
-        rows_, cols = as_float32(getattr(study.model.layers[i], f"{name}_proj")).shape
-        stored = rows_ * row_bytes(cols, "q8") if name != "down" else 48 * 32 + 2 * 64
-        want += r * row_bytes(cols, "q8") + rows_ * row_bytes(-(-r // 32) * 32, "q8") - stored
-    assert size.layers == pytest.approx(want)
+
+
+def test_asvd_ranks_save_bytes(study: Study) -> None:
+    """Whole groups of 32, and no factors where they would not save bytes."""
+    assert asvd.rank_for(0.75, 1536, 576, "q4") == 320
+    assert asvd.rank_for(0.9, 64, 64, "q4") == 0
+    assert asvd.rank_for(0.4, 576, 576, "q8") == 128
+    model = random_model()
+    factors = random_factors(model.spec, "q8", "q8")
+    spec = model.spec
+    small = Study(model, Formats("q8", "q8", "q8"), np.zeros((1, 40), int), np.zeros((1, 4), int))
+    extra = asvd.factored_extra(small, factors)
+    size = bytes_a_token(spec, small.formats, Reads.dense(2, 172), extra).layers
+    want = small.dense_bytes().layers
+    for i in range(2):
+        for name in FACTORED:
+            r, (n, cols) = factors.rank(i, name), shape_of(spec, name)
+            if r:
+                want += r * row_bytes(cols, "q8") + n * row_bytes(r, "q8")
+                want -= n * row_bytes(cols, "q8")
+    assert size == pytest.approx(want)
+
+
+def test_factors_are_kept(tmp_path: Path) -> None:
+    factors = random_factors(random_model().spec, "q4", "q8")
+    factors.save(tmp_path / "f.npz")
+    assert Factors.load(tmp_path / "f.npz").digest == factors.digest
+    whole = (tmp_path / "f.npz").read_bytes()
+    (tmp_path / "f.npz").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(InputError, match="damaged"):
+        Factors.load(tmp_path / "f.npz")
 
 
 # --- predictability -----------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from typing import Literal
 
 import numpy as np
 import pytest
+import torch
 
 from conftest import data_folder, make_workspace, random_model
 from sparseflash import pipeline
@@ -20,13 +21,17 @@ from sparseflash.bench import bench
 from sparseflash.boards import load_board
 from sparseflash.build import build_firmware, build_library
 from sparseflash.engine import Engine, dense_thresholds
-from sparseflash.errors import InputError
+from sparseflash.errors import InputError, UnsupportedError, UsageError
+from sparseflash.factors import FACTORED, Factors
 from sparseflash.files import root
 from sparseflash.generate import generate
 from sparseflash.host_board import start_host_device
+from sparseflash.methods.asvd import replaced
+from sparseflash.methods.study import Study
 from sparseflash.plan import make_plan
+from sparseflash.quantize import pack_rows
 from sparseflash.recipes import Recipe, load_recipe, text_path
-from sparseflash.reference import THRESHOLDS
+from sparseflash.reference import THRESHOLDS, Reference
 from sparseflash.sfm import Formats, Image, pack
 from sparseflash.spec import Activation, LayerSpec, Model
 from sparseflash.torch_model import TorchModel
@@ -256,6 +261,41 @@ def test_no_warning(cc: str, flags: str, tmp_path: Path) -> None:
     build_library(tmp_path / "gen", tmp_path / "lib.so", cc, flags.split())
     with start_host_device(tmp_path / "firmware", tmp_path / "model.sfm") as process:
         assert process.process.poll() is None
+
+
+def test_projections_in_factors(built: Built, tmp_path: Path) -> None:
+    """ASVD's factors are searched once, and the device multiplies with them under a mask."""
+    image = pipeline.pack_model(built.model, built.recipe, asvd=80)
+    assert image.path.name == "model.split.asvd80.sfm"
+    assert image.size < built.image.size and 0 < image.formats.most_rank <= 64
+    old = image.path.stat().st_mtime_ns
+    pipeline.pack_model(built.model, built.recipe, asvd=80)
+    assert image.path.stat().st_mtime_ns == old
+    generate(make_plan(image, load_board("host"), built.thresholds, kv_len=96), tmp_path)
+    engine = Engine(build_library(tmp_path, tmp_path / "lib.so", "cc", ["-O1"]), image)
+    ids = np.array(built.prompt() + built.greedy(24))
+    want = Reference(image).run(ids, built.thresholds).logits
+    for token, logits in zip(ids, want):
+        got = engine.step(int(token))
+        assert got is not None and np.array_equal(got, logits)
+    # The float model with the factors multiplied out says nearly the same.
+    study = Study(built.model, image.formats, ids[None], ids[None])
+    source = image.sha256.hex()
+    rows = {}
+    for i in range(image.spec.n_layers):
+        for name in FACTORED:
+            pair = image.factors(i, name)
+            if pair is not None:
+                rows[i, name] = pack_rows(pair[0]), pack_rows(pair[1])
+    dense = Reference(image).run(ids).logits
+    with replaced(study, Factors(rows, source)):
+        torch_logits = study.runner(torch.from_numpy(ids[None]))[0].numpy()
+    assert np.abs(torch_logits - dense).mean() < 0.02 * np.abs(dense).max()
+    for wrong in (-1.0, 100.0):
+        with pytest.raises(UsageError, match="out of range"):
+            pipeline.pack_model(built.model, built.recipe, asvd=wrong)
+    with pytest.raises(UnsupportedError, match="drop no inputs"):
+        pipeline.pack_model(built.model, built.recipe, methods=["teal-x"], asvd=80)
 
 
 def test_generated_code_holds_no_weights(built: Built) -> None:

@@ -17,7 +17,7 @@ from sparseflash.errors import InputError, SparseflashError, UnsupportedError, U
 from sparseflash.methods import lowrank
 from sparseflash.methods.registry import method
 from sparseflash.methods.study import Study
-from sparseflash.pipeline import formats_for
+from sparseflash.pipeline import formats_for, speculation_thresholds
 from sparseflash.predictor import Predictor, load_predictor, predictor_bytes
 from sparseflash.recipes import PredictorFile, load_recipe
 from sparseflash.sfm import Formats, Image, pack
@@ -175,6 +175,13 @@ def test_refusals(tmp_path: Path) -> None:
     with pytest.raises(UnsupportedError, match="rows of gate and up"):
         formats = Formats(rank=32, inputs="all")
         pack(model, tmp_path / "m.sfm", formats, predictor=random_predictor(model.spec, 32))
+
+
+def test_speculation_needs_a_guess_and_a_mask() -> None:
+    model, recipe = random_model(), load_recipe("stories260k")
+    for method_name, guess in (("cats", "h"), ("svd-64", "prox-2"), ("dense", "svd-64")):
+        with pytest.raises(UsageError, match="drops neurons by their true values"):
+            speculation_thresholds(None, None, method_name, guess, 50, model, recipe)  # type: ignore[arg-type]
 
 
 def test_image_and_order(tmp_path: Path) -> None:

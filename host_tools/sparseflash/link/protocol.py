@@ -17,7 +17,7 @@ from cobs import cobs
 
 from sparseflash.errors import SparseflashError
 
-VERSION = 2
+VERSION = 3
 MAX_PAYLOAD = 1024
 MAX_WIRE = 2 * MAX_PAYLOAD
 """More bytes than this without a zero are no frame."""
@@ -252,6 +252,9 @@ COUNTERS = (
     "time_total",
     "time_wait",
     "bytes_read",
+    "bytes_early",
+    "bytes_early_used",
+    "bytes_missed",
 )
 
 

@@ -11,9 +11,9 @@ import numpy as np
 from sparseflash import __version__, pipeline, recipes
 from sparseflash.calibrate import Calibration, assert_disjoint
 from sparseflash.errors import UsageError
+from sparseflash.methods.asvd import asvd, factored_extra, replaced
 from sparseflash.methods.bytes import bytes_a_token
 from sparseflash.methods.evaluate import Losses, evaluate, spread
-from sparseflash.methods.lowrank import asvd
 from sparseflash.methods.masks import LayerRules
 from sparseflash.methods.predictability import predictability
 from sparseflash.methods.registry import METHODS, method
@@ -163,7 +163,7 @@ def run(
             results.append(result)
             rows.append(row_of(study, result, base.losses))
     for share in kept:
-        rows.append(_asvd_row(study, share / 100, base.losses, folder))
+        rows.append(_asvd_row(study, share / 100, base.losses))
     guesses = []
     if predict:
         prompts = np.ascontiguousarray(spread(study.windows, PROMPTS)[:, :PROMPT_TOKENS])
@@ -195,17 +195,16 @@ def _one_a_method(results: list[Result]) -> list[Result]:
     return out
 
 
-def _asvd_row(study: Study, share: float, base: Losses, folder: Path) -> Row:
-    """Low-rank factors that keep a share of the weights: measured, and saved."""
+def _asvd_row(study: Study, share: float, base: Losses) -> Row:
+    """Low-rank factors that keep a share of the weights, as they are stored."""
     found = asvd(study, share)
     study.progress(f"low rank, {100 * share:g} % kept")
     spec = study.model.spec
-    with found.replaced(study.runner):
+    with replaced(study, found):
         got, reads = evaluate(
             study.runner, study.windows, [LayerRules() for _ in range(spec.n_layers)]
         )
-    found.save(folder / f"asvd-{100 * share:g}.npz")
-    size = bytes_a_token(spec, study.formats, reads, found.extra(spec, study))
+    size = bytes_a_token(spec, study.formats, reads, factored_extra(study, found))
     dense = Result("dense", 1 - share, {}, got, reads, size)
     return row_of(study, dense, base) | {
         "method": "asvd",

@@ -84,7 +84,7 @@ class Study:
         )
         digest.update(np.ascontiguousarray(self.calibration_ids, "<i8").tobytes())
         self.scores.digest = digest.hexdigest()
-        path = self._path("scores.npz")
+        path = self.file("scores.npz")
         if path is not None and path.is_file():
             try:
                 old = Scores.load(path)
@@ -98,13 +98,14 @@ class Study:
 
     # Tables that are kept ------------------------------------------------------------------
 
-    def _path(self, name: str) -> Path | None:
+    def file(self, name: str) -> Path | None:
+        """Where something is kept by name; None when nothing is."""
         return None if self.folder is None else self.folder / name
 
     def table(self, name: str, make: Callable[[], Any]) -> Any:
         """Plain data by name, made once for a model and calibration text and kept."""
         if name not in self._tables:
-            path = self._path(f"{name}.json")
+            path = self.file(f"{name}.json")
             value = None
             if path is not None and path.is_file():
                 try:
@@ -134,7 +135,7 @@ class Study:
         picked = spread(self.calibration_ids, rows)
         found = measure_scores(self.runner, picked, missing, pairs, by, ahead=ahead)
         self.scores.counts.update(found)
-        path = self._path("scores.npz")
+        path = self.file("scores.npz")
         if path is not None:
             self.scores.save(path)
 
@@ -172,7 +173,7 @@ class Study:
             if found.rank != m.rank:
                 raise InputError(f"{file.path} has rank {found.rank}; {m.name} names {m.rank}")
         else:
-            path = self._path(f"{m.name}-{self.scores.digest[:12]}.npz")
+            path = self.file(f"{m.name}-{self.scores.digest[:12]}.npz")
             if path is not None and path.is_file():
                 found = load_predictor(path, self.model.spec, sha)
             else:
@@ -287,7 +288,7 @@ class Study:
         windows = self.windows if windows is None else windows
         levels = self.levels(m, level) if levels is None else levels
         name = self._key(m, levels, windows)
-        path = self._path(f"results/{name}.json")
+        path = self.file(f"results/{name}.json")
         found: tuple[Losses, Reads] | None = None
         if path is not None and path.is_file():
             try:
