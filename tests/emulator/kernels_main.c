@@ -149,7 +149,7 @@ static bool row_scales(uint32_t kind) {
     if (memcmp(out[0], out[1], n * sizeof(float)) != 0) {
         return false;
     }
-    const uint32_t few = below(ROWS + 1u), shift = below(13);
+    const uint32_t few = below((ROWS < SF_GROUP ? ROWS : SF_GROUP) + 1u), shift = below(13);
     memcpy(acc[1], acc[0], sizeof acc[0]);
     sf_axpy_r8(p, q[0], few, groups * 32u, shift, acc[0]);
     plain_axpy_r8(p, q[0], few, groups * 32u, shift, acc[1]);
