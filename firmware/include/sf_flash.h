@@ -18,6 +18,8 @@ typedef struct {
     uint32_t pinned; /* rows from 0 on that stay in RAM */
     uint32_t pin;    /* where they lie in the pinned RAM */
     bool ffn;        /* counts as FFN bytes */
+    bool tables;     /* scales: rows come one by one */
+    uint8_t input;   /* threshold of the inputs whose columns these are; 0: not columns of inputs */
 } sf_part;
 
 /* Rows of a part, all from 0 on or those of an ascending index list. */

@@ -57,11 +57,15 @@ int sf_set_thresholds(uint32_t layer, const float *t) {
             return SF_ERR_ARG;
         }
     }
-    const bool attn = t[SF_T_Q] > 0.0f || t[SF_T_K] > 0.0f || t[SF_T_V] > 0.0f || t[SF_T_O] > 0.0f;
-    const bool ffn = t[SF_T_XG] > 0.0f || t[SF_T_XU] > 0.0f;
-    if ((!SF_GUESSES && t[SF_T_GUESS] > 0.0f) || (!SF_ATTN_COLUMNS && attn) ||
-        (!SF_FFN_COLUMNS && ffn)) {
-        return SF_ERR_ARG; /* the image has nothing that guesses, or rows where it takes columns */
+    /* What the image has columns or guesses for. */
+    uint32_t stored = SF_GUESSES ? 1u << SF_T_GUESS : 0u;
+    for (uint32_t i = 0; i < SF_LAYER_PARTS; i++) {
+        stored |= 1u << sf_parts[layer * SF_LAYER_PARTS + i].input;
+    }
+    for (uint32_t i = SF_T_GUESS; i < SF_THRESHOLDS; i++) {
+        if (t[i] > 0.0f && (stored >> i & 1u) == 0u) {
+            return SF_ERR_ARG;
+        }
     }
     memcpy(sf_threshold[layer], t, sizeof sf_threshold[layer]);
     return SF_OK;
@@ -80,22 +84,16 @@ void sf_counters_clear(void) {
 }
 
 bool sf_reads_all(uint32_t layer, uint32_t kind) {
+    const sf_part *part = &sf_parts[layer * SF_LAYER_PARTS + kind];
     const float *t = sf_threshold[layer];
     const bool guessed = t[SF_T_GUESS] > 0.0f;
     const bool gate = SF_SPECULATES || !guessed;
     const bool up = gate && !(t[SF_T_GATE] > 0.0f || t[SF_T_ACT] > 0.0f);
     const bool down = up && !(t[SF_T_UP] > 0.0f || t[SF_T_H] > 0.0f);
+    if (part->tables || part->input != 0u) {
+        return !part->tables && !(t[part->input] > 0.0f);
+    }
     switch (kind) {
-#if SF_ATTN_COLUMNS
-    case SF_PART_Q: return !(t[SF_T_Q] > 0.0f);
-    case SF_PART_K: return !(t[SF_T_K] > 0.0f);
-    case SF_PART_V: return !(t[SF_T_V] > 0.0f);
-    case SF_PART_O: return !(t[SF_T_O] > 0.0f);
-    case SF_PART_Q_SCALES:
-    case SF_PART_K_SCALES:
-    case SF_PART_V_SCALES:
-    case SF_PART_O_SCALES: return false;
-#endif
 #if SF_RANK
     case SF_PART_GUESS_B:
 #endif
@@ -103,16 +101,8 @@ bool sf_reads_all(uint32_t layer, uint32_t kind) {
     case SF_PART_GUESS_GATE:
     case SF_PART_GUESS_UP: return guessed && !down; /* else they are not read at all */
 #endif
-#if SF_FFN_COLUMNS
-    case SF_PART_GATE: return !(t[SF_T_XG] > 0.0f);
-    case SF_PART_UP: return !(t[SF_T_XU] > 0.0f);
-    case SF_PART_GATE_SCALES:
-    case SF_PART_UP_SCALES: return false;
-#else
     case SF_PART_GATE: return gate;
     case SF_PART_UP: return up;
-#endif
-    case SF_PART_SCALES: return false; /* tables come one by one */
     case SF_PART_DOWN: return down;
     default: return true;
     }

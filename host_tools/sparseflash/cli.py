@@ -137,7 +137,6 @@ def generate(
     """Packs the model, plans it for the board and writes its C."""
     from sparseflash import pipeline, recipes, sfm
     from sparseflash.boards import load_board
-    from sparseflash.engine import dense_thresholds
     from sparseflash.screen import head_rows
 
     recipe, target = recipes.load_recipe(model), load_board(board)
@@ -147,22 +146,9 @@ def generate(
         raise UsageError(f"order {order!r} is unknown; there are {', '.join(sfm.ORDERS)}")
     loaded = pipeline.open_model(recipe)
     layout = target.raw.get("layout", "joint")
-    asked = [method, *([speculate] if speculate else [])]
-    image = pipeline.pack_model(loaded, recipe, layout, order, asked, rows > 0, asvd)
-    percent = 0.0 if method == "dense" else sparsity
-    limits = dense_thresholds(image)
-    if speculate:
-        known = pipeline.calibrated(loaded, recipe)
-        limits = pipeline.speculation_thresholds(
-            image, known, method, speculate, percent, loaded, recipe
-        )
-    elif percent:
-        limits = pipeline.thresholds_for(
-            image, pipeline.calibrated(loaded, recipe), method, percent, loaded, recipe
-        )
-    plan = pipeline.plan_and_generate(
-        image, target, limits, recipe, method, percent, kv_len, ram, rows, speculate
-    )
+    setting = pipeline.setting_for(loaded, recipe, method, sparsity, speculate)
+    image = pipeline.pack_model(loaded, recipe, layout, order, [setting], rows > 0, asvd)
+    plan = pipeline.plan_and_generate(image, target, setting, recipe, kv_len, ram, rows)
     table = Table("SRAM", "bytes", title=f"{model} on {board}")
     for name, size in plan["memory"].items():
         table.add_row(name, f"{size:,}")
@@ -171,7 +157,8 @@ def generate(
     table.add_row("of the board", f"{target.sram_bytes:,}")
     console.print(table)
     _say_placement(plan)
-    _say(f"flash {image.size:,} of {target.flash_bytes:,} bytes; method {method} {percent:g} %")
+    what = f"method {method} {setting.percent:g} %"
+    _say(f"flash {image.size:,} of {target.flash_bytes:,} bytes; {what}")
 
 
 @app.command()
@@ -379,9 +366,9 @@ def perplexity(
     loaded = pipeline.open_model(recipe)
     if loaded.tokenizer is None:
         raise UsageError(f"{model} has no tokenizer, so it has no perplexity of a text")
-    asked = [m for m, _ in wanted]
+    asked = [pipeline.setting_for(loaded, recipe, m, s) for m, s in wanted]
     screened = rows_of_head > 0
-    image = pipeline.pack_model(loaded, recipe, methods=asked, screened=screened, asvd=asvd)
+    image = pipeline.pack_model(loaded, recipe, settings=asked, screened=screened, asvd=asvd)
     calibration = pipeline.calibrated(loaded, recipe)
     name = text or str(recipe.evaluation.get("text", ""))
     if not name:
@@ -397,9 +384,7 @@ def perplexity(
     assert_disjoint(calibration, ids, recipes.file_sha256(recipes.text_path(name)))
     pipeline.host_engine(image, recipe, window, rows_of_head)
     variants: list[tuple[str, float, np.ndarray]] = [("dense", 0.0, dense_thresholds(image))]
-    for method, percent in wanted:
-        limits = pipeline.thresholds_for(image, calibration, method, percent, loaded, recipe)
-        variants.append((method, percent, limits))
+    variants += [(s.method, s.percent, s.thresholds) for s in asked]
     folder = pipeline.Places(model).folder
     with _bar() as bar:
         task = bar.add_task("windows", total=len(ids) * (1 + len(variants)))

@@ -35,9 +35,10 @@ from sparseflash.link.client import Device
 from sparseflash.load import load_model
 from sparseflash.methods import registry
 from sparseflash.neuron_order import load_order, measure_order, save_order
+from sparseflash.placement import use_of
 from sparseflash.plan import make_plan, plan_digest
 from sparseflash.recipes import Recipe, fetch, fetch_tokenizer
-from sparseflash.reference import SITES, THRESHOLDS, Reference
+from sparseflash.reference import INPUTS, SITES, THRESHOLDS, Reference
 from sparseflash.runners import Files, flash_files, reply_seconds, start_board
 from sparseflash.sfm import Formats, Image, pack
 from sparseflash.spec import Model
@@ -47,6 +48,8 @@ if TYPE_CHECKING:
 
 DEVICE_METHODS = tuple(m.name for m in registry.METHODS.values() if m.device)
 """Methods that thresholds of a layer express."""
+NEURONS = ("gate", "act", "up", "h")
+"""Sites of true values that drop neurons."""
 
 
 @dataclass(frozen=True)
@@ -102,23 +105,22 @@ def open_model(recipe: Recipe) -> Model:
     return model
 
 
-def formats_for(recipe: Recipe, methods: Iterable[str]) -> Formats:
+def formats_for(recipe: Recipe, settings: Iterable[Setting] = ()) -> Formats:
     """The grids of the recipe's weights, stored as the methods need them.
 
     Raises:
         UsageError: one image cannot serve all of them.
     """
     f = recipe.formats
-    asked = [registry.method(name) for name in methods]
-    needs = {(m.proxy, m.rank and m.name, m.inputs) for m in asked} - {(0, 0, "")}
-    if len(needs) > 1:
+    needs = {(s.guess, s.columns) for s in settings} - {(None, ())}
+    if len({(m and (m.proxy or m.name), c) for m, c in needs}) > 1:
         raise UsageError(
             "one image has proxies of one width, one predictor or one set of matrices by columns; "
-            "ask for one prox, one predictor or one teal at a time"
+            "ask for one prox, one predictor, one teal or marginal at one sparsity at a time"
         )
-    guess, _, inputs = needs.pop() if needs else (0, 0, "")
-    rank = max((m.rank for m in asked), default=0)
-    return Formats(f["attn"], f["ffn"], f["embed"], guess=guess, rank=rank, inputs=inputs)
+    m, columns = needs.pop() if needs else (None, ())
+    guess, rank = (m.proxy, m.rank) if m else (0, 0)
+    return Formats(f["attn"], f["ffn"], f["embed"], guess=guess, rank=rank, columns=columns)
 
 
 def pack_model(
@@ -126,7 +128,7 @@ def pack_model(
     recipe: Recipe,
     layout: str = "joint",
     order: str = "file",
-    methods: Iterable[str] = (),
+    settings: Iterable[Setting] = (),
     screened: bool = False,
     asvd: float = 0.0,
 ) -> Image:
@@ -139,15 +141,15 @@ def pack_model(
     layout = "split" if asvd else layout
     path = Places(recipe.name).image_of(layout, screened, asvd)
     proxy = "q4" if screened else ""
-    plain = formats_for(recipe, methods)
+    plain = formats_for(recipe, settings)
     formats = replace(plain, layout=layout, order=order, head_proxy=proxy)
     predictor = factors = None
     if asvd:
         factors = _factors(model, plain, recipe, asvd)
         ranks = factors.ranks(model.spec.n_layers)
         formats = replace(formats, ranks=ranks, factors=factors.digest)
-    for m in (registry.method(name) for name in methods):
-        if m.rank and predictor is None:
+    for m in (s.guess for s in settings):
+        if m and m.rank and predictor is None:
             study = _study(model, plain, calibrated(model, recipe), recipe)
             predictor = study.predictor(m)
             formats = replace(formats, ahead=predictor.ahead, predictor=predictor.digest)
@@ -228,42 +230,71 @@ def check_method(method: str, percent: float) -> None:
         raise UsageError(f"sparsity {percent:g} is out of range; give 0 up to below 100 percent")
 
 
-def thresholds_for(
-    image: Image,
-    calibration: Calibration,
-    method: str,
-    percent: float,
-    model: Model | None = None,
-    recipe: Recipe | None = None,
-) -> np.ndarray:
-    """float32 (layers, 12): the method's sites at ``percent`` of magnitudes below.
+@dataclass(frozen=True)
+class Setting:
+    """A method at a sparsity on one model."""
 
-    Methods whose levels differ between layers need the model and its recipe to find them.
+    method: str
+    percent: float
+    levels: dict[str, np.ndarray]
+    """Share dropped by site, and by ``proxy`` or predictor, (layers,) each; empty is dense."""
+    thresholds: np.ndarray
+    """float32 (layers, 12), in the order of THRESHOLDS."""
+    speculate: str = ""
+    """Method whose guess only reads early what the mask may ask for."""
+
+    @property
+    def guess(self) -> registry.Method | None:
+        """The method whose proxies or predictor the image needs."""
+        m = registry.method(self.speculate or self.method)
+        return m if self.levels and m.guess else None
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """What the image stores by columns: ``Formats.columns``."""
+        from sparseflash.methods.bytes import columns_of
+
+        return columns_of(self.levels)
+
+
+def setting_for(
+    model: Model, recipe: Recipe, method: str, percent: float, speculate: str = ""
+) -> Setting:
+    """The method's levels and thresholds at ``percent``, from the recipe's calibration.
+
+    speculate: a method whose guess says what to read early.
     """
     check_method(method, percent)
-    out = dense_thresholds(image)
-    if not percent:
-        return out
-    m = registry.method(method)
-    levels = {s: np.full(image.spec.n_layers, percent / 100) for s in m.sites}
-    if m.guess or m.inputs or m.budget != "uniform":
-        if model is None or recipe is None:
-            raise UsageError(f"method {method} needs the model to find its thresholds")
-        study = _study(model, image.formats, calibration, recipe)
-        levels = study.levels(m, percent / 100)
-    if m.guess or m.inputs:
-        for i, rules in enumerate(study.rules(m, levels)):
-            for site, rule in rules.sites.items():
-                out[i, THRESHOLDS.index(site)] = rule.threshold
-            if rules.proxy is not None:
-                out[i, THRESHOLDS.index("guess")] = rules.proxy.rule.threshold
-        return out
-    for site, shares in levels.items():
-        column = THRESHOLDS.index(site)
-        for i, share in enumerate(shares):
-            if share > 0:
-                out[i, column] = calibration.threshold(i, site, float(share))
-    return out
+    m, n = registry.method(method), model.spec.n_layers
+    if speculate:
+        if not registry.method(speculate).guess or m.guess or not {*NEURONS} & {*m.sites}:
+            raise UsageError(
+                f"--speculate {speculate} for method {method}: give it a prox, svd or lowrank "
+                "method, and a method that drops neurons by their true values, as cats and h do"
+            )
+        found = setting_for(model, recipe, method, percent)
+        guess = THRESHOLDS.index("guess")
+        early = setting_for(model, recipe, speculate, percent).thresholds
+        found.thresholds[:, guess] = early[:, guess]
+        return replace(found, speculate=speculate)
+    out = np.zeros((n, len(THRESHOLDS)), np.float32)
+    if not percent or not (m.sites or m.guess):
+        return Setting(method, 0.0, {}, out)
+    calibration = calibrated(model, recipe)
+    if not m.guess and m.budget == "uniform" and not {*m.sites} & {*INPUTS}:
+        levels = {s: np.full(n, percent / 100) for s in m.sites}
+        for site in m.sites:
+            for i in range(n):
+                out[i, THRESHOLDS.index(site)] = calibration.threshold(i, site, percent / 100)
+        return Setting(method, percent, levels, out)
+    study = _study(model, formats_for(recipe), calibration, recipe)
+    levels = study.levels(m, percent / 100)
+    for i, rules in enumerate(study.rules(m, levels)):
+        for site, rule in rules.sites.items():
+            out[i, THRESHOLDS.index(site)] = rule.threshold
+        if rules.proxy is not None:
+            out[i, THRESHOLDS.index("guess")] = rules.proxy.rule.threshold
+    return Setting(method, percent, levels, out)
 
 
 def _factors(model: Model, formats: Formats, recipe: Recipe, percent: float) -> Factors:
@@ -271,29 +302,6 @@ def _factors(model: Model, formats: Formats, recipe: Recipe, percent: float) -> 
     from sparseflash.methods.asvd import asvd
 
     return asvd(_study(model, formats, calibrated(model, recipe), recipe), percent / 100)
-
-
-def speculation_thresholds(
-    image: Image,
-    calibration: Calibration,
-    method: str,
-    guess: str,
-    percent: float,
-    model: Model,
-    recipe: Recipe,
-) -> np.ndarray:
-    """float32 (layers, 12): those of ``method``, beside which ``guess`` says what to read early."""
-    g, m = registry.method(guess), registry.method(method)
-    if not g.guess or m.guess or not {"gate", "act", "up", "h"} & {*m.sites}:
-        raise UsageError(
-            f"--speculate {guess} for method {method}: give it a prox, svd or lowrank method, and "
-            "a method that drops neurons by their true values, as cats and h do"
-        )
-    out = thresholds_for(image, calibration, method, percent, model, recipe)
-    column = THRESHOLDS.index("guess")
-    guessed = thresholds_for(image, calibration, guess, percent, model, recipe)
-    out[:, column] = guessed[:, column]
-    return out
 
 
 def _study(model: Model, formats: Formats, calibration: Calibration, recipe: Recipe) -> Study:
@@ -322,21 +330,27 @@ def with_curve(board: Board) -> Board:
 def plan_and_generate(
     image: Image,
     board: Board,
-    thresholds: np.ndarray,
+    setting: Setting,
     recipe: Recipe,
-    method: str,
-    percent: float,
     kv_len: int | None = None,
     ram: int | None = None,
     head_rows: int = 0,
-    speculate: str = "",
 ) -> dict[str, Any]:
     """plan.json and the C of a board."""
     places = Places(recipe.name, board.id)
     positions = kv_len or min(recipe.kv_len, board.kv_len_default)
     board = with_curve(board)
     plan = make_plan(
-        image, board, thresholds, positions, method, percent, ram, head_rows, speculate
+        image,
+        board,
+        setting.thresholds,
+        positions,
+        setting.method,
+        setting.percent,
+        ram,
+        head_rows,
+        setting.speculate,
+        use_of(setting.levels),
     )
     generate(plan, places.target / "gen", board)
     write_json(places.plan, plan)

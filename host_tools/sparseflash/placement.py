@@ -11,15 +11,20 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-from sparseflash.columns import column_bytes, matrix_bytes, table_bytes, tables
+import numpy as np
+
+from sparseflash.columns import column_bytes, table_bytes, tables
 from sparseflash.errors import TooSmallError
 from sparseflash.factors import shape_of
 from sparseflash.proxy import proxy_row_bytes
 from sparseflash.quantize import row_bytes
-from sparseflash.sfm import Formats, Image, Section, record_layout
+from sparseflash.reference import INPUTS as INPUT_SITES
+from sparseflash.sfm import MATRICES, Formats, Image, Section, record_layout
 
-KINDS = ("qkv", "o", "gate", "up", "scales", "down")
 PIN_ALIGN = 64
+Use = dict[str, np.ndarray]
+"""Expected share of rows that a token reads, (layers,), by kind of part; of inputs by their site
+(``q``, ``k``, ``v``, ``o``, ``xg``, ``xu``). What is not named is read whole."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +39,8 @@ class Part:
     rows: int
     ffn: bool
     use: float = 1.0
+    input: str = ""
+    """Site of the inputs whose columns the rows are; empty for a matrix by rows."""
     pinned: int = 0
     """Rows from 0 on that stay in RAM."""
     pin: int = 0
@@ -50,139 +57,139 @@ class Part:
 
 
 def kinds_of(formats: Formats) -> tuple[str, ...]:
-    """Parts of a layer in order of use; a matrix by columns has a part for its scales, one that can
-    be in factors its A, after a part for B, which has no rows in layers where it is whole."""
+    """Parts of a layer in order of use, the same for all; a layer leaves those without rows that it
+    does not need. A matrix by columns has a part for its scales after it, one that can be in
+    factors its A after a part for B."""
     out: list[str] = []
-    for kind in KINDS:
-        matrices = ("q", "k", "v") if kind == "qkv" else (kind,)
-        if formats.guesses and kind == ("qkv" if formats.ahead else "gate"):
+    for matrix in MATRICES:
+        stored = formats.stored(matrix)
+        each = "qkv" if matrix == "qkv" else (matrix,)
+        if formats.guesses and matrix == ("qkv" if formats.ahead else "gate"):
             out += [*(["guess_b"] * (formats.rank > 0)), "guess_gate", "guess_up"]
-        if formats.ranks and kind not in ("scales", "down"):
-            out += [name for m in matrices for name in (f"{m}_b", m)]
-        elif formats.attn_columns and kind in ("qkv", "o"):
-            out += [name for m in matrices for name in (m, f"{m}_scales")]
-        elif formats.ffn_columns and kind in ("gate", "up"):
-            out += [kind, f"{kind}_scales"]
+        if formats.ranks:
+            out += [name for m in each for name in (f"{m}_b", m)]
+        elif matrix == "qkv":
+            out += ["qkv"] * (stored != "columns")
+            out += [n for m in each if stored != "rows" for n in (m, f"{m}_scales")]
         else:
-            out.append(kind)
-    return tuple(out)
+            out += [matrix, *([f"{matrix}_scales"] * (stored != "rows"))]
+    return (*out, "scales", "down")
 
 
-def _by_columns(
-    kind: str, layer: int, at: int, outputs: int, inputs: int, fmt: str, use: float
-) -> list[Part]:
-    """A matrix stored by columns, and its scales."""
-    column, table = column_bytes(outputs, fmt), table_bytes(outputs, fmt)
-    ffn = kind in ("gate", "up")
-    scales = at + inputs * column
-    return [
-        Part(kind, layer, at, column, column, inputs, ffn, use),
-        Part(f"{kind}_scales", layer, scales, table, table, tables(inputs, fmt), ffn),
-    ]
+def use_of(levels: dict[str, np.ndarray]) -> Use:
+    """What is read when sites drop these shares of their entries, (layers,) each."""
+    if not levels:
+        return {}
+    none = np.zeros(len(next(iter(levels.values()))))
+
+    def kept(site: str) -> np.ndarray:
+        return 1.0 - np.asarray(levels.get(site, none))
+
+    rows = np.minimum(np.minimum(kept("gate"), kept("act")), kept("proxy"))
+    use = {s: kept(s) for s in INPUT_SITES if s in levels}
+    # Gate and up outputs are nearly independent; h is small where act is.
+    return use | {
+        "gate": kept("proxy"),
+        "up": rows,
+        "down": np.minimum(rows * kept("up"), kept("h")),
+    }
 
 
-def _factored(
-    image: Image, layer: int, at: int, names: tuple[str, ...], ffn: bool, use: float
-) -> list[Part]:
-    """B and A of projections, and the rows of those that are whole, which lie from ``at`` on."""
-    s, f, out = image.spec, image.formats, []
-    places = image.factor_offsets(layer)
-    for name in names:
+class _Layer:
+    """The parts of one layer, by kind."""
+
+    def __init__(self, image: Image, layer: int, use: Use) -> None:
+        self.image, self.layer, self.use = image, layer, use
+        self.parts: dict[str, Part] = {}
+
+    def add(
+        self, kind: str, at: int, stride: int, size: int, rows: int, ffn: bool, site: str = ""
+    ) -> int:
+        """Rows of ``size`` bytes; returns where they end. ``site``: of inputs, if they are its
+        columns."""
+        name = site or kind
+        use = float(self.use[name][self.layer]) if name in self.use else 1.0
+        self.parts[kind] = Part(kind, self.layer, at, stride, size, rows, ffn, use, site)
+        return at + rows * stride
+
+    def matrix(self, name: str, at: int, stride: int = 0) -> int:
+        """A projection at ``at``, by rows (of a stride), by columns or in factors; returns where
+        the next one lies."""
+        s, f, ffn = self.image.spec, self.image.formats, name in ("gate", "up")
         rows, cols = shape_of(s, name)
+        fmt = f.ffn if ffn else f.attn
+        size = row_bytes(cols, fmt)
+        if f.by_columns(self.layer, "qkv" if name in "qkv" else name):
+            site = {"gate": "xg", "up": "xu"}.get(name, name)
+            column, table = column_bytes(rows, fmt), table_bytes(rows, fmt)
+            end = self.add(name, at, column, column, cols, ffn, site)
+            return self.add(f"{name}_scales", end, table, table, cols // 32, ffn)
+        places = self.image.factor_offsets(self.layer) if f.ranks else {}
         if name in places:
             b, a, wide, small = places[name]
-            start = image.offset(Section.FACTORS, layer)
-            out.append(Part(f"{name}_b", layer, start + b, wide, wide, (a - b) // wide, ffn))
-            out.append(Part(name, layer, start + a, small, small, rows, ffn, use))
+            start = self.image.offset(Section.FACTORS, self.layer)
+            self.add(f"{name}_b", start + b, wide, wide, (a - b) // wide, ffn)
+            self.add(name, start + a, small, small, rows, ffn)
+            return at
+        return self.add(name, at, stride or size, size, rows, ffn)
+
+    def attention(self) -> None:
+        """q, k, v and o."""
+        s, f = self.image.spec, self.image.formats
+        at = self.image.offset(Section.ATTN, self.layer)
+        if f.ranks or f.by_columns(self.layer, "qkv"):
+            for name in "qkv":
+                at = self.matrix(name, at)
         else:
-            row = row_bytes(cols, f.ffn if ffn else f.attn)
-            out.append(Part(f"{name}_b", layer, 0, 0, 0, 0, ffn))
-            out.append(Part(name, layer, at, row, row, rows, ffn, use))
-            at += rows * row
-    return out
+            row = row_bytes(s.dim, f.attn)
+            at = self.add("qkv", at, row, row, s.q_dim + 2 * s.kv_dim, False)
+        self.matrix("o", at)
+
+    def guess(self) -> None:
+        """The proxies, or the low-rank predictor."""
+        s, f = self.image.spec, self.image.formats
+        at, size = self.image.offset(Section.GUESS, self.layer), proxy_row_bytes(s.dim, f.guess)
+        if f.rank:
+            wide, size = row_bytes(s.dim, "q4"), row_bytes(f.rank, "q4")
+            at = self.add("guess_b", at, wide, wide, f.rank, True)
+        for kind in ("guess_gate", "guess_up"):
+            at = self.add(kind, at, size, size, s.ffn_dim, True)
+
+    def ffn(self) -> None:
+        """Gate, up, and down with its scales."""
+        s, f = self.image.spec, self.image.formats
+        records = self.image.offset(Section.RECORDS, self.layer)
+        gate, up, down = record_layout(s, f, self.layer)
+        self.matrix("gate", records + gate.at, gate.stride)
+        self.matrix("up", records + up.at, up.stride)
+        table, scales = table_bytes(s.dim, f.ffn), self.image.offset(Section.SCALES, self.layer)
+        self.add("scales", scales, table, table, tables(s.ffn_dim, f.ffn), True)
+        self.add("down", records + down.at, down.stride, down.size, s.ffn_dim, True)
 
 
-def _guess_parts(image: Image, layer: int) -> list[Part]:
-    """The proxies, or the low-rank predictor."""
-    s, f = image.spec, image.formats
-    at, out = image.offset(Section.GUESS, layer), []
-    size = proxy_row_bytes(s.dim, f.guess)
-    if f.rank:
-        wide, size = row_bytes(s.dim, "q4"), row_bytes(f.rank, "q4")
-        out.append(Part("guess_b", layer, at, wide, wide, f.rank, True))
-        at += f.rank * wide
-    for kind in ("guess_gate", "guess_up"):
-        out.append(Part(kind, layer, at, size, size, s.ffn_dim, True))
-        at += s.ffn_dim * size
-    return out
+def parts_of(image: Image, use: Use | None = None, head_rows: int = 0) -> list[Part]:
+    """The parts in order of use, those that a layer does not need with no rows.
 
-
-def parts_of(
-    image: Image,
-    alive: float = 1.0,
-    alive_up: float = 1.0,
-    alive_gate: float = 1.0,
-    inputs: float = 1.0,
-    head_rows: int = 0,
-) -> list[Part]:
-    """The parts in order of use; ``alive`` is the share of neurons a mask keeps.
-
-    inputs: the share of inputs that live at matrices stored by columns.
-    head_rows: what a screened head computes exactly.
+    use: what a token is expected to read; head_rows: what a screened head computes exactly.
     """
     s, f = image.spec, image.formats
-    row, o_row = row_bytes(s.dim, f.attn), row_bytes(s.q_dim, f.attn)
-    heads = s.q_dim + 2 * s.kv_dim
-    table = table_bytes(s.dim, f.ffn)
+    kinds = kinds_of(f)
     out = []
     for i in range(s.n_layers):
-        attn = image.offset(Section.ATTN, i)
-        rec, lay = image.offset(Section.RECORDS, i), record_layout(s, f, i)
-        scales = image.offset(Section.SCALES, i)
-        rs, cs, n = lay.row_stride, lay.column_stride, s.ffn_dim
-        if f.ahead:
-            out += _guess_parts(image, i)
-        if f.ranks:
-            out += _factored(image, i, attn, ("q", "k", "v", "o"), False, 1.0)
-        elif f.attn_columns:
-            at = attn
-            for kind, rows, cols in (
-                ("q", s.q_dim, s.dim),
-                ("k", s.kv_dim, s.dim),
-                ("v", s.kv_dim, s.dim),
-                ("o", s.dim, s.q_dim),
-            ):
-                out += _by_columns(kind, i, at, rows, cols, f.attn, inputs)
-                at += matrix_bytes(rows, cols, f.attn)
-        else:
-            out += [
-                Part("qkv", i, attn, row, row, heads, False),
-                Part("o", i, attn + heads * row, o_row, o_row, s.dim, False),
-            ]
-        if f.guesses and not f.ahead:
-            out += _guess_parts(image, i)
-        if f.ranks:
-            for kind, start, use in (("gate", lay.gate, alive_gate), ("up", lay.up, alive_up)):
-                out += _factored(image, i, rec + start, (kind,), True, use)
-        elif f.ffn_columns:
-            for kind, start in (("gate", lay.gate), ("up", lay.up)):
-                out += _by_columns(kind, i, rec + start, n, s.dim, f.ffn, inputs)
-        else:
-            out += [
-                Part("gate", i, rec + lay.gate, rs, lay.row, n, True, alive_gate),
-                Part("up", i, rec + lay.up, rs, lay.row, n, True, alive_up),
-            ]
-        out += [
-            Part("scales", i, scales, table, table, tables(s.ffn_dim, f.ffn), True),
-            Part("down", i, rec + lay.down, cs, lay.column, n, True, alive),
-        ]
+        layer = _Layer(image, i, use or {})
+        layer.attention()
+        layer.ffn()
+        if f.guesses:
+            layer.guess()
+        ffn = {k for k in kinds if k.split("_")[0] in ("gate", "up")}
+        out += [layer.parts.get(k, Part(k, i, 0, 0, 0, 0, k in ffn)) for k in kinds]
     e_row = row_bytes(s.dim, f.embed)
     head = image.offset(Section.EMBED if s.tied_head else Section.HEAD)
     if head_rows:
         proxy, p_row = image.offset(Section.HEAD_PROXY), row_bytes(s.dim, f.head_proxy)
         out.append(Part("head_proxy", s.n_layers, proxy, p_row, p_row, s.vocab, False))
-    use = head_rows / s.vocab if head_rows else 1.0
-    out.append(Part("head", s.n_layers, head, e_row, e_row, s.vocab, False, use))
+    share = head_rows / s.vocab if head_rows else 1.0
+    out.append(Part("head", s.n_layers, head, e_row, e_row, s.vocab, False, share))
     embed = image.offset(Section.EMBED)
     out.append(Part("embed", s.n_layers, embed, e_row, e_row, s.vocab, False, 1 / s.vocab))
     return out
@@ -199,11 +206,8 @@ def place(parts: list[Part], budget: int, tied: bool, ram: int, board: str) -> l
         TooSmallError: working memory leaves nothing.
     """
     groups = [
-        [p for p in parts if p.kind.endswith("scales")],
-        sorted(
-            (p for p in parts if p.rows and p.kind[-6:] != "scales" and p.kind != "embed"),
-            key=lambda p: -p.use,
-        ),
+        [p for p in parts if p.rows and p.kind.endswith("scales")],
+        [p for p in parts if p.rows and not p.kind.endswith("scales") and p.kind != "embed"],
     ]
     if budget < 0:
         raise TooSmallError(

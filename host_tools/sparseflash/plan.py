@@ -12,19 +12,21 @@ import numpy as np
 from sparseflash.boards import Board
 from sparseflash.columns import padded
 from sparseflash.errors import TooSmallError, UnsupportedError, UsageError
-from sparseflash.placement import Part, kinds_of, parts_of, pinned_bytes, place, summary
+from sparseflash.placement import Part, Use, kinds_of, parts_of, pinned_bytes, place, summary
 from sparseflash.reference import INPUTS, THRESHOLDS
 from sparseflash.screen import check_rows
-from sparseflash.sfm import Image, Section, vector_layout
+from sparseflash.sfm import MATRICES, Formats, Image, Section, vector_layout
 
-RUNTIME_VERSION = 3
+RUNTIME_VERSION = 4
+PART_BYTES = 28
+"""Of ``sf_part``."""
 
 
 def outputs_of(image: Image) -> int:
     """The most outputs of a matrix stored by columns: dim, that of down_proj, without others."""
     s, f = image.spec, image.formats
-    attn = max(s.q_dim, s.kv_dim) if f.attn_columns else 0
-    return padded(max(s.dim, attn, s.ffn_dim if f.ffn_columns else 0))
+    sizes = {"qkv": max(s.q_dim, s.kv_dim), "gate": s.ffn_dim, "up": s.ffn_dim}
+    return padded(max(s.dim, *(n for m, n in sizes.items() if f.stored(m) != "rows"), 0))
 
 
 def memory_table(image: Image, kv_len: int, head_rows: int = 0) -> dict[str, int]:
@@ -45,7 +47,7 @@ def memory_table(image: Image, kv_len: int, head_rows: int = 0) -> dict[str, int
         "down sums": 12 * outputs_of(image),
         "quantised activations": groups * (32 + 4 + 1),
     }
-    if image.formats.inputs:
+    if image.formats.columns:
         table["input masks"] = 6 * max(s.dim, s.q_dim)
     if rank:
         table["products of factors"] = 4 * rank
@@ -60,25 +62,16 @@ def _flash_and_parts(
     board: Board,
     memory: dict[str, int],
     ram: int,
-    method: str,
-    sparsity: float,
+    use: Use,
     head_rows: int,
     speculates: bool,
 ) -> tuple[dict[str, Any], list[Part]]:
     """How weights are reached, and where each part lies; adds its buffers to ``memory``."""
-    keep = 1.0 - sparsity / 100
-    guess = image.formats.guesses and not speculates
-    alive = {"dense": 1.0, "h": keep, "cats": keep}.get(method, keep if guess else keep * keep)
-    up = 1.0 if method in ("dense", "h") else keep
-    if image.formats.inputs:
-        down = keep if image.formats.inputs == "all" else 1.0
-        parts = parts_of(image, down, inputs=keep, head_rows=head_rows)
-    else:
-        parts = parts_of(image, alive, up, keep if guess else 1.0, head_rows=head_rows)
+    parts = parts_of(image, use, head_rows)
     stream = board.raw.get("stream")
     if stream is None:
         return {"mode": "map"}, parts
-    if image.formats.layout != "split" and not image.formats.ffn_columns:
+    if image.formats.layout != "split":
         raise UnsupportedError(
             f"board {board.id} streams its flash in blocks and needs the split layout; generate "
             "the model for this board again"
@@ -97,6 +90,9 @@ def _flash_and_parts(
         start, end = image.offset(Section.VECTORS), image.offset(Section.ROPE)
         flash["constants"] = end + image.section(Section.ROPE).size - start
         memory["vectors and tables"] = flash["constants"]
+    more = len(kinds_of(image.formats)) - len(kinds_of(Formats()))
+    if more and "code and constants" in board.reserve:  # which holds the parts of a model by rows
+        memory["parts by columns or guesses"] = PART_BYTES * more * image.spec.n_layers
     memory["program and stack"] = int(stream.get("program_bytes", 0))
     del memory["total"]
     budget = ram - sum(memory.values()) - sum(board.reserve.values())
@@ -127,10 +123,12 @@ def make_plan(
     ram: int | None = None,
     head_rows: int = 0,
     speculate: str = "",
+    use: Use | None = None,
 ) -> dict[str, Any]:
     """The plan as plain data; ``thresholds`` float32 (layers, 12), ``ram`` bytes to stay within,
     ``head_rows`` the rows that a screened head computes exactly (0: the exact head),
-    ``speculate`` the method whose guess only reads early what the mask of true values may ask for.
+    ``speculate`` the method whose guess only reads early what the mask of true values may ask for,
+    ``use`` what a token is expected to read (by default everything).
 
     Raises:
         TooSmallError: SRAM or flash of the board does not hold it; names the line that overflows.
@@ -166,11 +164,12 @@ def make_plan(
             "--speculate a prox, svd or lowrank method and generate again"
         )
     flash, parts = _flash_and_parts(
-        image, board, memory, ram, method, sparsity, head_rows, bool(speculate)
+        image, board, memory, ram, use or {}, head_rows, bool(speculate)
     )
-    for columns, sites in ((f.attn_columns, INPUTS[:4]), (f.ffn_columns, INPUTS[4:])):
-        which = [THRESHOLDS.index(name) for name in sites]
-        if not columns and np.asarray(thresholds)[:, which].any():
+    stored = {(p.layer, p.input) for p in parts}
+    for i, row in enumerate(np.asarray(thresholds)):
+        limits = dict(zip(THRESHOLDS, row, strict=True))
+        if any(limits[site] > 0 and (i, site) not in stored for site in INPUTS):
             raise UnsupportedError(
                 f"the image of {image.name} has rows where {method} needs columns; pack again"
             )
@@ -203,8 +202,7 @@ def make_plan(
         "speculate": speculate,
         "speculates": bool(speculate),
         "most_rank": f.most_rank,
-        "attn_columns": f.attn_columns,
-        "ffn_columns": f.ffn_columns,
+        "stored": {m: f.stored(m) for m in MATRICES},
         "outputs": outputs_of(image),
         "score_scale": float(np.float32(s.score_scale * 1.4426950408889634)),
         "model": {

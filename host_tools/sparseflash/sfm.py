@@ -55,7 +55,8 @@ ENTRY = struct.Struct("<IIQQII")
 ALIGN = 64
 ORDERS = ("file", "coactivation")
 """Of the neurons in RECORDS."""
-INPUTS = ("", "attn", "ffn", "all")
+MATRICES = ("qkv", "o", "gate", "up")
+"""What a layer can store by columns: q, k and v together, and the others each."""
 
 
 class Section(IntEnum):
@@ -95,10 +96,9 @@ class Formats:
     """It reads the normed input of attention, not of the FFN."""
     predictor: str = ""
     """Its digest, so that an image of another one is packed again."""
-    inputs: str = ""
-    """Matrices by columns, for methods that drop inputs: ``attn`` (q, k, v, o), ``ffn`` (gate, up),
-    ``all``, or none of them. Gate and up by columns: no neuron is contiguous then."""
-
+    columns: tuple[str, ...] = ()
+    """By layer, which of MATRICES are stored by columns, with spaces between (``"qkv gate"``), for
+    methods that drop their inputs; empty when no layer has any."""
     ranks: Ranks = ()
     """Projections stored as two factors; empty when none is."""
     factors: str = ""
@@ -118,13 +118,14 @@ class Formats:
         """Neurons are chosen before they are read."""
         return self.guess > 0 or self.rank > 0
 
-    @property
-    def attn_columns(self) -> bool:
-        return self.inputs in ("attn", "all")
+    def by_columns(self, layer: int, matrix: str) -> bool:
+        """Whether a layer stores one of MATRICES by columns."""
+        return bool(self.columns) and matrix in self.columns[layer].split()
 
-    @property
-    def ffn_columns(self) -> bool:
-        return self.inputs in ("ffn", "all")
+    def stored(self, matrix: str) -> str:
+        """``columns`` or ``rows`` when every layer stores it so, ``both`` when they differ."""
+        by = {matrix in names.split() for names in self.columns or ("",)}
+        return "both" if len(by) > 1 else "columns" if by.pop() else "rows"
 
 
 def _rope_increments(theta: float, scale: float, head_dim: int) -> np.ndarray:
@@ -172,48 +173,71 @@ def vector_layout(spec: ModelSpec) -> list[tuple[str, int]]:
 
 
 @dataclass(frozen=True)
-class RecordLayout:
-    """Where neuron i's pieces lie in RECORDS: part offset + i * part stride, in bytes."""
+class Plane:
+    """Where item i (a row or a column) lies in RECORDS: at + i * stride, size bytes."""
 
-    row: int
-    column: int
-    gate: int
-    up: int
-    down: int
-    row_stride: int
-    column_stride: int
+    at: int
+    stride: int
+    size: int
 
 
-def record_layout(spec: ModelSpec, formats: Formats, layer: int = 0) -> RecordLayout:
-    """The layout of a layer's FFN records; projections in factors take nothing there."""
-    row = row_bytes(spec.dim, formats.ffn)
-    column = column_bytes(spec.dim, formats.ffn)
-    if formats.ffn_columns:
-        one = matrix_bytes(spec.ffn_dim, spec.dim, formats.ffn)
-        side = column_bytes(spec.ffn_dim, formats.ffn)
-        return RecordLayout(side, column, 0, one, 2 * one, side, column)
-    if formats.layout == "joint":
+def record_layout(spec: ModelSpec, formats: Formats, layer: int) -> tuple[Plane, Plane, Plane]:
+    """Gate, up and down of a layer. Tables follow the columns of gate and up; projections in
+    factors take nothing there."""
+    fmt, n = formats.ffn, spec.ffn_dim
+    row, column = row_bytes(spec.dim, fmt), column_bytes(spec.dim, fmt)
+    if formats.layout == "joint" and not _apart(formats, layer):
         stride = 2 * row + column
-        return RecordLayout(row, column, 0, row, 2 * row, stride, stride)
-    up, down = (
-        sum(spec.ffn_dim * row for n in names if not formats.rank_of(layer, n))
-        for names in (("gate",), ("gate", "up"))
-    )
-    return RecordLayout(row, column, 0, up, down, row, column)
+        return Plane(0, stride, row), Plane(row, stride, row), Plane(2 * row, stride, column)
+    out, at = [], 0
+    for name in ("gate", "up"):
+        columns = formats.by_columns(layer, name)
+        item = column_bytes(n, fmt) if columns else row
+        out.append(Plane(at, item, item))
+        if not formats.rank_of(layer, name):
+            at += matrix_bytes(n, spec.dim, fmt) if columns else n * row
+    return out[0], out[1], Plane(at, column, column)
+
+
+def _apart(formats: Formats, layer: int) -> bool:
+    """Gate or up by columns: no neuron is contiguous then."""
+    return any(formats.by_columns(layer, m) for m in ("gate", "up"))
 
 
 def _records(
     gate: Blocks, up: Blocks, down: Blocks, ffn: int, formats: Formats, layer: int
 ) -> bytes:
-    """Gate rows, up rows and down columns, by neuron or by plane."""
+    """Gate, up and down columns, by neuron or one after the other."""
     body = pack_integers(down)[:ffn]
-    if formats.ffn_columns:
-        return pack_columns(gate) + pack_columns(up) + body.tobytes()
-    whole = [m for n, m in (("gate", gate), ("up", up)) if not formats.rank_of(layer, n)]
-    pieces = [*map(pack_rows, whole), body]
-    if formats.layout == "joint":
-        return np.concatenate(pieces, axis=1).tobytes()
-    return b"".join(p.tobytes() for p in pieces)
+    if formats.layout == "joint" and not _apart(formats, layer):
+        return np.concatenate([pack_rows(gate), pack_rows(up), body], axis=1).tobytes()
+    whole = [(n, m) for n, m in (("gate", gate), ("up", up)) if not formats.rank_of(layer, n)]
+    return b"".join([*(_matrix(m, formats.by_columns(layer, n)) for n, m in whole), body.tobytes()])
+
+
+def _matrix(blocks: Blocks, columns: bool) -> bytes:
+    return pack_columns(blocks) if columns else pack_rows(blocks).tobytes()
+
+
+def _check_columns(spec: ModelSpec, formats: Formats) -> None:
+    """Refuses columns that do not fit the model, and those of matrices that guesses choose from."""
+    names = {m for line in formats.columns for m in line.split()}
+    if formats.columns and (
+        len(formats.columns) != spec.n_layers or not names or not names <= set(MATRICES)
+    ):
+        raise UnsupportedError(
+            f"columns {formats.columns} are not a line of {', '.join(MATRICES)} for each of "
+            f"{spec.n_layers} layers; leave them out where there are none"
+        )
+    if "r8" in (formats.attn, formats.ffn) and names:
+        raise UnsupportedError(
+            f"format r8 has no columns of {', '.join(sorted(names))}; a method that drops inputs "
+            "takes q4 or q8"
+        )
+    if formats.guesses and names & {"gate", "up"}:
+        raise UnsupportedError(
+            "guesses choose rows of gate and up, which this image stores by columns; choose one"
+        )
 
 
 def _reordered(gate: Blocks, up: Blocks, down: Blocks, order: np.ndarray) -> list[Blocks]:
@@ -295,21 +319,12 @@ def pack(
     if factors is not None:
         ranks = factors.ranks(model.spec.n_layers)
         formats = replace(formats, ranks=ranks, factors=factors.digest)
-        if formats.inputs or formats.layout != "split":
+        if formats.columns or formats.layout != "split":
             raise UnsupportedError(
                 "projections in two factors are stored by rows in the split layout; drop no inputs "
                 "of matrices with them"
             )
-    if formats.inputs not in INPUTS or (formats.guesses and formats.ffn_columns):
-        raise UnsupportedError(
-            f"columns of {formats.inputs!r} and guessed neurons: there are "
-            f"{', '.join(filter(None, INPUTS))}, and guesses choose rows of gate and up"
-        )
-    if "r8" in (formats.attn, formats.ffn) and formats.inputs:
-        raise UnsupportedError(
-            f"format r8 with columns of {formats.inputs!r}: a method that drops inputs takes q4 "
-            "or q8"
-        )
+    _check_columns(model.spec, formats)
     if formats.guess not in (0, *BITS):
         raise UnsupportedError(f"proxies of {formats.guess} bits; there are {list(BITS)}")
     if (order is None) != (formats.order == "file"):
@@ -348,15 +363,14 @@ def pack(
     vectors.append(np.asarray(model.final_norm, dtype="<f4"))
     sections.append((Section.VECTORS, 0, np.concatenate(vectors).tobytes()))
     sections.append((Section.ROPE, 0, np.concatenate(thetas).astype("<u4").tobytes()))
-    store = pack_columns if formats.attn_columns else lambda m: pack_rows(m).tobytes()
     for i, layer in enumerate(model.layers):
         attn = [
-            store(quantize(m, formats.attn, f"layer {i} {n}_proj"))
-            for n, m in (
-                ("q", layer.q_proj),
-                ("k", layer.k_proj),
-                ("v", layer.v_proj),
-                ("o", layer.o_proj),
+            _matrix(quantize(m, formats.attn, f"layer {i} {n}_proj"), formats.by_columns(i, group))
+            for n, m, group in (
+                ("q", layer.q_proj, "qkv"),
+                ("k", layer.k_proj, "qkv"),
+                ("v", layer.v_proj, "qkv"),
+                ("o", layer.o_proj, "o"),
             )
             if not formats.rank_of(i, n)
         ]
@@ -481,6 +495,7 @@ class Image:
             meta = json.loads(self.section(Section.META).tobytes())
             self.spec = _spec_from_meta(meta["spec"])
             formats = meta["formats"]
+            formats["columns"] = tuple(formats["columns"])
             formats["ranks"] = tuple(tuple(r) for r in formats["ranks"])
             self.formats = Formats(**formats)
             self.name: str = meta["name"]
@@ -534,7 +549,7 @@ class Image:
             if pair is not None:
                 out.append(pair[1])
                 continue
-            if self.formats.attn_columns:
+            if self.formats.by_columns(layer, "o" if name == "o" else "qkv"):
                 size = matrix_bytes(n, cols, fmt)
                 out.append(unpack_columns(data[at : at + size], n, cols, fmt))
             else:
@@ -549,30 +564,28 @@ class Image:
         A (ffn, rank) of gate and up in factors.
         """
         s, fmt = self.spec, self.formats.ffn
-        lay = record_layout(s, self.formats, layer)
+        gate, up, down = record_layout(s, self.formats, layer)
         data = self.section(Section.RECORDS, layer)
 
-        def plane(at: int, stride: int, size: int) -> np.ndarray:
+        def items(p: Plane) -> np.ndarray:
             view = np.lib.stride_tricks.as_strided(
-                data[at:], (s.ffn_dim, size), (stride, 1), writeable=False
+                data[p.at :], (s.ffn_dim, p.size), (p.stride, 1), writeable=False
             )
             return np.ascontiguousarray(view)
 
-        if self.formats.ffn_columns:
-            gate, up = (
-                unpack_columns(data[at : at + lay.up], s.ffn_dim, s.dim, fmt)
-                for at in (lay.gate, lay.up)
-            )
-        else:
-            pairs = [self.factors(layer, n) for n in ("gate", "up")]
-            gate, up = (
-                unpack_rows(plane(at, lay.row_stride, lay.row), s.dim, fmt) if f is None else f[1]
-                for f, at in zip(pairs, (lay.gate, lay.up))
-            )
-        body = plane(lay.down, lay.column_stride, lay.column)
+        def matrix(name: str, p: Plane) -> Blocks:
+            pair = self.factors(layer, name)
+            if pair is not None:
+                return pair[1]
+            if self.formats.by_columns(layer, name):
+                size = matrix_bytes(s.ffn_dim, s.dim, fmt)
+                return unpack_columns(data[p.at : p.at + size], s.ffn_dim, s.dim, fmt)
+            return unpack_rows(items(p), s.dim, fmt)
+
         blocks = -(-s.ffn_dim // GROUP)
-        body = np.pad(body, ((0, blocks * GROUP - s.ffn_dim), (0, 0)))
-        return gate, up, of_columns(body, self.section(Section.SCALES, layer), s.dim, fmt)
+        body = np.pad(items(down), ((0, blocks * GROUP - s.ffn_dim), (0, 0)))
+        scales = self.section(Section.SCALES, layer)
+        return matrix("gate", gate), matrix("up", up), of_columns(body, scales, s.dim, fmt)
 
     def factor_offsets(self, layer: int) -> dict[str, tuple[int, int, int, int]]:
         """Places of B and A of the layer's projections in factors, and the bytes of their rows."""

@@ -29,10 +29,10 @@ from sparseflash import pipeline, recipes
 from sparseflash.boards import Board, load_board
 from sparseflash.build import build_firmware
 from sparseflash.dma_model import FlashTiming, Timeline, simulate
-from sparseflash.engine import dense_thresholds
 from sparseflash.errors import SparseflashError
 from sparseflash.files import root, write_json
 from sparseflash.generate import generate
+from sparseflash.placement import use_of
 from sparseflash.plan import make_plan, plan_digest
 from sparseflash.runners import Files, flash_files
 
@@ -57,20 +57,11 @@ def run(a: argparse.Namespace) -> None:
     board = cycles.marked(board)
     recipe = recipes.load_recipe(a.model)
     model = pipeline.open_model(recipe)
-    names = [n for n in (a.method, a.speculate) if n]
-    image = pipeline.pack_model(model, recipe, "split", methods=names if a.sparsity else ())
-    thresholds = dense_thresholds(image)
-    if a.sparsity:
-        found = pipeline.calibrated(model, recipe)
-        thresholds = pipeline.thresholds_for(image, found, a.method, a.sparsity, model, recipe)
-        if a.speculate:
-            thresholds = pipeline.speculation_thresholds(
-                image, found, a.method, a.speculate, a.sparsity, model, recipe
-            )
     method = a.method if a.sparsity else "dense"
-    plan = make_plan(
-        image, board, thresholds, a.kv_len, method, a.sparsity, a.ram, speculate=a.speculate
-    )
+    setting = pipeline.setting_for(model, recipe, method, a.sparsity, a.speculate)
+    limits, use = setting.thresholds, use_of(setting.levels)
+    image = pipeline.pack_model(model, recipe, "split", settings=[setting])
+    plan = make_plan(image, board, limits, a.kv_len, method, a.sparsity, a.ram, 0, a.speculate, use)
     folder = root() / "build" / "ast1030-cycles" / a.model
     generate(plan, folder / "gen", board)
     elf = build_firmware(board, folder / "gen", folder / "firmware")

@@ -25,12 +25,11 @@ from pathlib import Path
 
 from sparseflash import pipeline, recipes
 from sparseflash.boards import load_board
-from sparseflash.engine import dense_thresholds
 from sparseflash.errors import TooSmallError
 from sparseflash.files import root, write_json
 from sparseflash.host_board import start_host_device
 from sparseflash.link.client import Device
-from sparseflash.plan import make_plan, plan_digest
+from sparseflash.plan import plan_digest
 from sparseflash.screen import head_rows
 
 PEER = "llama-cpp-python==0.3.36"
@@ -200,11 +199,9 @@ def main() -> None:
     recipe = recipes.load_recipe("smollm2-135m")
     board = load_board("host-flash")
     model = pipeline.open_model(recipe)
-    image = exact = pipeline.pack_model(model, recipe, "split")
-    screened = pipeline.pack_model(model, recipe, "split", screened=True)
-    t = dense_thresholds(image)
-    if a.method != "dense":
-        t = pipeline.thresholds_for(image, pipeline.calibrated(model, recipe), a.method, a.sparsity)
+    setting = pipeline.setting_for(model, recipe, a.method, a.sparsity)
+    exact = pipeline.pack_model(model, recipe, "split", settings=[setting])
+    screened = pipeline.pack_model(model, recipe, "split", settings=[setting], screened=True)
     # A copy of its own: cached pages are charged to whoever touched them first.
     source = root() / "build" / "bench" / "peer.gguf"
     source.parent.mkdir(parents=True, exist_ok=True)
@@ -214,12 +211,10 @@ def main() -> None:
         cap, rows = int(cap_mb * 1e6), head_rows(head)
         image = screened if rows else exact
         try:
-            plan = make_plan(image, board, t, 256, a.method, a.sparsity, cap, rows)
+            plan = pipeline.plan_and_generate(image, board, setting, recipe, 256, cap, rows)
         except TooSmallError as e:
             print(f"{cap_mb:g} MB, head {head}: {e}")
             continue
-        how = (recipe, a.method, a.sparsity, 256, cap, rows)
-        pipeline.plan_and_generate(image, board, t, *how)
         pipeline.build_board(board, recipe.name, show=False)
         pipeline.flash_board(board, recipe.name)
         place = pipeline.Places(recipe.name, board.id).flashed

@@ -229,6 +229,25 @@ def test_one_scale_a_row(name: str, ids: np.ndarray, host: Board, tmp_path: Path
     compare(board, image_for(board, images), ids, thresholds, expected, TOKENS, tmp_path / name)
 
 
+def test_columns_by_layer(ids: np.ndarray, host: Board, tmp_path: Path) -> None:
+    """Each layer stores other matrices by columns, as `marginal` does; all of it is streamed."""
+    board = load_board("ast1030-evb")
+    need(board)
+    columns = ("qkv o gate up", "o gate", "qkv up", "", "gate")
+    for layout in ("joint", "split"):
+        formats = Formats("q8", "q8", "q8", layout=layout, columns=columns)
+        pack(stories(), tmp_path / layout, formats)
+    image = Image(tmp_path / "split")
+    t = half_thresholds(image, ids)
+    sites = {"qkv": ((6, 7, 8), 0.3), "o": ((9,), 0.1), "gate": ((10,), 0.2), "up": ((11,), 0.2)}
+    for i, names in enumerate(columns):
+        for name in names.split():
+            which, limit = sites[name]
+            t[i, which] = limit
+    expected = host_tokens(Image(tmp_path / "joint"), t, host, tmp_path / "host", 8)
+    compare(board, image, ids[:8], t, expected, 8, tmp_path)
+
+
 def test_larger_than_sram(host: Board, tmp_path: Path) -> None:
     """A random Llama of 8M parameters: 5 MB of weights through 768 KB of SRAM."""
     board = load_board("ast1030-evb")

@@ -19,7 +19,7 @@ from sparseflash.engine import dense_thresholds
 from sparseflash.errors import InputError, ToolError
 from sparseflash.generate import generate
 from sparseflash.link.client import Device
-from sparseflash.pipeline import calibrated, open_model, thresholds_for, validate
+from sparseflash.pipeline import open_model, setting_for, validate
 from sparseflash.plan import make_plan, plan_digest
 from sparseflash.programs import missing
 from sparseflash.recipes import load_recipe
@@ -151,7 +151,7 @@ def test_model_larger_than_sram(board: Board, tmp_path: Path, percent: int) -> N
     assert image.size > 10 * board.sram_bytes
     thresholds = dense_thresholds(image)
     if percent:
-        thresholds = thresholds_for(image, calibrated(model, recipe), "h", percent)
+        thresholds = setting_for(model, recipe, "h", percent).thresholds
     flashed = Flashed(board, image, thresholds, tmp_path)
     ids = np.random.default_rng(5).integers(0, image.spec.vocab, 3)
     with flashed.start() as process, flashed.device(process) as device:

@@ -165,14 +165,24 @@ def test_speculation(kind: str, ids: np.ndarray, host: Board, tmp_path: Path) ->
     assert counts["dense", 0.2]["bytes"] == counts["dense", 0.0]["bytes"]
 
 
-def test_masked_inputs(ids: np.ndarray, host: Board, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "columns", [("qkv o gate up",) * 3, ("o up", "qkv gate", "")], ids=["all", "by layer"]
+)
+def test_masked_inputs(
+    columns: tuple[str, ...], ids: np.ndarray, host: Board, tmp_path: Path
+) -> None:
     """The same for an image by columns: every input mask, late and reordered."""
-    formats = Formats(layout="split", inputs="all")
+    formats = Formats(layout="split", columns=columns)
     pack(random_model(n_layers=3), tmp_path / "model.sfm", formats)
     image = Image(tmp_path / "model.sfm")
     t = dense_thresholds(image)
     t[0, 6:] = 0.6
     t[1, 9:11] = (0.2, 0.8)
+    if columns[2] == "":
+        t[:2, 6:] = 0.0
+        t[0, (9, 11)] = (0.2, 0.6)
+        t[1, (6, 7, 8, 10)] = (0.6, 0.5, 0.4, 0.6)
+        t[1:, 1] = 0.05
     t[:, 3] = 0.05
     e = engine(image, stream_board(host), 60_000, tmp_path)
     for limits in (dense_thresholds(image), t):

@@ -13,7 +13,9 @@ from conftest import random_factors, random_model, random_predictor
 from sparseflash.boards import Board
 from sparseflash.build import build_library
 from sparseflash.engine import Engine, dense_thresholds
+from sparseflash.errors import SparseflashError
 from sparseflash.factors import FACTORED, Factors, factor_bytes, shape_of
+from sparseflash.errors import UnsupportedError
 from sparseflash.generate import generate
 from sparseflash.methods.bytes import Extra, bytes_a_token
 from sparseflash.methods.masks import Reads
@@ -172,17 +174,25 @@ def factored_bytes(image: Image, factors: Factors) -> float:
     return bytes_a_token(spec, f, Reads.dense(spec.n_layers, spec.ffn_dim), extra).total
 
 
-@pytest.mark.parametrize("inputs", ["attn", "ffn", "all"])
+COLUMNS = {
+    "attention": ("qkv o",) * 2,
+    "ffn": ("gate up",) * 2,
+    "all": ("qkv o gate up",) * 2,
+    "by layer": ("qkv gate", "o up"),
+}
+
+
+@pytest.mark.parametrize("columns", COLUMNS)
 @pytest.mark.parametrize(
     ("fmt", "level"), [("q4", "-O0"), ("q4", "-O3 -march=native"), ("q8", "-O3 -march=native")]
 )
 def test_inputs_drop_columns(
-    inputs: str, fmt: str, level: str, host: Board, tmp_path: Path
+    columns: str, fmt: str, level: str, host: Board, tmp_path: Path
 ) -> None:
     for shape in ("llama", "qwen2", "gemma3"):
         model = random_model(**SHAPES[shape])
         rows = engine_for(model, host, tmp_path / shape / "rows", Formats(fmt, fmt, "q8"))
-        formats = Formats(fmt, "q8" if shape == "qwen2" else fmt, "q8", inputs=inputs)
+        formats = Formats(fmt, "q8" if shape == "qwen2" else fmt, "q8", columns=COLUMNS[columns])
         engine = engine_for(model, host, tmp_path / shape / "columns", formats, "cc", level.split())
         t = dense_thresholds(engine.image)
         compare(engine, t)
@@ -195,14 +205,26 @@ def test_inputs_drop_columns(
             for token in (3, 1, 4):
                 b = engine.step(token)
             assert b is not None and np.array_equal(a.view(np.uint32), b.view(np.uint32))
-        if inputs != "ffn":
-            t[0, 6:10] = (0.3, 0.5, 0.2, 0.05)
+        limits = {"qkv": (6, 7, 8), "o": (9,), "gate": (10,), "up": (11,)}
+        for i, names in enumerate(COLUMNS[columns]):
+            for name in names.split():
+                t[i, limits[name]] = 0.05 if name == "o" else (0.3, 0.5, 0.2)[: len(limits[name])]
+        if columns in ("attention", "all"):
             t[1, 6] = 1e9
-        if inputs != "attn":
-            t[:, 10:12] = (0.4, 0.3)
         t[1, :5] = (0.1, 0.05, 0, 0.02, 0)
         compare(engine, t)
         assert engine.counters()["bytes"] < dense["bytes"]
+        if columns == "by layer":
+            for i, site in ((0, 9), (0, 11), (1, 6), (1, 10)):
+                wrong = t.copy()
+                wrong[i, site] = 0.1
+                with pytest.raises(SparseflashError):
+                    engine.set_thresholds(wrong)
+
+
+def test_rows_of_one_scale_have_no_columns(tmp_path: Path) -> None:
+    with pytest.raises(UnsupportedError, match="r8 has no columns of o"):
+        pack(random_model(), tmp_path / "m.sfm", Formats("r8", "r8", "q8", columns=("o", "")))
 
 
 @pytest.mark.parametrize("cc", ["gcc", "clang"])

@@ -15,12 +15,13 @@ from sparseflash.build import build_library
 from sparseflash.engine import Engine, dense_thresholds
 from sparseflash.errors import UsageError
 from sparseflash.generate import generate
-from sparseflash.methods.bytes import bytes_a_token
+from sparseflash.methods.bytes import bytes_a_token, columns_of
 from sparseflash.methods.marginal import GRID
 from sparseflash.methods.masks import Reads
-from sparseflash.methods.registry import Method, method
+from sparseflash.methods.registry import method
 from sparseflash.methods.study import Study
 from sparseflash.plan import make_plan
+from sparseflash.predictor import Predictor
 from sparseflash.recipes import PredictorFile, file_sha256, load_recipe
 from sparseflash.reference import THRESHOLDS, Linear, Reference, activate, quantize_bfp
 from sparseflash.sfm import Formats, Image, pack
@@ -32,6 +33,7 @@ LEVELS = {
     "cats": 0.5,
     "paper": 0.5,
     "paper-gate-up": 0.5,
+    "marginal": 0.25,
     "marginal-ffn": 0.2,
     "marginal-h": 0.05,
     "prox-4": 0.6,
@@ -48,6 +50,15 @@ LEVELS = {
     "svd-64": 0.5,
     "svd-128": 0.4,
 }
+MIXED = {
+    **dict.fromkeys("qkv", np.array([0.3, 0.0, 0.2, 0.0, 0.4])),
+    "o": np.array([0.2, 0.3, 0.0, 0.0, 0.1]),
+    "xg": np.array([0.2, 0.3, 0.0, 0.1, 0.2]),
+    "xu": np.array([0.2, 0.0, 0.0, 0.1, 0.0]),
+    "act": np.array([0.0, 0.3, 0.2, 0.1, 0.2]),
+    "h": np.array([0.3, 0.3, 0.0, 0.4, 0.5]),
+}
+"""As `marginal` finds them: other matrices by columns in each layer, up by rows where act drops."""
 TRAINED = {"lowrank-32": 0.5, "lowrank-32-ahead": 0.5}  # fmt: skip
 
 
@@ -84,8 +95,7 @@ def reads_of(
         gate_proj, up_proj, _ = reference.image.ffn(i)
         limit = dict(zip(THRESHOLDS, thresholds[i]))
         seen = {"q": "attn_in", "k": "attn_in", "v": "attn_in", "o": "attn"}
-        columns = (reference.image.formats.attn_columns, reference.image.formats.ffn_columns)
-        for name in [*("qkvo" if columns[0] else ""), *(("xg", "xu") if columns[1] else ())]:
+        for name in ("q", "k", "v", "o", "xg", "xu"):
             x = site[seen.get(name, "ffn_in")]
             for table in (reads.kept, reads.blocks):
                 table.setdefault(name, np.zeros(spec.n_layers))
@@ -117,14 +127,12 @@ def reads_of(
                 reads.columns[i] += 1
                 blocks.add(n // 32)
             reads.column_blocks[i] += len(blocks)
-        if columns[1]:
-            reads.up_rows[i] = reads.gate_rows[i]  # columns are of all neurons
     return reads, run.logits
 
 
 @pytest.mark.parametrize(
     ("fmt", "names"),
-    [("q4", [*LEVELS, *TRAINED]), ("q8", ["dense", "h", "prox-3", "teal-x", "teal"])],
+    [("q4", [*LEVELS, *TRAINED]), ("q8", ["dense", "h", "prox-3", "teal-x", "teal", "marginal"])],
 )
 def test_counters_are_the_byte_model(
     stories: Model, host: Board, tmp_path: Path, fmt: str, names: list[str]
@@ -143,25 +151,23 @@ def test_counters_are_the_byte_model(
         study.trained[name] = PredictorFile(str(path), file_sha256(path))
     engines = {}
 
-    def kind(m: Method) -> tuple[int, str, str]:
-        return m.proxy, m.name if m.rank else "", m.inputs
+    def engine_of(formats: Formats, predictor: Predictor | None) -> Engine:
+        key = formats, predictor and predictor.digest
+        if key not in engines:
+            folder = tmp_path / str(len(engines))
+            pack(stories, folder / "model.sfm", formats, predictor=predictor)
+            image = Image(folder / "model.sfm")
+            generate(make_plan(image, host, dense_thresholds(image), kv_len=256), folder / "gen")
+            library = build_library(folder / "gen", folder / "lib.so", "cc", ["-O1"])
+            engines[key] = Engine(library, image)
+        return engines[key]
 
-    for bits, low_rank, inputs in {kind(method(n)) for n in names}:
-        folder = tmp_path / f"{bits}{low_rank}{inputs}"
-        folder.mkdir()
-        p = study.predictor(method(low_rank)) if low_rank else None
-        own = replace(formats, guess=bits, rank=p.rank if p else 0, inputs=inputs)
-        pack(stories, folder / "model.sfm", own, predictor=p)
-        image = Image(folder / "model.sfm")
-        generate(make_plan(image, host, dense_thresholds(image), kv_len=256), folder / "gen")
-        engines[bits, low_rank, inputs] = Engine(
-            build_library(folder / "gen", folder / "lib.so", "cc", ["-O1"]), image
-        )
     assert set(LEVELS) == set(pipeline.DEVICE_METHODS)
     for name in names:
         m, level = method(name), (LEVELS | TRAINED)[name]
-        levels = study.levels(m, level)
-        engine = engines[kind(m)]
+        levels = MIXED if name == "marginal" else study.levels(m, level)
+        stored = replace(formats, guess=m.proxy, rank=m.rank, columns=columns_of(levels))
+        engine = engine_of(stored, study.predictor(m) if m.rank else None)
         reference = Reference(engine.image)
         thresholds = dense_thresholds(engine.image)
         for i, rules in enumerate(study.rules(m, levels)):
@@ -178,11 +184,11 @@ def test_counters_are_the_byte_model(
             assert got is not None
             assert np.array_equal(got.view(np.uint32), want.view(np.uint32)), name
         counters = engine.counters()
-        found = bytes_a_token(stories.spec, formats, exact, study.extra(m))
+        found = bytes_a_token(stories.spec, stored, exact, study.extra(m))
         assert round(found.total * len(windows[0])) == counters["bytes"], name
         ffn = found.ffn + found.proxy
         assert round(ffn * len(windows[0])) == counters["bytes_ffn"], name
-        predicted = study.measure(m, level).bytes
+        predicted = study.measure(m, level, levels=levels).bytes
         if name == "dense":
             assert predicted.total == found.total
         assert predicted.total == pytest.approx(found.total, rel=5e-3), name
@@ -203,14 +209,11 @@ def test_thresholds_of_a_shared_budget(
 ) -> None:
     monkeypatch.setattr(pipeline, "root", lambda: tmp_path)
     recipe = load_recipe("stories260k")
-    image = pipeline.pack_model(stories, recipe)
     calibration = pipeline.calibrated(stories, recipe)
-    got = pipeline.thresholds_for(image, calibration, "marginal-ffn", 20, stories, recipe)
+    got = pipeline.setting_for(stories, recipe, "marginal-ffn", 20).thresholds
     assert got.shape == (5, 12) and got.dtype == np.float32
     assert (got[:, [0, 2, 4]] == 0).all()
     assert len(np.unique(got[:, 3])) > 1
     dropped = [calibration.dropped(i, "h", float(got[i, 3])) for i in range(5)]
     grid = np.array(GRID)
     assert all(np.abs(grid - d).min() < 1e-3 for d in dropped)
-    with pytest.raises(UsageError, match="needs the model"):
-        pipeline.thresholds_for(image, calibration, "marginal-ffn", 20)

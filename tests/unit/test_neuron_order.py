@@ -109,7 +109,7 @@ def test_fewer_reads_on_stories(tmp_path: Path) -> None:
         folder.mkdir()
         pack(model, folder / "m.sfm", formats, given)
         image = Image(folder / "m.sfm")
-        limits = pipeline.thresholds_for(image, calibration, "h", 70)
+        limits = pipeline.setting_for(model, recipe, "h", 70).thresholds
         generate(make_plan(image, load_board("host"), limits), folder)
         engine = Engine(build_library(folder, folder / "libm.so"), image)
         fresh, _ = pipeline.calibration_tokens(model, recipe, seed=9, tokens=512)

@@ -89,14 +89,13 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Built]:
         recipe = replace(recipe, calibration={**recipe.calibration, "tokens": 2048})
         model = pipeline.open_model(recipe)
         image = pipeline.pack_model(model, recipe)
-        calibration = pipeline.calibrated(model, recipe)
-        thresholds = pipeline.thresholds_for(image, calibration, "h", 50)
+        setting = pipeline.setting_for(model, recipe, "h", 50)
         board = load_board("host")
-        pipeline.plan_and_generate(image, board, thresholds, recipe, "h", 50)
+        pipeline.plan_and_generate(image, board, setting, recipe)
         pipeline.build_board(board, NAME, show=False)
         pipeline.flash_board(board, NAME)
         engine = pipeline.host_engine(image, recipe)
-        yield Built(base, recipe, model, image, engine, thresholds)
+        yield Built(base, recipe, model, image, engine, setting.thresholds)
 
 
 @pytest.fixture(params=["pty", "tcp"])
@@ -295,7 +294,8 @@ def test_projections_in_factors(built: Built, tmp_path: Path) -> None:
         with pytest.raises(UsageError, match="out of range"):
             pipeline.pack_model(built.model, built.recipe, asvd=wrong)
     with pytest.raises(UnsupportedError, match="drop no inputs"):
-        pipeline.pack_model(built.model, built.recipe, methods=["teal-x"], asvd=80)
+        teal = pipeline.setting_for(built.model, built.recipe, "teal-x", 30)
+        pipeline.pack_model(built.model, built.recipe, settings=[teal], asvd=80)
 
 
 def test_generated_code_holds_no_weights(built: Built) -> None:

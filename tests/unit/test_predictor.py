@@ -17,7 +17,7 @@ from sparseflash.errors import InputError, SparseflashError, UnsupportedError, U
 from sparseflash.methods import lowrank
 from sparseflash.methods.registry import method
 from sparseflash.methods.study import Study
-from sparseflash.pipeline import formats_for, speculation_thresholds
+from sparseflash.pipeline import Setting, formats_for, setting_for
 from sparseflash.predictor import Predictor, load_predictor, predictor_bytes
 from sparseflash.recipes import PredictorFile, load_recipe
 from sparseflash.sfm import Formats, Image, pack
@@ -160,9 +160,14 @@ def test_refusals(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=re.escape("lowrank-<rank>")):
         method("lowrank-x")
     recipe = load_recipe("stories260k")
-    assert formats_for(recipe, ["lowrank-64-ahead", "h"]).rank == 64
+    one = {"proxy": np.full(2, 0.5)}
+    asked = [
+        Setting(name, 50, one if "-" in name else {"h": one["proxy"]}, np.zeros((2, 12)))
+        for name in ("lowrank-64-ahead", "h", "svd-64", "lowrank-64")
+    ]
+    assert formats_for(recipe, asked[:2]).rank == 64
     with pytest.raises(UsageError, match="one predictor"):
-        formats_for(recipe, ["svd-64", "lowrank-64"])
+        formats_for(recipe, asked[2:])
     model = random_model()
     for formats, predictor in ((Formats(rank=32), None), (Formats(), 32), (Formats(rank=64), 32)):
         with pytest.raises(InputError, match="needs its predictor"):
@@ -173,7 +178,7 @@ def test_refusals(tmp_path: Path) -> None:
                 predictor=predictor and random_predictor(model.spec, predictor),
             )
     with pytest.raises(UnsupportedError, match="rows of gate and up"):
-        formats = Formats(rank=32, inputs="all")
+        formats = Formats(rank=32, columns=("gate up",) * 2)
         pack(model, tmp_path / "m.sfm", formats, predictor=random_predictor(model.spec, 32))
 
 
@@ -181,7 +186,7 @@ def test_speculation_needs_a_guess_and_a_mask() -> None:
     model, recipe = random_model(), load_recipe("stories260k")
     for method_name, guess in (("cats", "h"), ("svd-64", "prox-2"), ("dense", "svd-64")):
         with pytest.raises(UsageError, match="drops neurons by their true values"):
-            speculation_thresholds(None, None, method_name, guess, 50, model, recipe)  # type: ignore[arg-type]
+            setting_for(model, recipe, method_name, 50, guess)
 
 
 def test_image_and_order(tmp_path: Path) -> None:

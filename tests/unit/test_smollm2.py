@@ -42,7 +42,7 @@ class Smol:
     model: Model
     image: Image
     calibration: Calibration
-    thresholds: np.ndarray
+    setting: pipeline.Setting
     ids: np.ndarray
     want: Run
 
@@ -65,15 +65,14 @@ def smol(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Smol]:
         patch.setenv("SPARSEFLASH_ROOT", str(base))
         model = pipeline.open_model(recipe)
         image = pipeline.pack_model(model, recipe)
-        calibration = pipeline.calibrated(model, recipe)
-        thresholds = pipeline.thresholds_for(image, calibration, "h", 50)
+        setting = pipeline.setting_for(model, recipe, "h", 50)
         assert model.tokenizer is not None
         words = "The tower was built in 1889 and stands on the left bank of the river. " * 8
         ids = np.array(model.tokenizer.encode(words)[:POSITIONS])
         assert len(ids) == POSITIONS
-        want = Reference(image).run(ids, thresholds)
+        want = Reference(image).run(ids, setting.thresholds)
         pipeline.host_engine(image, recipe)
-        yield Smol(recipe, model, image, calibration, thresholds, ids, want)
+        yield Smol(recipe, model, image, pipeline.calibrated(model, recipe), setting, ids, want)
 
 
 @pytest.mark.parametrize("cc", ["gcc", "clang"])
@@ -87,7 +86,7 @@ def test_c_equals_reference(cc: str, smol: Smol, tmp_path: Path) -> None:
     def differences(level: str) -> list[str]:
         library = build_library(gen, tmp_path / f"lib{level}.so", cc, level.split())
         engine = Engine(library, smol.image)
-        engine.set_thresholds(smol.thresholds)
+        engine.set_thresholds(smol.setting.thresholds)
         engine.reset()
         engine.trace(level == "-O2")
         out = []
@@ -109,7 +108,7 @@ def test_c_equals_reference(cc: str, smol: Smol, tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def session(smol: Smol) -> Iterator[pipeline.Session]:
     board = load_board("host")
-    pipeline.plan_and_generate(smol.image, board, smol.thresholds, smol.recipe, "h", 50)
+    pipeline.plan_and_generate(smol.image, board, smol.setting, smol.recipe)
     pipeline.build_board(board, NAME, show=False)
     pipeline.flash_board(board, NAME)
     with pipeline.Session(NAME, "host") as opened:
@@ -146,7 +145,7 @@ def test_perplexity(smol: Smol) -> None:
     assert smol.model.tokenizer is not None
     ids = np.array(smol.model.tokenizer.encode(text(name)[: 12 * n])[:n]).reshape(-1, window)
     assert_disjoint(smol.calibration, ids, file_sha256(text_path(name)))
-    variants = [("dense", 0.0, dense_thresholds(smol.image)), ("h", 50.0, smol.thresholds)]
+    variants = [("dense", 0.0, dense_thresholds(smol.image)), ("h", 50.0, smol.setting.thresholds)]
     library = pipeline.Places(NAME).folder / "libsparseflash.so"
     fp32, dense, sparse = measure(smol.model, smol.image, library, ids, variants)
     for r in (fp32, dense, sparse):

@@ -1,11 +1,10 @@
 """Weight bytes a token reads, from how much of each matrix lives: the one model of it.
 
-A matrix is read by rows, or, where its input is masked, by columns: a column holds the integers,
-and the scales of each group of 32 columns are one table with an entry for each output, read when
-any column of the group lives (docs/SPEC.md stores down_proj so). Both layouts cost the same when
-dense. Where rows and columns of one matrix could both be skipped, the layout that reads less is
-taken for that layer, since an image has only one. Predictors, proxies and the norms that scores
-need are read in full, for every token.
+A matrix is read by rows, or, in layers where its input is masked, by columns: a column holds the
+integers, and the scales of each group of 32 columns are one table with an entry for each output,
+read when any column of the group lives (docs/SPEC.md stores down_proj so). Both layouts cost the
+same when dense, but for outputs that do not fill a group of 32. Predictors, proxies and the norms
+that scores need are read in full, for every token.
 """
 
 from __future__ import annotations
@@ -16,9 +15,12 @@ import numpy as np
 
 from sparseflash.columns import column_bytes, table_bytes
 from sparseflash.methods.masks import Reads
-from sparseflash.quantize import row_bytes
+from sparseflash.quantize import GROUP, row_bytes
 from sparseflash.sfm import Formats
 from sparseflash.spec import ModelSpec
+
+INPUT_SITES = {"qkv": ("q", "k", "v"), "o": ("o",), "gate": ("xg",), "up": ("xu",)}
+"""Sites of the inputs of what an image stores by columns (``sfm.MATRICES``)."""
 
 
 @dataclass
@@ -27,8 +29,6 @@ class Extra:
 
     proxy: float = 0.0
     metadata: float = 0.0
-    all_columns: bool = False
-    """One image: matrices whose inputs a method drops are stored by columns in every layer."""
     low_rank: dict[str, np.ndarray] = field(default_factory=dict)
     """Bytes (layers,) of the factors that replace q, k, v, o, gate, up or down; nan where none."""
 
@@ -61,44 +61,51 @@ class Bytes:
         return self.layers + self.head + self.embed
 
 
+def columns_of(levels: dict[str, np.ndarray]) -> tuple[str, ...]:
+    """``Formats.columns`` for levels (layers,) by site: what loses inputs is stored by columns."""
+    groups = {m: [s for s in sites if s in levels] for m, sites in INPUT_SITES.items()}
+    n = max((len(v) for v in levels.values()), default=0)
+    lines = [
+        " ".join(m for m, sites in groups.items() if any(levels[s][i] > 0 for s in sites))
+        for i in range(n)
+    ]
+    return tuple(lines) if any(lines) else ()
+
+
 def bytes_a_token(
     spec: ModelSpec, formats: Formats, reads: Reads, extra: Extra | None = None
 ) -> Bytes:
-    """Bytes of a token, from sums over ``reads.tokens`` tokens."""
+    """Bytes of a token from an image of these formats, from sums over ``reads.tokens`` tokens."""
     extra = extra or Extra()
     n = max(reads.tokens, 1)
     zero = np.zeros(spec.n_layers)
 
-    def columns(site: str, outputs: int, fmt: str) -> np.ndarray | None:
-        if site not in reads.kept:
-            return None
-        body = reads.kept[site] / n * column_bytes(outputs, fmt)
-        return np.asarray(body + reads.blocks[site] / n * table_bytes(outputs, fmt))
+    def stored(
+        matrix: str, site: str, outputs: int, inputs: int, fmt: str, rows: np.ndarray
+    ) -> np.ndarray:
+        """Bytes (layers,): by columns where the image has them, otherwise ``rows``."""
+        by = np.array([formats.by_columns(i, matrix) for i in range(spec.n_layers)])
+        kept = reads.kept.get(site, zero + n * inputs) / n * column_bytes(outputs, fmt)
+        blocks = reads.blocks.get(site, zero + n * (-(-inputs // GROUP)))
+        return np.where(by, kept + blocks / n * table_bytes(outputs, fmt), rows)
 
     def replaced(name: str, part: np.ndarray) -> np.ndarray:
         factors = extra.low_rank.get(name)
         return part if factors is None else np.where(np.isnan(factors), part, factors)
 
     attention = zero.copy()
-    for site, outputs, cols in (
-        ("q", spec.q_dim, spec.dim),
-        ("k", spec.kv_dim, spec.dim),
-        ("v", spec.kv_dim, spec.dim),
-        ("o", spec.dim, spec.q_dim),
+    for matrix, site, outputs, cols in (
+        ("qkv", "q", spec.q_dim, spec.dim),
+        ("qkv", "k", spec.kv_dim, spec.dim),
+        ("qkv", "v", spec.kv_dim, spec.dim),
+        ("o", "o", spec.dim, spec.q_dim),
     ):
-        part = columns(site, outputs, formats.attn)
-        if part is None:
-            part = zero + outputs * row_bytes(cols, formats.attn)
-        attention += replaced(site, part)
+        rows = zero + outputs * row_bytes(cols, formats.attn)
+        attention += replaced(site, stored(matrix, site, outputs, cols, formats.attn, rows))
     fmt = formats.ffn
     row = row_bytes(spec.dim, fmt)
-    gate, up = reads.gate_rows / n * row, reads.up_rows / n * row
-    for site in ("xg", "xu"):
-        by_column = columns(site, spec.ffn_dim, fmt)
-        if by_column is not None:
-            by_row = gate if site == "xg" else up
-            least = by_column if extra.all_columns else np.minimum(by_row, by_column)
-            gate, up = (least, up) if site == "xg" else (gate, least)
+    gate = stored("gate", "xg", spec.ffn_dim, spec.dim, fmt, reads.gate_rows / n * row)
+    up = stored("up", "xu", spec.ffn_dim, spec.dim, fmt, reads.up_rows / n * row)
     down = reads.columns / n * column_bytes(spec.dim, fmt)
     blocks = zero + 1 if fmt == "r8" else reads.column_blocks / n
     down = down + blocks * table_bytes(spec.dim, fmt)

@@ -10,7 +10,9 @@ pass gives g for every layer, and each level of each site costs its own branch o
 * inputs of o, and the pair (act, h): the output is linear in them, so g . d is the sum over dropped
   entries of value times gradient, and all levels come from one sorting of the entries into bins.
 
-Bytes of each choice come from ``bytes`` with the reads counted on the same text. What remains is a
+Bytes of each choice come from ``bytes`` with the reads counted on the same text. Where act drops,
+up is stored by rows or by columns, whichever reads less; by rows its inputs are not dropped, though
+their cost still counts. What remains is a
 sum of costs under a sum of bytes: for a price a byte each layer takes its cheapest choice, the pair
 act and h together with the FFN input since they share rows and columns; the price is bisected.
 
@@ -25,7 +27,7 @@ prices act on the slopes of these fits.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -297,18 +299,24 @@ def measure_drift(study: Study, m: Method) -> Drift:
 # --- choosing -----------------------------------------------------------------------------------
 
 
-def _layer_bytes(study: Study, reads: Reads) -> np.ndarray:
-    return bytes_a_token(study.model.spec, study.formats, reads).by_layer
+def _layer_bytes(study: Study, reads: Reads, columns: str = "") -> np.ndarray:
+    """Bytes (layers,) when every layer stores the named matrices by columns."""
+    lines = (columns,) * study.model.spec.n_layers if columns else ()
+    formats = replace(study.formats, columns=lines)
+    return bytes_a_token(study.model.spec, formats, reads).by_layer
 
 
 def choices(study: Study, m: Method, curves: Curves) -> dict[str, np.ndarray]:
-    """Bytes of each choice, (layers, G) for attn and o, (layers, X, A, S) for the FFN."""
+    """Bytes of each choice, (layers, G) for attn and o, (layers, X, A, S) for the FFN.
+
+    ``up_rows`` (layers, X, A, S) is 1 where up by rows reads less than by columns.
+    """
     spec = study.model.spec
     n, size = spec.n_layers, len(GRID)
     dense = Reads.dense(n, spec.ffn_dim)
     base = _layer_bytes(study, dense)
     out: dict[str, np.ndarray] = {}
-    for kind, width in (("attn", spec.dim), ("o", spec.q_dim)):
+    for kind, name, width in (("attn", "qkv", spec.dim), ("o", "o", spec.q_dim)):
         if kind not in curves.cost:
             continue
         table = np.zeros((n, size))
@@ -318,13 +326,14 @@ def choices(study: Study, m: Method, curves: Curves) -> dict[str, np.ndarray]:
                 if s in m.sites and j:
                     reads.kept[s] = curves.kept[kind][:, j] * width
                     reads.blocks[s] = curves.blocks[kind][:, j] * -(-width // 32)
-            table[:, j] = _layer_bytes(study, reads) - base
+            table[:, j] = _layer_bytes(study, reads, name if j else "") - base
         out[kind] = table
     xs = range(size) if "x" in curves.cost else range(1)
     many = range(size) if "ffn" in curves.cost else range(1)
     acts = many if "act" in m.sites else range(1)
     hs = many if "h" in m.sites else range(1)
-    table = np.full((n, len(xs), len(acts), len(hs)), 0.0)
+    table = np.zeros((n, len(xs), len(acts), len(hs)))
+    up_rows = np.zeros(table.shape)
     for j in xs:
         for a in acts:
             for b in hs:
@@ -337,9 +346,15 @@ def choices(study: Study, m: Method, curves: Curves) -> dict[str, np.ndarray]:
                     reads.up_rows = curves.rows[:, a] * spec.ffn_dim
                     reads.columns = curves.columns[:, a, b] * spec.ffn_dim
                     reads.column_blocks = curves.column_blocks[:, a, b] * -(-spec.ffn_dim // 32)
-                table[:, j, a, b] = _layer_bytes(study, reads) - base
-    out["ffn"] = table
-    return out
+                if j:
+                    rows, columns = (
+                        _layer_bytes(study, reads, names) for names in ("gate", "gate up")
+                    )
+                    up_rows[:, j, a, b] = rows < columns
+                    table[:, j, a, b] = np.minimum(rows, columns) - base
+                else:
+                    table[:, j, a, b] = _layer_bytes(study, reads) - base
+    return out | {"ffn": table, "up_rows": up_rows}
 
 
 @dataclass
@@ -394,7 +409,8 @@ def choose(
     if "x" in curves.cost:
         out.cost["x"] = float(curves.cost["x"][layers, x].sum())
         out.drift["x"] = float(move["x"][layers, x].sum())
-        out.levels |= {"xg": grid[x], "xu": grid[x]}
+        by_rows = size["up_rows"][layers, x, a, s] > 0
+        out.levels |= {"xg": grid[x], "xu": np.where(by_rows, 0.0, grid[x])}
     if "ffn" in curves.cost:
         out.cost["ffn"] = float(curves.cost["ffn"][layers, a, s].sum())
         out.drift["ffn"] = float(move["ffn"][layers, a, s].sum())

@@ -41,12 +41,6 @@ class Method:
     """The generated C applies it: thresholds of each layer (``reference.THRESHOLDS``)."""
 
     @property
-    def inputs(self) -> str:
-        """Matrices that an image for it stores by columns: ``Formats.inputs``."""
-        attn, ffn = (bool({*s} & {*self.sites}) for s in (("q", "k", "v", "o"), ("xg", "xu")))
-        return "all" if attn and ffn else "attn" if attn else "ffn" if ffn else ""
-
-    @property
     def guess(self) -> bool:
         """Neurons are chosen before they are read."""
         return self.proxy > 0 or self.rank > 0
@@ -151,6 +145,7 @@ _LIST = (
         "inputs, act and h: equal loss for each byte saved",
         ("q", "k", "v", "o", "xg", "xu", "act", "h"),
         budget="marginal",
+        device=True,
     ),
     Method(
         "marginal-fisher",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from sparseflash.calibrate import SITES as DEVICE_SITES
 from sparseflash.calibrate import Calibration
 from sparseflash.errors import InputError, UsageError
 from sparseflash.files import root, write_json
-from sparseflash.methods.bytes import Bytes, Extra, bytes_a_token
+from sparseflash.methods.bytes import Bytes, Extra, bytes_a_token, columns_of
 from sparseflash.methods.evaluate import Losses, evaluate, spread
 from sparseflash.methods.gradients import fisher_weights
 from sparseflash.methods.lowrank import copies_of, svd_predictor
@@ -246,7 +246,7 @@ class Study:
         if m.score != "magnitude":
             shared = {key(s, m.score): s for s in m.sites}
             norms = sum(2 * SITES[s].width(spec) for k, s in shared.items() if "*" in k)
-        return Extra(proxy=proxy, metadata=float(norms), all_columns=m.device)
+        return Extra(proxy=proxy, metadata=float(norms))
 
     def levels(self, m: Method | str, level: float) -> Levels:
         """The method's budget at a level."""
@@ -307,7 +307,8 @@ class Study:
                 write_json(path, plain)
         spec = self.model.spec
         extra = self.extra(m) if levels else Extra()
-        size = bytes_a_token(spec, self.formats, found[1], extra)
+        formats = replace(self.formats, columns=columns_of(levels))
+        size = bytes_a_token(spec, formats, found[1], extra)
         return Result(m.name, level, levels, *found, size)
 
     def _none(self) -> list[LayerRules]:
