@@ -13,9 +13,8 @@ from conftest import random_factors, random_model, random_predictor
 from sparseflash.boards import Board
 from sparseflash.build import build_library
 from sparseflash.engine import Engine, dense_thresholds
-from sparseflash.errors import SparseflashError
+from sparseflash.errors import SparseflashError, UnsupportedError
 from sparseflash.factors import FACTORED, Factors, factor_bytes, shape_of
-from sparseflash.errors import UnsupportedError
 from sparseflash.generate import generate
 from sparseflash.methods.bytes import Extra, bytes_a_token
 from sparseflash.methods.masks import Reads
