@@ -9,6 +9,7 @@ PORT ?=
 TEXT ?=
 WINDOWS ?=
 ORDER ?= file
+RAM ?=
 ASVD ?= 0
 SPECULATE ?=
 
@@ -24,7 +25,7 @@ STAMP := $(VENV)/.ready
 
 help: ## This list
 	awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-14s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
-	echo "Variables: BOARD=$(BOARD) MODEL=$(MODEL) METHOD=$(METHOD) SPARSITY=$(SPARSITY) HEAD=$(HEAD) PORT=$(PORT) TEXT=$(TEXT) WINDOWS=$(WINDOWS) ORDER=$(ORDER) ASVD=$(ASVD) SPECULATE=$(SPECULATE)"
+	echo "Variables: BOARD=$(BOARD) MODEL=$(MODEL) METHOD=$(METHOD) SPARSITY=$(SPARSITY) HEAD=$(HEAD) PORT=$(PORT) TEXT=$(TEXT) WINDOWS=$(WINDOWS) ORDER=$(ORDER) RAM=$(RAM) ASVD=$(ASVD) SPECULATE=$(SPECULATE)"
 
 $(STAMP): requirements.txt pyproject.toml
 	python3 -m venv $(VENV)
@@ -49,7 +50,7 @@ calibrate: setup ## Measures thresholds of MODEL
 	$(SF) calibrate --model $(MODEL)
 
 generate: setup ## Packs MODEL and writes the C for BOARD
-	$(SF) generate $(ARGS) $(PLAN) --order $(ORDER) --asvd $(ASVD) $(if $(SPECULATE),--speculate $(SPECULATE))
+	$(SF) generate $(ARGS) $(PLAN) --order $(ORDER) --asvd $(ASVD) $(if $(RAM),--ram $(RAM)) $(if $(SPECULATE),--speculate $(SPECULATE))
 
 build: setup ## Compiles what generate wrote
 	$(SF) build $(ARGS)

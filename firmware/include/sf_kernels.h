@@ -11,8 +11,11 @@
 #endif
 
 #define SF_GROUP 32u /* elements that share a scale */
-#if defined(SF_ARMV6M) || defined(__ARM_FEATURE_DSP)
-#define SF_TILE 32u /* most rows a kernel takes at once; it prepares the activations for them */
+/* Most rows a kernel takes at once; it prepares the activations for them. */
+#if defined(__ARM_FEATURE_DSP)
+#define SF_TILE 64u
+#elif defined(SF_ARMV6M)
+#define SF_TILE 32u
 #else
 #define SF_TILE 16u
 #endif
@@ -81,6 +84,8 @@ int32_t sf_quantize8(const float *x, uint32_t n, int8_t *q);
 /* out[r] = row[r] . x for n <= SF_TILE rows of x->groups*32 weights. */
 void sf_dot_q4(const uint8_t *const *row, uint32_t n, const sf_bfp *x, float *out);
 void sf_dot_q8(const uint8_t *const *row, uint32_t n, const sf_bfp *x, float *out);
+/* 8-bit rows with one scale. */
+void sf_dot_r8(const uint8_t *const *row, uint32_t n, const sf_bfp *x, float *out);
 /* The same for proxy rows of 1 to 4 bits a weight. */
 void sf_dot_proxy(const uint8_t *const *row, uint32_t n, uint32_t bits, const sf_bfp *x,
                   float *out);
@@ -98,6 +103,9 @@ void sf_scale_q4(const uint8_t *scales, uint32_t k, int32_t sum, uint32_t dim, i
                  int64_t *acc);
 void sf_scale_q8(const uint8_t *scales, uint32_t k, int32_t sum, uint32_t dim, int32_t *isum,
                  int64_t *acc);
+/* acc[j] += (sum_r h[r] * col[r][j]) << k for n <= SF_GROUP columns of dim weights of r8. */
+void sf_axpy_r8(const uint8_t *const *col, const int8_t *h, uint32_t n, uint32_t dim, uint32_t k,
+                int64_t *acc);
 /* An accumulated sum as a float; s is the activation's. */
 #ifdef SF_ARMV6M
 float sf_sum_to_float(int64_t acc, int32_t s);
@@ -115,6 +123,10 @@ static inline float sf_sum_to_float(int64_t acc, int32_t s) {
     return (float)acc * sf_pow2(-(24 + SF_SHIFT_SPAN + s));
 }
 #endif
+/* The same of r8, without the scale of its row. */
+static inline float sf_row_sum_to_float(int64_t acc, int32_t s) {
+    return sf_sum_to_float(acc, s - 24);
+}
 /* A sum below 2^63 as a float, and back, truncated; neither needs a conversion by doubles. */
 static inline float sf_whole(uint64_t sum) {
     return sf_sum_to_float((int64_t)sum, -(24 + SF_SHIFT_SPAN));
@@ -130,6 +142,7 @@ void sf_pick_largest(const float *x, uint32_t n, uint32_t rows, uint16_t *pick);
 /* One row as floats: x [dim]. */
 void sf_row_q4(const uint8_t *row, uint32_t dim, float *x);
 void sf_row_q8(const uint8_t *row, uint32_t dim, float *x);
+void sf_row_r8(const uint8_t *row, uint32_t dim, float *x);
 
 float sf_sqrt(float x);
 /* out = x / rms(x) * w; scratch [n]. out may be x. */
@@ -155,7 +168,8 @@ void sf_rope_angles(const uint32_t *inc, uint32_t half, uint32_t pos, float *cs)
 /* Rotates one head [2*half] in place, half-split pairs. */
 void sf_rope(float *head, const float *cs, uint32_t half);
 
-/* One query head over positions first..last of a cache with the given stride. */
+/* Query heads that share one head of keys and values, over positions first..last of a cache with
+ * the given stride. */
 typedef struct {
     const int8_t *k;  /* [kv_len][stride] */
     const int8_t *v;  /* [kv_len][stride] */
@@ -164,10 +178,12 @@ typedef struct {
     uint32_t stride, estride;
     uint32_t first, last; /* inclusive */
     uint32_t head_dim;
-    float scale; /* score scale * log2(e) */
+    int32_t k_least, v_least; /* exponents; none of ks and vs is less */
+    float scale;              /* score scale * log2(e) */
 } sf_attn;
-/* q16 [head_dim] scratch, score [kv_len] scratch, acc [head_dim] scratch, out [head_dim]. */
-void sf_attention(const sf_attn *a, const float *q, int16_t *q16, float *score, int32_t *acc,
-                  float *out);
+/* q [heads][head_dim], out the same; scratch: q16 [2][head_dim], score [2][kv_len, even],
+ * acc [2][head_dim]. */
+void sf_attention(const sf_attn *a, uint32_t heads, const float *q, int16_t *q16, int32_t *score,
+                  int32_t *acc, float *out);
 
 #endif

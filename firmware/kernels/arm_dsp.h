@@ -22,7 +22,13 @@ static inline uint32_t sf_odd(uint32_t w) {
     return r;
 }
 
-/* acc += x.low * y.low + x.high * y.high */
+/* x.low * y.low + x.high * y.high */
+static inline int32_t sf_mul2(uint32_t x, uint32_t y) {
+    int32_t r;
+    __asm("smuad %0, %1, %2" : "=r"(r) : "r"(x), "r"(y));
+    return r;
+}
+/* The same, added to acc. */
 static inline int32_t sf_mac2(uint32_t x, uint32_t y, int32_t acc) {
     int32_t r;
     __asm("smlad %0, %1, %2, %3" : "=r"(r) : "r"(x), "r"(y), "r"(acc));

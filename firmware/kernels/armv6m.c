@@ -1,5 +1,6 @@
 /* The kernels of Armv6-M around the loops of armv6m_loops.S; they equal plain C bit for bit. */
 #include "armv6m.h"
+#include "attend.h"
 
 #include <stdbool.h>
 
@@ -135,66 +136,57 @@ void sf_scale_q8(const uint8_t *scales, uint32_t k, int32_t sum, uint32_t dim, i
     sf_v6m_columns8(acc, isum, scales, scales + 2u * dim, 32u - k);
 }
 
-/* Orders floats that are numbers as signed integers. */
-static int32_t ordered(float x) {
-    const int32_t b = (int32_t)sf_bits(x);
-    return b < 0 ? (int32_t)(0x80000000u - (uint32_t)b) : b;
+/* The upper half of x * y for |x| <= 2^30, y < 2^31: products of halves. */
+static int32_t upper(int32_t x, uint32_t y) {
+    const int32_t xh = x >> 16;
+    const uint32_t xl = (uint32_t)x & 0xFFFFu, yh = y >> 16, yl = y & 0xFFFFu;
+    const int32_t a = xh * (int32_t)yl;
+    const uint32_t b = xl * yh + (xl * yl >> 16);
+    const uint32_t carry = (((uint32_t)a & 0xFFFFu) + (b & 0xFFFFu)) >> 16;
+    return xh * (int32_t)yh + (a >> 16) + (int32_t)((b >> 16) + carry);
 }
 
-/* x * 2^e; x is 0 or stays a normal float. */
-static uint32_t times_power(uint32_t bits, int32_t e) {
-    return bits << 1 == 0u ? bits : bits + ((uint32_t)e << 23);
-}
-
-void sf_attention(const sf_attn *a, const float *q, int16_t *q16, float *score, int32_t *acc,
-                  float *out) {
+static void one_head(const sf_attn *a, const float *q, int16_t *q16, int32_t *score, int32_t *acc,
+                     float *out) {
     const uint32_t n = a->last - a->first + 1u;
-    const uint32_t limit = 0x49F80000u; /* 31 * 65536 */
-    const int32_t sq = sf_quantize16(q, a->head_dim, q16);
-    const int8_t *k = a->k + a->first * a->stride, *ks = a->ks + a->first * a->estride;
-    const int8_t *v = a->v + a->first * a->stride, *vs = a->vs + a->first * a->estride;
-    float best = 0.0f;
+    const sf_score_unit unit = sf_unit_of(a, sf_quantize16(q, a->head_dim, q16));
+    const int8_t *k = a->k + a->first * a->stride, *e = a->ks + a->first * a->estride;
+    const int8_t *v = a->v + a->first * a->stride;
+    int32_t best = INT32_MIN;
     for (uint32_t i = 0; i < a->head_dim; i++) {
         acc[i] = q16[i];
     }
-    for (uint32_t t = 0; t < n; t++) {
-        const int32_t dot = sf_v6m_dot8(k + t * a->stride, acc, a->head_dim);
-        score[t] = sf_v6m_float(dot, -(sq + ks[t * a->estride])) * a->scale;
-        best = t == 0u || ordered(score[t]) > ordered(best) ? score[t] : best;
+    for (uint32_t t = 0; t < n; t++, e += a->estride) {
+        const uint32_t far = (uint32_t)(*e - a->k_least); /* shifts take a byte */
+        score[t] = upper(sf_v6m_dot8(k + t * a->stride, acc, a->head_dim),
+                         far > 31u ? 0u : unit.factor >> far);
+        best = score[t] > best ? score[t] : best;
     }
-    uint64_t total = 0;
-    int32_t lowest = 1000;
-    for (uint32_t t = 0; t < n; t++) {
-        uint32_t e, x = times_power(sf_bits(best - score[t]), 16);
-        x = x < limit ? x : limit;
-        const uint32_t m = sf_exp2n(sf_v6m_truncate(x), &e);
-        const int32_t exponent = (int32_t)e + vs[t * a->estride];
-        total += (m << 14) >> e;
-        lowest = exponent < lowest ? exponent : lowest;
-        score[t] = sf_from_bits(m << 5 | e); /* for the second walk */
+    const uint32_t headroom = sf_headroom(n), shift = sf_coefficient_shift(headroom);
+    uint32_t total = 0;
+    e = a->vs + a->first * a->estride;
+    for (uint32_t t = 0; t < n; t++, e += a->estride) {
+        uint32_t x = (uint32_t)best - (uint32_t)score[t];
+        x = x > SF_X_LIMIT >> unit.left ? SF_X_LIMIT : x << unit.left;
+        const uint32_t down = (x >> 12) + headroom, far = (uint32_t)(*e - a->v_least) + shift;
+        const uint32_t p = down > 31u ? 0u : sf_exp2_part(x) >> down;
+        total += p;
+        score[t] = (int32_t)(far > 31u ? 0u : ((p >> (far - 1u)) + 1u) >> 1);
     }
-    int32_t headroom = 1;
-    while ((n - 1u) >> (8 + headroom)) {
-        headroom++;
-    }
-    int32_t *c = (int32_t *)(void *)score; /* same size; read as floats no more */
-    for (uint32_t t = 0; t < n; t++) {
-        const uint32_t me = sf_bits(score[t]);
-        const int32_t shift = (int32_t)(me & 31u) + vs[t * a->estride] - lowest + headroom;
-        int32_t value = 0;
-        if (shift <= 17) {
-            value = (int32_t)(((me >> 5) + (1u << (shift - 1))) >> shift);
-            value = value > 32767 ? 32767 : value;
-        }
-        memcpy(&c[t], &value, sizeof value);
-    }
-    const float factor = sf_pow2(headroom + 14 - lowest) / sf_v6m_float((int64_t)total, 0);
+    const float factor = sf_mixed_unit(a, shift, total);
     for (uint32_t i = 0; i < a->head_dim; i += 4u) {
         int32_t sum[4] = {0, 0, 0, 0};
-        sf_v6m_mix(v + i, a->stride, c, n, sum);
+        sf_v6m_mix(v + i, a->stride, score, n, sum);
         for (uint32_t j = 0; j < 4u; j++) {
             out[i + j] = sf_v6m_float(sum[j], 0) * factor;
         }
+    }
+}
+
+void sf_attention(const sf_attn *a, uint32_t heads, const float *q, int16_t *q16, int32_t *score,
+                  int32_t *acc, float *out) {
+    for (uint32_t h = 0; h < heads; h++) {
+        one_head(a, q + h * a->head_dim, q16, score, acc, out + h * a->head_dim);
     }
 }
 

@@ -1,65 +1,64 @@
-/* One query head over an int8 KV cache: integer dot products, integer softmax, integer mixing. */
-#include "sf_kernels.h"
+/* Query heads over an int8 KV cache: integer dot products, integer softmax, integer mixing. */
+#include "attend.h"
 #include "tiers.h"
+
+const uint32_t sf_exp2_steps[32] = {
+    0x7FFEA840u, 0x7D40AA20u, 0x7A91ABE0u, 0x77F0ADE0u, 0x755FAF80u, 0x72DBB140u, 0x7065B2E0u,
+    0x6DFCB4A0u, 0x6BA1B620u, 0x6952B7E0u, 0x6711B940u, 0x64DBBAE0u, 0x62B2BC60u, 0x6095BDC0u,
+    0x5E83BF20u, 0x5C7CC0A0u, 0x5A81C200u, 0x5891C340u, 0x56ABC480u, 0x54CFC5E0u, 0x52FEC720u,
+    0x5137C840u, 0x4F79C980u, 0x4DC5CAC0u, 0x4C1BCBC0u, 0x4A79CD00u, 0x48E1CE00u, 0x4751CF20u,
+    0x45CAD020u, 0x444BD120u, 0x42D4D240u, 0x4166D320u,
+};
 
 #ifndef SF_TIER_ATTENTION
 
-void sf_attention(const sf_attn *a, const float *q, int16_t *q16, float *score, int32_t *acc,
-                  float *out) {
+static void one_head(const sf_attn *a, const float *q, int16_t *q16, int32_t *score, int32_t *acc,
+                     float *out) {
     const uint32_t n = a->last - a->first + 1u;
     const int32_t sq = sf_quantize16(q, a->head_dim, q16);
-    float best = 0.0f;
+    const sf_score_unit unit = sf_unit_of(a, sq);
+    const int8_t *k = a->k + a->first * a->stride, *ks = a->ks + a->first * a->estride;
+    const int8_t *v = a->v + a->first * a->stride, *vs = a->vs + a->first * a->estride;
+    int32_t best = INT32_MIN;
     for (uint32_t t = 0; t < n; t++) {
-        const uint32_t pos = a->first + t;
-        const int8_t *k = a->k + pos * a->stride;
         int32_t dot = 0;
         for (uint32_t i = 0; i < a->head_dim; i++) {
-            dot += (int32_t)q16[i] * k[i];
+            dot += (int32_t)q16[i] * k[t * a->stride + i];
         }
-        const float unscaled = (float)dot * sf_pow2(-(sq + a->ks[pos * a->estride]));
-        score[t] = unscaled * a->scale;
-        best = t == 0 || score[t] > best ? score[t] : best;
+        const uint32_t far = (uint32_t)(ks[t * a->estride] - a->k_least);
+        const uint32_t factor = far > 31u ? 0u : unit.factor >> far;
+        score[t] = (int32_t)(((int64_t)dot * factor) >> 32);
+        best = score[t] > best ? score[t] : best;
     }
 
-    /* Probability t is m * 2^-(16+e); with v's exponent it is a coefficient of v's integers. */
-    uint64_t total = 0;
-    int32_t lowest = 1000;
-    for (uint32_t t = 0; t < n; t++) {
-        float x = (best - score[t]) * 65536.0f;
-        uint32_t e;
-        x = x < 2031616.0f ? x : 2031616.0f;
-        const uint32_t m = sf_exp2n((uint32_t)x, &e);
-        const int32_t exponent = (int32_t)e + a->vs[(a->first + t) * a->estride];
-        total += (m << 14) >> e;
-        lowest = exponent < lowest ? exponent : lowest;
-        score[t] = x; /* kept for the second walk */
-    }
-    /* Coefficients get fewer bits past 512 positions: the sums stay in 32 bits. */
-    int32_t headroom = 1;
-    while ((n - 1u) >> (8 + headroom)) {
-        headroom++;
-    }
+    /* Each score becomes the coefficient of its value's integers. */
+    const uint32_t headroom = sf_headroom(n), shift = sf_coefficient_shift(headroom);
+    uint32_t total = 0;
     for (uint32_t i = 0; i < a->head_dim; i++) {
         acc[i] = 0;
     }
     for (uint32_t t = 0; t < n; t++) {
-        const uint32_t pos = a->first + t;
-        const int8_t *v = a->v + pos * a->stride;
-        uint32_t e;
-        const uint32_t m = sf_exp2n((uint32_t)score[t], &e);
-        const int32_t shift = (int32_t)e + a->vs[pos * a->estride] - lowest + headroom;
-        if (shift > 17) {
-            continue;
-        }
-        int32_t c = (int32_t)((m + (1u << (shift - 1))) >> shift);
-        c = c > 32767 ? 32767 : c;
+        uint32_t x = (uint32_t)best - (uint32_t)score[t];
+        x = x > SF_X_LIMIT >> unit.left ? SF_X_LIMIT : x << unit.left;
+        const uint32_t e = (x >> 12) + headroom;
+        const uint32_t p = e > 31u ? 0u : sf_exp2_part(x) >> e;
+        const uint32_t far = (uint32_t)(vs[t * a->estride] - a->v_least) + shift;
+        const int32_t c = (int32_t)(far > 31u ? 0u : (p + (1u << (far - 1u))) >> far);
+        total += p;
         for (uint32_t i = 0; i < a->head_dim; i++) {
-            acc[i] += c * v[i];
+            acc[i] += c * v[t * a->stride + i];
         }
     }
-    const float factor = sf_pow2(headroom + 14 - lowest) / (float)total;
+    const float factor = sf_mixed_unit(a, shift, total);
     for (uint32_t i = 0; i < a->head_dim; i++) {
         out[i] = (float)acc[i] * factor;
+    }
+}
+
+void sf_attention(const sf_attn *a, uint32_t heads, const float *q, int16_t *q16, int32_t *score,
+                  int32_t *acc, float *out) {
+    for (uint32_t h = 0; h < heads; h++) {
+        one_head(a, q + h * a->head_dim, q16, score, acc, out + h * a->head_dim);
     }
 }
 

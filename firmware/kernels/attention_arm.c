@@ -1,34 +1,45 @@
-/* One query head on a Cortex-M with DSP or MVE; the same integers as attention.c. */
-#include "sf_kernels.h"
+/* Query heads on a Cortex-M with DSP or MVE; the same integers as attention.c. */
+#include "attend.h"
 #include "tiers.h"
 
 #include <stdbool.h>
 
 #if defined(SF_DSP) || defined(SF_MVE)
 
-/* The scores' memory holds, one after the other: dot products, scores, packed exponentials,
- * coefficients. */
+/* The scores' memory holds, one after the other: dot products and scores, for each position those
+ * of the heads that are computed together; coefficients, for each two positions two of each head.
+ */
 typedef uint32_t __attribute__((may_alias)) word;
-typedef int32_t __attribute__((may_alias)) sum_of;
 typedef int16_t __attribute__((may_alias)) coefficient;
+#define INLINE static inline __attribute__((always_inline))
 
-/* x * 65536 of x >= 0, truncated; the largest integer when it does not fit. */
-static inline uint32_t fixed16(float x) {
-    __asm("vcvt.u32.f32 %0, %0, #16" : "+t"(x));
-    return sf_bits(x);
-}
 /* x >> shift, 0 for shifts from 32 to 255. */
-static inline uint32_t down(uint32_t x, uint32_t shift) {
-    __asm("lsr %0, %0, %1" : "+r"(x) : "r"(shift));
-    return x;
+INLINE uint32_t down(uint32_t x, uint32_t shift) {
+    uint32_t r;
+    __asm("lsr %0, %1, %2" : "=r"(r) : "r"(x), "r"(shift));
+    return r;
 }
-/* At most 32767. */
-static inline uint32_t saturated(uint32_t x) {
-    __asm("usat %0, #15, %0" : "+r"(x));
+/* The same to nearest, halves up. */
+INLINE uint32_t nearest(uint32_t x, uint32_t shift) {
+    uint32_t r;
+    __asm("lsrs %0, %1, %2\n\tadc %0, %0, #0" : "=r"(r) : "r"(x), "r"(shift) : "cc");
+    return r;
+}
+/* The upper half of a product. */
+INLINE int32_t upper(int32_t x, uint32_t y) {
+    int32_t r;
+    __asm("smmul %0, %1, %2" : "=r"(r) : "r"(x), "r"(y));
+    return r;
+}
+/* At most SF_X_LIMIT; for x < 2^31. */
+INLINE uint32_t limited(uint32_t x) {
+    __asm("usat %0, #17, %0" : "+r"(x));
     return x;
 }
 
 #ifdef SF_MVE
+
+enum { AT_ONCE = 1 };
 
 static void prepare(int16_t *q, uint32_t n) {
     (void)q;
@@ -37,7 +48,8 @@ static void prepare(int16_t *q, uint32_t n) {
 
 /* sum[t] = q . k[t] for n positions. */
 static void dots(const int16_t *q, const int8_t *k, uint32_t stride, uint32_t n, uint32_t dim,
-                 sum_of *sum) {
+                 uint32_t heads, int32_t *sum) {
+    (void)heads;
     for (uint32_t t = 0; t < n; t++) {
         int32_t s = 0;
         for (uint32_t i = 0; i < dim; i += 8u) {
@@ -51,7 +63,8 @@ static void dots(const int16_t *q, const int8_t *k, uint32_t stride, uint32_t n,
 
 /* acc[i] = the sum of c[t] * v[t][i] over n positions. */
 static void mix(const int8_t *v, uint32_t stride, const coefficient *c, uint32_t n, uint32_t dim,
-                int32_t *acc) {
+                uint32_t heads, int32_t *acc) {
+    (void)heads;
     for (uint32_t i = 0; i < dim; i += 8u) {
         const mve_pred16_t p = vctp32q(dim - i), q = dim - i > 4u ? vctp32q(dim - i - 4u) : 0;
         int32x4_t a = vdupq_n_s32(0), b = a;
@@ -68,6 +81,8 @@ static void mix(const int8_t *v, uint32_t stride, const coefficient *c, uint32_t
 
 #else
 
+enum { AT_ONCE = 2 };
+
 /* Groups of 4 as the pairs (0, 2) and (1, 3). */
 static void prepare(int16_t *q, uint32_t n) {
     for (uint32_t i = 0; i < n; i += 4u) {
@@ -77,109 +92,284 @@ static void prepare(int16_t *q, uint32_t n) {
     }
 }
 
-/* sum[t] = q . k[t] for n positions: 8 elements of q stay in registers for all of them. */
-static void dots(const int16_t *q, const int8_t *k, uint32_t stride, uint32_t n, uint32_t dim,
-                 sum_of *sum) {
-    for (uint32_t i = 0; i < dim; i += 8u) {
+/* sum[t][h] = q[h] . k[t] for n positions: 4 elements of q stay in registers for all of them. */
+INLINE void dots_by_4(const int16_t *q, const int8_t *k, uint32_t stride, uint32_t n, uint32_t dim,
+                      uint32_t from, uint32_t heads, int32_t *sum) {
+    for (uint32_t i = from; i < dim; i += 4u) {
         const word *two = (const word *)(const void *)(q + i);
-        const bool whole = dim - i >= 8u;
-        const uint32_t q0 = two[0], q1 = two[1], q2 = whole ? two[2] : 0u, q3 = whole ? two[3] : 0u;
+        const uint32_t a0 = two[0], a1 = two[1];
+        two += (heads - 1u) * dim / 2u;
+        const uint32_t b0 = two[0], b1 = two[1];
         const int8_t *w = k + i;
-        const uint32_t more = whole ? 4u : 0u;
-        for (uint32_t t = 0; t < n; t++) {
+        int32_t *to = sum, *const end = sum + n * heads;
+        for (; to != end; to += heads) {
             const uint32_t x = sf_load32((const uint8_t *)w);
-            const uint32_t y = sf_load32((const uint8_t *)w + more);
-            int32_t s = i == 0 ? 0 : sum[t];
-            s = sf_mac2(sf_even(x), q0, s);
-            s = sf_mac2(sf_odd(x), q1, s);
-            s = sf_mac2(sf_even(y), q2, s);
-            sum[t] = sf_mac2(sf_odd(y), q3, s);
+            const uint32_t even = sf_even(x), odd = sf_odd(x);
+            int32_t a = i == 0 ? sf_mul2(even, a0) : sf_mac2(even, a0, to[0]);
+            to[0] = sf_mac2(odd, a1, a);
+            if (heads == 2u) {
+                a = i == 0 ? sf_mul2(even, b0) : sf_mac2(even, b0, to[1]);
+                to[1] = sf_mac2(odd, b1, a);
+            }
             w += stride;
         }
     }
 }
 
-/* acc[i] = the sum of c[t] * v[t][i] over n positions: four sums at a time, two positions a
- * product. */
-static void mix(const int8_t *v, uint32_t stride, const coefficient *c, uint32_t n, uint32_t dim,
-                int32_t *acc) {
-    const int8_t *last = v + (n - 1u) * stride;
+/* The first 8 elements of two heads: q[0] in r0 to r3, q[1] in r4 to r7. */
+static void dots_of_8(const int16_t *q, const int8_t *k, uint32_t stride, uint32_t n, uint32_t dim,
+                      int32_t *sum) {
+    register const int8_t *w __asm("r8") = k;
+    register int32_t *to __asm("r9") = sum;
+    register const int16_t *second __asm("r10") = q + dim;
+    register const int16_t *first __asm("r11") = q;
+    /* clang-format off */
+    __asm volatile("ldm r11, {r0, r1, r2, r3}\n\t"
+          "ldm r10, {r4, r5, r6, r7}\n\t"
+          "1:\n\t"
+          "ldr r10, [r8]\n\t"
+          "sxtb16 r11, r10\n\t"
+          "sxtb16 r10, r10, ror #8\n\t"
+          "smuad r12, r11, r0\n\t"
+          "smuad lr, r11, r4\n\t"
+          "smlad r12, r10, r1, r12\n\t"
+          "smlad lr, r10, r5, lr\n\t"
+          "ldr r10, [r8, #4]\n\t"
+          "sxtb16 r11, r10\n\t"
+          "sxtb16 r10, r10, ror #8\n\t"
+          "smlad r12, r11, r2, r12\n\t"
+          "smlad lr, r11, r6, lr\n\t"
+          "vmov r11, %[step]\n\t"
+          "smlad r12, r10, r3, r12\n\t"
+          "smlad lr, r10, r7, lr\n\t"
+          "vmov r10, %[end]\n\t"
+          "add r8, r8, r11\n\t"
+          "strd r12, lr, [r9], #8\n\t"
+          "cmp r9, r10\n\t"
+          "bne 1b"
+          : "+r"(w), "+r"(to), "+r"(second), "+r"(first)
+          : [step] "t"(sf_from_bits(stride)), [end] "t"(sf_from_bits((uint32_t)(uintptr_t)(sum + 2u * n)))
+          : "r0", "r1", "r2", "r3", "r4", "r5", "r6", "r7", "r12", "lr", "cc", "memory");
+    /* clang-format on */
+}
+
+INLINE void dots(const int16_t *q, const int8_t *k, uint32_t stride, uint32_t n, uint32_t dim,
+                 uint32_t heads, int32_t *sum) {
+    const uint32_t done = heads == 2u && dim >= 8u ? 8u : 0u;
+    if (done != 0) {
+        dots_of_8(q, k, stride, n, dim, sum);
+    }
+    dots_by_4(q, k, stride, n, dim, done, heads, sum);
+}
+
+/* Four sums a head += two coefficients a head times values at x and y. */
+INLINE void mix_two(const int8_t *x, const int8_t *y, const word *c, uint32_t heads, int32_t *a) {
+    const uint32_t v = sf_load32((const uint8_t *)x), w = sf_load32((const uint8_t *)y);
+    const uint32_t low = sf_low2(v, w), high = sf_high2(v, w);
+    const uint32_t e0 = sf_even(low), e1 = sf_odd(low), e2 = sf_even(high), e3 = sf_odd(high);
+    for (uint32_t h = 0; h < heads; h++, a += 4) {
+        a[0] = sf_mac2(e0, c[h], a[0]);
+        a[1] = sf_mac2(e1, c[h], a[1]);
+        a[2] = sf_mac2(e2, c[h], a[2]);
+        a[3] = sf_mac2(e3, c[h], a[3]);
+    }
+}
+
+/* The same of two heads for n > 0 pairs of positions, from a = 0 on; eight sums leave no register
+ * for the stride and the end. */
+INLINE void mix_pairs(const int8_t *v, uint32_t stride, const word *c, uint32_t n, int32_t *a) {
+    register const int8_t *w __asm("r8") = v;
+    register const word *pair __asm("r9") = c;
+    const float step = sf_from_bits(stride), end = sf_from_bits((uint32_t)(uintptr_t)(c + 2u * n));
+    const float to = sf_from_bits((uint32_t)(uintptr_t)a);
+    /* clang-format off */
+#define ZERO(r) "mov " r ", #0\n\t"
+#define FOUR(e, c, a, b) "smlad " a ", r10, " c ", " a "\n\tsmlad " b ", " e ", " c ", " b "\n\t"
+    __asm volatile(ZERO("r0") ZERO("r1") ZERO("r2") ZERO("r3") ZERO("r4") ZERO("r5") ZERO("r6") ZERO("r7")
+          "1:\n\t"
+          "vmov r12, %[step]\n\t"
+          "ldr r10, [r8]\n\t"
+          "ldr r11, [r8, r12]\n\t"
+          "add r8, r8, r12, lsl #1\n\t"
+          "pkhbt lr, r10, r11, lsl #16\n\t"
+          "pkhtb r11, r11, r10, asr #16\n\t"
+          "sxtb16 r10, lr\n\t"
+          "sxtb16 lr, lr, ror #8\n\t"
+          "ldr r12, [r9]\n\t"
+          FOUR("lr", "r12", "r0", "r1")
+          "ldr r12, [r9, #4]\n\t"
+          FOUR("lr", "r12", "r4", "r5")
+          "sxtb16 r10, r11\n\t"
+          "sxtb16 r11, r11, ror #8\n\t"
+          FOUR("r11", "r12", "r6", "r7")
+          "ldr r12, [r9], #8\n\t"
+          FOUR("r11", "r12", "r2", "r3")
+          "vmov r12, %[end]\n\t"
+          "cmp r9, r12\n\t"
+          "bne 1b\n\t"
+          "vmov r8, %[to]\n\t"
+          "stmia r8, {r0, r1, r2, r3, r4, r5, r6, r7}"
+          : "+r"(w), "+r"(pair)
+          : [to] "t"(to), [step] "t"(step), [end] "t"(end)
+          : "r0", "r1", "r2", "r3", "r4", "r5", "r6", "r7", "r10", "r11", "r12", "lr", "cc",
+            "memory");
+#undef ZERO
+#undef FOUR
+    /* clang-format on */
+}
+
+/* acc[h][i] = the sum of c[t][h] * v[t][i] over n positions. */
+INLINE void mix(const int8_t *v, uint32_t stride, const coefficient *c, uint32_t n, uint32_t dim,
+                uint32_t heads, int32_t *acc) {
     for (uint32_t i = 0; i < dim; i += 4u) {
-        int32_t a0 = 0, a1 = 0, a2 = 0, a3 = 0;
-        const word *pair = (const word *)(const void *)c, *end = pair + n / 2u;
+        int32_t a[8] = {0};
+        const word *pair = (const word *)(const void *)c, *end = pair + n / 2u * heads;
         const int8_t *w = v + i;
-        while (pair != end) {
-            const uint32_t x = sf_load32((const uint8_t *)w);
-            const uint32_t y = sf_load32((const uint8_t *)w + stride);
-            const uint32_t two = *pair++, low = sf_low2(x, y), high = sf_high2(x, y);
-            a0 = sf_mac2(sf_even(low), two, a0);
-            a1 = sf_mac2(sf_odd(low), two, a1);
-            a2 = sf_mac2(sf_even(high), two, a2);
-            a3 = sf_mac2(sf_odd(high), two, a3);
+        if (heads == 2u && n > 1u) {
+            mix_pairs(w, stride, pair, n / 2u, a);
+            w += n / 2u * 2u * stride;
+            pair = end;
+        }
+        for (; pair != end; pair += heads) {
+            mix_two(w, w + stride, pair, heads, a);
             w += 2u * stride;
         }
-        const int32_t odd = n % 2u != 0 ? c[n - 1u] : 0;
-        acc[i] = a0 + odd * last[i];
-        acc[i + 1u] = a1 + odd * last[i + 1u];
-        acc[i + 2u] = a2 + odd * last[i + 2u];
-        acc[i + 3u] = a3 + odd * last[i + 3u];
+        if (n % 2u != 0) {
+            mix_two(w, w, pair, heads, a); /* the second coefficients are 0 */
+        }
+        for (uint32_t h = 0; h < heads; h++) {
+            memcpy(acc + h * dim + i, a + 4u * h, 4u * sizeof *a);
+        }
     }
 }
 
 #endif
 
-void sf_attention(const sf_attn *a, const float *q, int16_t *q16, float *score, int32_t *acc,
-                  float *out) {
+/* What turns scores into coefficients. */
+struct weights {
+    uint32_t shift; /* of a coefficient whose value has exponent 0 */
+    uint32_t left[2], total[2];
+    int32_t best[2]; /* with the headroom of weights */
+};
+
+/* The coefficients of two positions, in place. */
+INLINE void weigh_two(struct weights *w, const int8_t *e, uint32_t step, uint32_t heads,
+                      bool shifted, const int32_t *score, word *c) {
+    const uint32_t first = w->shift + (uint32_t)e[0], second = w->shift + (uint32_t)e[step];
+    for (uint32_t h = 0; h < heads; h++) {
+        uint32_t x = limited((uint32_t)w->best[h] - (uint32_t)score[h]);
+        uint32_t y = limited((uint32_t)w->best[h] - (uint32_t)score[heads + h]);
+        if (shifted) {
+            x = limited(x << w->left[h]);
+            y = limited(y << w->left[h]);
+        }
+        x = down(sf_exp2_part(x), x >> 12);
+        y = down(sf_exp2_part(y), y >> 12);
+        w->total[h] += x + y;
+        c[h] = nearest(x, first) | nearest(y, second) << 16;
+    }
+}
+
+/* Coefficients of n positions in the place of their scores. */
+INLINE void weigh(struct weights *whole, const int8_t *e, uint32_t estride, uint32_t n,
+                  uint32_t heads, bool shifted, int32_t *score) {
+    struct weights w = *whole;
+    word *c = (word *)(void *)score;
+    const int32_t *from = score, *const end = score + n / 2u * 2u * heads;
+    for (; from != end; from += 2u * heads, c += heads) {
+        weigh_two(&w, e, estride, heads, shifted, from, c);
+        e += 2u * estride;
+    }
+    if (n % 2u != 0) {
+        weigh_two(&w, e, 0, heads, shifted, from, c);
+    }
+    *whole = w;
+}
+
+/* Not inlined: its registers are its own. */
+static __attribute__((noinline)) void weigh_2(struct weights *w, const int8_t *e, uint32_t estride,
+                                              uint32_t n, int32_t *score) {
+    weigh(w, e, estride, n, 2, false, score);
+}
+
+/* Sums become scores; the largest of each head. Not inlined: its registers are its own. */
+static __attribute__((noinline)) void scores_of_2(const int8_t *e, uint32_t estride, int32_t least,
+                                                  const uint32_t *factor, uint32_t n,
+                                                  int32_t *score, int32_t *best) {
+    const uint32_t f0 = factor[0], f1 = factor[1];
+    int32_t b0 = INT32_MIN, b1 = INT32_MIN;
+    for (int32_t *const end = score + 2u * n; score != end; score += 2) {
+        const uint32_t far = (uint32_t)(*e - least);
+        const int32_t s0 = upper(score[0], down(f0, far)), s1 = upper(score[1], down(f1, far));
+        score[0] = s0;
+        score[1] = s1;
+        b0 = s0 > b0 ? s0 : b0;
+        b1 = s1 > b1 ? s1 : b1;
+        e += estride;
+    }
+    best[0] = b0;
+    best[1] = b1;
+}
+static void scores_of_1(const int8_t *e, uint32_t estride, int32_t least, const uint32_t *factor,
+                        uint32_t n, int32_t *score, int32_t *best) {
+    best[0] = INT32_MIN;
+    for (uint32_t t = 0; t < n; t++) {
+        score[t] = upper(score[t], down(factor[0], (uint32_t)(e[t * estride] - least)));
+        best[0] = score[t] > best[0] ? score[t] : best[0];
+    }
+}
+
+/* `heads` at most AT_ONCE. */
+INLINE void together(const sf_attn *a, uint32_t heads, const float *q, int16_t *q16, int32_t *score,
+                     int32_t *acc, float *out) {
     const uint32_t n = a->last - a->first + 1u;
     const uint32_t dim = a->head_dim, stride = a->stride, estride = a->estride;
-    const int32_t sq = sf_quantize16(q, dim, q16);
-    word *const packed = (word *)(void *)score;
-    prepare(q16, dim);
-    dots(q16, a->k + a->first * stride, stride, n, dim, (sum_of *)(void *)score);
+    const uint32_t headroom = sf_headroom(n), shift = sf_coefficient_shift(headroom);
+    uint32_t factor[2];
+    struct weights w = {.shift = shift - (uint32_t)a->v_least};
+    for (uint32_t h = 0; h < heads; h++) {
+        const sf_score_unit unit = sf_unit_of(a, sf_quantize16(q + h * dim, dim, q16 + h * dim));
+        prepare(q16 + h * dim, dim);
+        factor[h] = unit.factor;
+        w.left[h] = unit.left;
+    }
+    dots(q16, a->k + a->first * stride, stride, n, dim, heads, score);
     const int8_t *e = a->ks + a->first * estride;
-    const float scale = a->scale;
-    const uint32_t one = (uint32_t)(127 - sq) << 23; /* 2^-sq */
-    float best = -3.402823466e38f;
-    for (uint32_t t = 0; t < n; t++) {
-        const float unscaled = (float)((const sum_of *)(const void *)score)[t] *
-                               sf_from_bits(one - ((uint32_t)*e << 23));
-        const float s = unscaled * scale;
-        best = s > best ? s : best;
-        score[t] = s;
-        e += estride;
+    if (heads == 2u) {
+        scores_of_2(e, estride, a->k_least, factor, n, score, w.best);
+    } else {
+        scores_of_1(e, estride, a->k_least, factor, n, score, w.best);
     }
-
-    /* m of 17 bits, above them the exponent that v's integers get: -40 to 60 + 31. */
-    uint64_t total = 0;
-    int32_t lowest = INT32_MAX;
+    for (uint32_t h = 0; h < heads; h++) {
+        score[n * heads + h] = w.best[h] - 0x40000000; /* weighs nothing: makes n even */
+        w.best[h] += (int32_t)(headroom << 12 >> w.left[h]);
+    }
     e = a->vs + a->first * estride;
-    for (uint32_t t = 0; t < n; t++) {
-        uint32_t shift;
-        const uint32_t x = fixed16(best - score[t]);
-        const uint32_t m = sf_exp2n(x < 2031616u ? x : 2031616u, &shift);
-        total += (m << 14) >> shift;
-        const int32_t p = (int32_t)(m | (shift + (uint32_t)*e) << 24);
-        lowest = p < lowest ? p : lowest;
-        packed[t] = (uint32_t)p;
-        e += estride;
+    if ((w.left[0] | w.left[heads - 1u]) != 0) {
+        weigh(&w, e, estride, n, heads, true, score);
+    } else if (heads == 2u) {
+        weigh_2(&w, e, estride, n, score);
+    } else {
+        weigh(&w, e, estride, n, heads, false, score);
     }
-    lowest >>= 24;
-    int32_t headroom = 1;
-    while ((n - 1u) >> (8 + headroom)) {
-        headroom++;
+    mix(a->v + a->first * stride, stride, (const coefficient *)(const void *)score, n, dim, heads,
+        acc);
+    for (uint32_t h = 0; h < heads; h++) {
+        const float unit = sf_mixed_unit(a, shift, w.total[h]);
+        for (uint32_t i = h * dim; i < (h + 1u) * dim; i++) {
+            out[i] = (float)acc[i] * unit;
+        }
     }
+}
 
-    /* Coefficients of 15 bits in place, two a word: m / 2^shift, to nearest. */
-    coefficient *const c = (coefficient *)(void *)score;
-    const int32_t below = headroom - 1 - lowest;
-    for (uint32_t t = 0; t < n; t++) {
-        const uint32_t p = packed[t], shift = (uint32_t)(((int32_t)p >> 24) + below);
-        c[t] = (coefficient)saturated((down(p & 0x1FFFFu, shift) + 1u) >> 1);
+void sf_attention(const sf_attn *a, uint32_t heads, const float *q, int16_t *q16, int32_t *score,
+                  int32_t *acc, float *out) {
+    const uint32_t dim = a->head_dim;
+    for (; heads >= AT_ONCE; heads -= AT_ONCE, q += AT_ONCE * dim, out += AT_ONCE * dim) {
+        together(a, AT_ONCE, q, q16, score, acc, out);
     }
-    mix(a->v + a->first * stride, stride, c, n, dim, acc);
-    const float factor = sf_pow2(headroom + 14 - lowest) / (float)total;
-    for (uint32_t i = 0; i < dim; i++) {
-        out[i] = (float)acc[i] * factor;
+    if (heads != 0) {
+        together(a, 1, q, q16, score, acc, out);
     }
 }
 

@@ -86,6 +86,15 @@ def _say_placement(plan: dict[str, Any]) -> None:
     for name, k in [*placement["kinds"].items(), ("total", placement["total"])]:
         table.add_row(name, f"{k['pinned']:,}", f"{k['streamed']:,}", f"{k['read']:,.0f}")
     console.print(table)
+    if "ratio" in placement:
+        more = placement.get("ratio_with_a_megabyte", 1.0)
+        if "pinned_ffn" in placement:
+            a, o, f = (f"{placement[f'pinned_{k}']:g}" for k in ("attn", "o", "ffn"))
+            _say(f"pinned and dense: q, k, v of {a} layers, o of {o}, FFN of {f}; the rest drops")
+        _say(
+            f"expected perplexity {placement['ratio']:.4f} of dense; with one more megabyte of RAM "
+            f"at the same bytes {more:.4f}"
+        )
     if "read_seconds" in placement:
         _say(
             f"reading takes {1e3 * placement['read_seconds']:.1f} ms a token by the measured "
@@ -140,13 +149,19 @@ def generate(
     from sparseflash.screen import head_rows
 
     recipe, target = recipes.load_recipe(model), load_board(board)
-    pipeline.check_method(method, sparsity)
+    if method != "planned":
+        pipeline.check_method(method, sparsity)
+    elif speculate or asvd or head != "exact":
+        raise UsageError("method planned takes neither --speculate nor --asvd nor --head")
     rows = head_rows(head)
     if order not in sfm.ORDERS:
         raise UsageError(f"order {order!r} is unknown; there are {', '.join(sfm.ORDERS)}")
     loaded = pipeline.open_model(recipe)
     layout = target.raw.get("layout", "joint")
-    setting = pipeline.setting_for(loaded, recipe, method, sparsity, speculate)
+    if method == "planned":
+        setting = pipeline.planned_for(loaded, recipe, target, sparsity, kv_len, ram)
+    else:
+        setting = pipeline.setting_for(loaded, recipe, method, sparsity, speculate)
     image = pipeline.pack_model(loaded, recipe, layout, order, [setting], rows > 0, asvd)
     plan = pipeline.plan_and_generate(image, target, setting, recipe, kv_len, ram, rows)
     table = Table("SRAM", "bytes", title=f"{model} on {board}")

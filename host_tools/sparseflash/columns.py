@@ -9,8 +9,16 @@ from __future__ import annotations
 
 import numpy as np
 
-from sparseflash.quantize import GROUP, Blocks, pack_nibbles, pack_scales, unpack_nibbles
-from sparseflash.spec import Q4Blocks, Q8Blocks
+from sparseflash.quantize import (
+    GROUP,
+    Blocks,
+    pack_bytes,
+    pack_nibbles,
+    pack_scales,
+    unpack_bytes,
+    unpack_nibbles,
+)
+from sparseflash.spec import Q4Blocks, Q8Blocks, R8Blocks
 
 
 def padded(outputs: int) -> int:
@@ -24,26 +32,34 @@ def column_bytes(outputs: int, fmt: str) -> int:
 
 
 def table_bytes(outputs: int, fmt: str) -> int:
-    """Bytes of the scales of 32 columns."""
-    return padded(outputs) * (4 if fmt == "q4" else 2)
+    """Bytes of the scales of 32 columns; with r8 of all columns."""
+    return padded(outputs) * (2 if fmt == "q8" else 4)
+
+
+def tables(inputs: int, fmt: str) -> int:
+    """Tables of a matrix with so many inputs."""
+    return 1 if fmt == "r8" else -(-inputs // GROUP)
 
 
 def matrix_bytes(outputs: int, inputs: int, fmt: str) -> int:
     """Bytes of all columns and all tables; ``inputs`` are whole groups."""
-    return inputs * column_bytes(outputs, fmt) + inputs // GROUP * table_bytes(outputs, fmt)
+    return inputs * column_bytes(outputs, fmt) + tables(inputs, fmt) * table_bytes(outputs, fmt)
 
 
 def pack_integers(blocks: Blocks) -> np.ndarray:
     """The columns' integers, uint8 (in, column_bytes)."""
     extra = padded(blocks.shape[0]) - blocks.shape[0]
     q = np.ascontiguousarray(np.pad(blocks.q, ((0, extra), (0, 0))).T)
+    if isinstance(blocks, R8Blocks):
+        return pack_bytes(q)
     return pack_nibbles(q) if isinstance(blocks, Q4Blocks) else q.view(np.uint8)
 
 
 def pack_tables(blocks: Blocks) -> np.ndarray:
-    """The scales, uint8 (in/32, padded outputs, bytes of an entry)."""
+    """The scales, uint8 (tables, padded outputs, bytes of an entry)."""
     rows, cols = blocks.shape
-    scales = pack_scales(blocks).reshape(rows, cols // GROUP, -1)
+    count = 1 if isinstance(blocks, R8Blocks) else cols // GROUP
+    scales = pack_scales(blocks).reshape(rows, count, -1)
     scales = np.pad(scales, ((0, padded(rows) - rows), (0, 0), (0, 0)))
     return np.ascontiguousarray(scales.transpose(1, 0, 2))
 
@@ -53,9 +69,12 @@ def pack_columns(blocks: Blocks) -> bytes:
     return pack_integers(blocks).tobytes() + pack_tables(blocks).tobytes()
 
 
-def of_columns(body: np.ndarray, tables: np.ndarray, outputs: int, fmt: str) -> Blocks:
+def of_columns(body: np.ndarray, scales_of: np.ndarray, outputs: int, fmt: str) -> Blocks:
     """The matrix of :func:`pack_integers` and the bytes of :func:`pack_tables`."""
-    scales = np.ascontiguousarray(tables).view("<f2")
+    if fmt == "r8":
+        d = np.ascontiguousarray(scales_of).reshape(-1).view("<f4")
+        return R8Blocks(np.ascontiguousarray(unpack_bytes(body).T[:outputs]), d[:outputs])
+    scales = np.ascontiguousarray(scales_of).view("<f2")
     scales = scales.reshape(len(body) // GROUP, padded(outputs), -1)[:, :outputs]
     if fmt == "q4":
         return Q4Blocks(unpack_nibbles(body).T[:outputs], scales[..., 0].T, scales[..., 1].T)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,7 +35,7 @@ from sparseflash.link.client import Device
 from sparseflash.load import load_model
 from sparseflash.methods import registry
 from sparseflash.neuron_order import load_order, measure_order, save_order
-from sparseflash.placement import use_of
+from sparseflash.placement import Use, use_of
 from sparseflash.plan import make_plan, plan_digest
 from sparseflash.recipes import Recipe, fetch, fetch_tokenizer
 from sparseflash.reference import INPUTS, SITES, THRESHOLDS, Reference
@@ -244,6 +244,11 @@ class Setting:
     """float32 (layers, 12), in the order of THRESHOLDS."""
     speculate: str = ""
     """Method whose guess only reads early what the mask may ask for."""
+    use: Use | None = None
+    """Shares of rows that a token reads, where they were measured."""
+    expected: dict[str, float] = field(default_factory=dict)
+    """Of the planner: ``ratio`` of perplexity to dense, ``ratio_with_a_megabyte`` at equal bytes,
+    and numbers of layers, ``pinned_attn`` (q, k, v), ``pinned_o`` and ``pinned_ffn``."""
 
     @property
     def guess(self) -> registry.Method | None:
@@ -299,6 +304,49 @@ def setting_for(
     return Setting(method, percent, levels, out)
 
 
+def planned_for(
+    model: Model,
+    recipe: Recipe,
+    board: Board,
+    percent: float,
+    kv_len: int | None = None,
+    ram: int | None = None,
+) -> Setting:
+    """Levels for what does not fit the RAM: ``percent`` fewer streamed bytes, pinned parts dense.
+
+    Raises:
+        UsageError: the board does not stream.
+        TooSmallError: the RAM holds no plan.
+    """
+    from sparseflash.methods.planned import plan_levels
+
+    check_method("marginal", percent)
+    if "stream" not in board.raw:
+        raise UsageError(f"board {board.id} maps its flash; planned is for boards that stream it")
+    none = np.zeros((model.spec.n_layers, len(THRESHOLDS)), np.float32)
+    image = pack_model(model, recipe, "split")
+    positions = kv_len or min(recipe.kv_len, board.kv_len_default)
+    dense = make_plan(image, with_curve(board), none, positions, ram=ram)
+    total = dense["placement"]["total"]
+    if not total["streamed"] or not percent:
+        return Setting("dense", 0.0, {}, none, expected={"ratio": 1.0})
+    study = _study(model, formats_for(recipe), calibrated(model, recipe), recipe)
+    head = float(sum(p["rows"] * p["bytes"] for p in dense["parts"] if p["kind"] == "head"))
+    budget, goal = float(total["pinned"]), (1 - percent / 100) * total["streamed"]
+    found = plan_levels(study, budget, head, goal)
+    more = plan_levels(study, budget + 1e6, head, goal) if total["streamed"] > 1e6 else None
+    m, out = registry.method("marginal"), none
+    for i, rules in enumerate(study.rules(m, found.levels)):
+        for site, rule in rules.sites.items():
+            out[i, THRESHOLDS.index(site)] = rule.threshold
+    ratios = {
+        "ratio": float(np.exp(found.rise)),
+        "ratio_with_a_megabyte": float(np.exp(more.rise)) if more else 1.0,
+    }
+    ratios |= {f"pinned_{k}": float(v.sum()) for k, v in found.pinned.items()}
+    return Setting("marginal", percent, found.levels, out, use=found.use, expected=ratios)
+
+
 def _factors(model: Model, formats: Formats, recipe: Recipe, percent: float) -> Factors:
     """ASVD's factors, searched once for a model, its calibration text and a percentage."""
     from sparseflash.methods.asvd import asvd
@@ -352,8 +400,9 @@ def plan_and_generate(
         ram,
         head_rows,
         setting.speculate,
-        use_of(setting.levels),
+        setting.use or use_of(setting.levels),
     )
+    plan["placement"] |= setting.expected
     generate(plan, places.target / "gen", board)
     write_json(places.plan, plan)
     return plan

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from sparseflash.columns import column_bytes, table_bytes
+from sparseflash.columns import column_bytes, table_bytes, tables
 from sparseflash.errors import TooSmallError
 from sparseflash.factors import shape_of
 from sparseflash.proxy import proxy_row_bytes
@@ -167,7 +167,7 @@ class _Layer:
         self.matrix("gate", records + gate.at, gate.stride)
         self.matrix("up", records + up.at, up.stride)
         table, scales = table_bytes(s.dim, f.ffn), self.image.offset(Section.SCALES, self.layer)
-        self.add("scales", scales, table, table, -(-s.ffn_dim // 32), True)
+        self.add("scales", scales, table, table, tables(s.ffn_dim, f.ffn), True)
         self.add("down", records + down.at, down.stride, down.size, s.ffn_dim, True)
 
 

@@ -41,7 +41,9 @@ def memory_table(image: Image, kv_len: int, head_rows: int = 0) -> dict[str, int
         "gate, up and mask": 10 * s.ffn_dim,
         "logits": 4 * s.vocab,
         "KV cache": s.n_layers * kv_len * 2 * (s.kv_dim + s.n_kv_heads),
-        "attention scratch": 4 * kv_len + (2 + 4 + 4) * s.head_dim,
+        "attention scratch": 8 * (kv_len + kv_len % 2)
+        + (4 + 8 + 4) * s.head_dim
+        + 2 * s.n_layers * s.n_kv_heads,
         "down sums": 12 * outputs_of(image),
         "quantised activations": groups * (32 + 4 + 1),
     }
@@ -149,7 +151,7 @@ def make_plan(
         over = memory["total"] + kept - board.sram_bytes
         worst = max((k for k in memory if k != "total"), key=lambda k: memory[k])
         beside = ", ".join(f"{k} {v:,}" for k, v in board.reserve.items())
-        a_position = memory["KV cache"] // kv_len + 4
+        a_position = memory["KV cache"] // kv_len + 8
         most = kv_len + (-over) // a_position
         advice = f"--kv-len {most} fits" if most >= 16 else "choose a smaller model"
         raise TooSmallError(

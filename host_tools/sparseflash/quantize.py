@@ -1,8 +1,9 @@
-"""Weights to the two grids of the flash image (docs/SPEC.md, "Weights").
+"""Weights to the grids of the flash image (docs/SPEC.md, "Weights").
 
 ``q4``: affine 4-bit, groups of 32 along the input axis, w = d*q + m with d and m
 halves; GGUF Q4_0 and Q4_1 tensors are already on it and pass bit for bit.
 ``q8``: symmetric 8-bit, groups of 32, w = d*q; GGUF Q8_0 passes bit for bit.
+``r8``: symmetric 8-bit with one scale for a row, for cores that multiply halves.
 """
 
 from __future__ import annotations
@@ -10,14 +11,17 @@ from __future__ import annotations
 import numpy as np
 
 from sparseflash.errors import UnsupportedError
-from sparseflash.spec import Matrix, Q4Blocks, Q8Blocks, as_float32
+from sparseflash.spec import Matrix, Q4Blocks, Q8Blocks, R8Blocks, as_float32
 
 GROUP = 32
-FORMATS = ("q4", "q8")
+FORMATS = ("q4", "q8", "r8")
 HALF_LIMIT = 64.0
 """Scales are read as integers of 2^-24 in 32 bits, so they must stay below this."""
 
-Blocks = Q4Blocks | Q8Blocks
+ROW_SCALE_LEAST = np.float32(2.0**-24)
+"""A smaller scale of a row becomes this, so that results stay normal floats."""
+
+Blocks = Q4Blocks | Q8Blocks | R8Blocks
 
 
 def pad_columns(w: np.ndarray) -> np.ndarray:
@@ -49,6 +53,16 @@ def to_q8(w: np.ndarray) -> Q8Blocks:
     return Q8Blocks(np.clip(q, -127, 127).astype(np.int8).reshape(out, -1), d)
 
 
+def to_r8(w: np.ndarray) -> R8Blocks:
+    """float32 (out, in) to symmetric 8-bit by the largest magnitude of each row."""
+    x = pad_columns(w.astype(np.float32))
+    top = np.abs(x).max(-1)
+    d = np.where(top > 0, np.maximum(top / np.float32(127), ROW_SCALE_LEAST), np.float32(0))
+    inverse = np.divide(np.float32(1), d, out=np.zeros_like(d), where=d != 0)
+    q = np.rint(x * inverse[:, None])
+    return R8Blocks(np.clip(q, -127, 127).astype(np.int8), d.astype(np.float32))
+
+
 def quantize(matrix: Matrix, fmt: str, where: str = "matrix") -> Blocks:
     """The matrix on the grid ``fmt``; already quantised blocks pass unchanged.
 
@@ -58,6 +72,8 @@ def quantize(matrix: Matrix, fmt: str, where: str = "matrix") -> Blocks:
     blocks: Blocks
     if fmt == "q4":
         blocks = matrix if isinstance(matrix, Q4Blocks) else to_q4(as_float32(matrix))
+    elif fmt == "r8":
+        blocks = matrix if isinstance(matrix, R8Blocks) else to_r8(as_float32(matrix))
     else:
         blocks = matrix if isinstance(matrix, Q8Blocks) else to_q8(as_float32(matrix))
     scales = [blocks.d, blocks.m] if isinstance(blocks, Q4Blocks) else [blocks.d]
@@ -84,15 +100,31 @@ def unpack_nibbles(b: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(q.reshape(*b.shape[:-1], b.shape[-1] * 2))
 
 
+def pack_bytes(q: np.ndarray) -> np.ndarray:
+    """int8 (..., 2*k) of r8 as bytes: those at even places are stored 128 larger."""
+    b = np.array(q).view(np.uint8)
+    b[..., ::2] ^= 128
+    return b
+
+
+def unpack_bytes(b: np.ndarray) -> np.ndarray:
+    """Inverse of :func:`pack_bytes`."""
+    q = np.array(b)
+    q[..., ::2] ^= 128
+    return q.view(np.int8)
+
+
 def row_bytes(cols: int, fmt: str) -> int:
     """Bytes of a packed row with its scales, a multiple of 4."""
     groups = -(-cols // GROUP)
+    if fmt == "r8":
+        return groups * GROUP + 4
     n = groups * (20 if fmt == "q4" else 34)
     return -(-n // 4) * 4
 
 
 def pack_scales(blocks: Blocks) -> np.ndarray:
-    """Scales as bytes (out, groups*4) for q4 ({d, m} pairs) or (out, groups*2) for q8."""
+    """Scales as bytes: (out, groups*4) for q4 ({d, m} pairs), (out, groups*2) q8, (out, 4) r8."""
     if isinstance(blocks, Q4Blocks):
         pair = np.stack([blocks.d, blocks.m], axis=-1)
         return np.ascontiguousarray(pair).view(np.uint8).reshape(pair.shape[0], -1)
@@ -103,6 +135,8 @@ def pack_rows(blocks: Blocks) -> np.ndarray:
     """Rows as bytes (out, row_bytes): the integers, then the scales."""
     if isinstance(blocks, Q4Blocks):
         body, fmt = pack_nibbles(blocks.q), "q4"
+    elif isinstance(blocks, R8Blocks):
+        body, fmt = pack_bytes(blocks.q), "r8"
     else:
         body, fmt = blocks.q.view(np.uint8), "q8"
     rows = np.concatenate([body, pack_scales(blocks)], axis=1)
@@ -113,6 +147,9 @@ def unpack_rows(rows: np.ndarray, cols: int, fmt: str) -> Blocks:
     """Inverse of :func:`pack_rows` for ``cols`` columns (a multiple of 32)."""
     n = rows.shape[0]
     groups = cols // GROUP
+    if fmt == "r8":
+        d32 = np.ascontiguousarray(rows[:, cols : cols + 4]).view("<f4")[:, 0]
+        return R8Blocks(unpack_bytes(rows[:, :cols]), d32)
     if fmt == "q4":
         pair = np.ascontiguousarray(rows[:, cols // 2 : cols // 2 + 4 * groups]).view(np.float16)
         pair = pair.reshape(n, groups, 2)

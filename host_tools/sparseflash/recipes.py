@@ -33,7 +33,7 @@ from sparseflash.files import root, whole
 
 KINDS = ("pypi-wheel", "file", "random")
 SHAPE = ("dim", "ffn_dim", "layers", "heads", "kv_heads", "vocab", "context")
-FORMATS = ("q4", "q8")
+FORMATS = ("q4", "q8", "r8")
 BLOCK = 1 << 20
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]*")
 _PIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*==[A-Za-z0-9][A-Za-z0-9._+!-]*")
@@ -80,7 +80,7 @@ class Recipe:
     licence: str
     source: Source
     formats: dict[str, str]
-    """Weight format of each part: ``attn``, ``ffn``, ``embed`` to ``q4`` or ``q8``."""
+    """Weight format of each part: ``attn``, ``ffn``, ``embed`` to ``q4``, ``q8`` or ``r8``."""
     kv_len: int
     """Positions of KV cache, in tokens."""
     tokenizer: Source | None = None

@@ -15,7 +15,7 @@ from sparseflash.proxy import agreeing_signs
 from sparseflash.quantize import GROUP, Blocks
 from sparseflash.screen import screened
 from sparseflash.sfm import Image
-from sparseflash.spec import Activation, Q4Blocks
+from sparseflash.spec import Activation, Q4Blocks, R8Blocks
 
 SHIFT_SPAN = 12
 S_MIN, S_MAX = -40, 80
@@ -89,7 +89,12 @@ class Linear:
         self.weights = np.ascontiguousarray(
             blocks.q.reshape(rows, cols // GROUP, GROUP).transpose(1, 2, 0)
         )  # (G, 32, rows)
-        self.d = np.ascontiguousarray(half_units(blocks.d).T)  # (G, rows)
+        self.row_scale: np.ndarray | None = None
+        if isinstance(blocks, R8Blocks):
+            self.row_scale = blocks.d
+            self.d = np.ones((cols // GROUP, rows), np.int64)
+        else:
+            self.d = np.ascontiguousarray(half_units(blocks.d).T)  # (G, rows)
         self.m = (
             np.ascontiguousarray(half_units(blocks.m).T) if isinstance(blocks, Q4Blocks) else None
         )
@@ -103,12 +108,16 @@ class Linear:
             acc += (isum.astype(np.int64) << v.k[:, g, None]) * self.d[g]
             if self.m is not None:
                 acc += v.sum[:, g, None] * self.m[g]
+        if self.row_scale is not None:
+            return np.asarray(acc.astype(F32) * pow2(-(SHIFT_SPAN + v.s))[:, None] * self.row_scale)
         return acc.astype(F32) * pow2(-(24 + SHIFT_SPAN + v.s))[:, None]
 
 
 def embed_rows(blocks: Blocks, ids: np.ndarray) -> np.ndarray:
     """Rows of the embedding, float32 (T, dim)."""
     n = len(ids)
+    if isinstance(blocks, R8Blocks):
+        return np.ascontiguousarray(blocks.d[ids][:, None] * blocks.q[ids].astype(F32))
     q = blocks.q[ids].reshape(n, -1, GROUP).astype(F32)
     x = blocks.d[ids].astype(F32)[..., None] * q
     if isinstance(blocks, Q4Blocks):
@@ -181,32 +190,46 @@ def rope(x: np.ndarray, cos: np.ndarray, sin: np.ndarray) -> np.ndarray:
     return np.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
 
 
+_V = np.rint(32766 * 2.0 ** (-np.arange(33) / 32)).astype(np.int64)
+_SLOPE = -32 * (_V[:-1] - _V[1:])
+_STEP = (_V[:-1] << 16) + (_SLOPE & 0xFFFF)
+X_LIMIT = 2**17 - 1
+
+
 def attend(
     q: np.ndarray,
     kq: np.ndarray,
     ks: np.ndarray,
     vq: np.ndarray,
     vs: np.ndarray,
+    least: tuple[np.ndarray, np.ndarray],
     scale: np.float32,
 ) -> np.ndarray:
-    """One position: q (H, hd) over n cached positions kq, vq (n, H, hd), ks, vs (n, H)."""
+    """One position: q (H, hd) over n cached positions kq, vq (n, H, hd), ks, vs (n, H).
+
+    least: exponents (H,) that none of ks, vs is below.
+    """
     q16, sq = quantize_vector(q, 16)
     dot = np.einsum("hd,nhd->nh", q16, kq)
-    score = dot.astype(F32) * pow2(-(sq[None] + ks)) * scale
-    x = (score.max(0)[None] - score) * F32(65536)
-    m, e = exp2n(np.minimum(x, F32(2031616)).astype(np.int64))
-    total = ((m << 14) >> e).sum(0)
-    exponent = e + vs
-    lowest = exponent.min(0)
+    bits = int(np.asarray(scale, F32).view(np.uint32))
+    c = ((bits & 0x7FFFFF) | 0x800000) << 7
+    right = sq + least[0] - ((bits >> 23) - 127) - 14
+    factor = c >> np.minimum(ks - least[0] + np.maximum(right, 0), 31)
+    score = (dot * factor) >> 32
+    x = (score.max(0)[None] - score) << np.clip(-right, 0, 10)
+    x = np.minimum(x, X_LIMIT)
+    step = x >> 7 & 31
     n = len(score)
-    headroom = 1
-    while (n - 1) >> (8 + headroom):
+    headroom = 0
+    while n > 2 << headroom:
         headroom += 1
-    shift = exponent - lowest + headroom
-    c = np.minimum((m + (1 << np.minimum(shift, 40) - 1)) >> np.minimum(shift, 40), 32767)
-    acc = np.einsum("nh,nhd->hd", np.where(shift > 17, 0, c), vq)
-    factor = pow2(headroom + 14 - lowest) / total.astype(F32)
-    return np.asarray(acc.astype(F32) * factor[:, None], F32)
+    p = (_STEP[step] + 16 * (x & 127) * _SLOPE[step]) >> ((x >> 12) + headroom)
+    shift = max(16 - headroom, 8)
+    far = np.minimum(vs - least[1] + shift, 40)
+    coefficient = (p + (1 << (far - 1))) >> far
+    acc = np.einsum("nh,nhd->hd", coefficient, vq)
+    unit = pow2(shift - least[1]) / p.sum(0).astype(F32)
+    return np.asarray(acc.astype(F32) * unit[:, None], F32)
 
 
 def site_hash(x: np.ndarray) -> np.ndarray:
@@ -340,12 +363,14 @@ class Reference:
         repeat = spec.n_heads // spec.n_kv_heads
         kq, ks = kq.repeat(repeat, 1), ks.repeat(repeat, 1)
         vq, vs = vq.repeat(repeat, 1), vs.repeat(repeat, 1)
+        k_least, v_least = np.minimum.accumulate(ks), np.minimum.accumulate(vs)
         window = spec.layers[i].window
         heads = np.empty_like(q)
         for p in range(t):
             first = max(0, p + 1 - window) if window else 0
             s = slice(first, p + 1)
-            heads[p] = attend(q[p], kq[s], ks[s], vq[s], vs[s], scale)
+            least = k_least[p], v_least[p]
+            heads[p] = attend(q[p], kq[s], ks[s], vq[s], vs[s], least, scale)
         y = heads.reshape(t, -1)
         site["attn"] = y
         y = product("o", "o", wo, y)

@@ -231,6 +231,11 @@ def _check_columns(spec: ModelSpec, formats: Formats) -> None:
             f"columns {formats.columns} are not a line of {', '.join(MATRICES)} for each of "
             f"{spec.n_layers} layers; leave them out where there are none"
         )
+    if "r8" in (formats.attn, formats.ffn) and names:
+        raise UnsupportedError(
+            f"format r8 has no columns of {', '.join(sorted(names))}; a method that drops inputs "
+            "takes q4 or q8"
+        )
     if formats.guesses and names & {"gate", "up"}:
         raise UnsupportedError(
             "guesses choose rows of gate and up, which this image stores by columns; choose one"
@@ -401,7 +406,7 @@ def pack(
 
 
 def _dims(spec: ModelSpec, formats: Formats) -> bytes:
-    bits = {"q4": 4, "q8": 8}
+    bits = {"q4": 4, "q8": 8, "r8": 8}
     values = [
         spec.vocab,
         spec.dim,

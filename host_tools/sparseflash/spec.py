@@ -147,7 +147,28 @@ class Q8Blocks:
         return Q8Blocks(self.q[index], self.d[index])
 
 
-Matrix = np.ndarray | Q4Blocks | Q8Blocks
+@dataclass(frozen=True)
+class R8Blocks:
+    """A matrix in symmetric 8-bit rows: w = d*q, one d for each output.
+
+    ``q`` int8 (out, in); ``d`` float32 (out,).
+    """
+
+    q: np.ndarray
+    d: np.ndarray
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return (int(self.q.shape[0]), int(self.q.shape[1]))
+
+    def float32(self) -> np.ndarray:
+        return np.ascontiguousarray(self.d[:, None] * self.q.astype(np.float32))
+
+    def rows(self, index: np.ndarray) -> R8Blocks:
+        return R8Blocks(self.q[index], self.d[index])
+
+
+Matrix = np.ndarray | Q4Blocks | Q8Blocks | R8Blocks
 """float32 (out, in), or blocks that are already on a grid the pack keeps."""
 
 

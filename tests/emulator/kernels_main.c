@@ -15,11 +15,14 @@ void plain_scale_q4(const uint8_t *scales, uint32_t k, int32_t sum, uint32_t dim
                     int64_t *acc);
 void plain_scale_q8(const uint8_t *scales, uint32_t k, int32_t sum, uint32_t dim, int32_t *isum,
                     int64_t *acc);
+void plain_dot_r8(const uint8_t *const *row, uint32_t n, const sf_bfp *x, float *out);
+void plain_axpy_r8(const uint8_t *const *col, const int8_t *h, uint32_t n, uint32_t dim, uint32_t k,
+                   int64_t *acc);
 void plain_quantize(const float *x, uint32_t n, sf_bfp *v);
 int32_t plain_quantize16(const float *x, uint32_t n, int16_t *q);
 int32_t plain_quantize8(const float *x, uint32_t n, int8_t *q);
-void plain_attention(const sf_attn *a, const float *q, int16_t *q16, float *score, int32_t *acc,
-                     float *out);
+void plain_attention(const sf_attn *a, uint32_t heads, const float *q, int16_t *q16, int32_t *score,
+                     int32_t *acc, float *out);
 float plain_sum_to_float(int64_t acc, int32_t s);
 void plain_rmsnorm(const float *x, const float *w, uint32_t n, float eps, float *out);
 float plain_sigmoid(float x);
@@ -63,8 +66,8 @@ static int32_t isum[2][MAX_DIM];
 static int64_t acc[2][MAX_DIM];
 static _Alignas(16) int8_t keys[POSITIONS][128], vals[POSITIONS][128];
 static int8_t ks[POSITIONS][2], vs[POSITIONS][2];
-static _Alignas(8) int16_t q16[2][128];
-static float score[2][POSITIONS];
+static _Alignas(8) int16_t q16[2][2 * 128];
+static _Alignas(8) int32_t score[2][2 * POSITIONS];
 
 static void rows_and_x(uint32_t groups, uint32_t width, uint32_t kind) {
     for (uint32_t r = 0; r < ROWS; r++) {
@@ -127,6 +130,30 @@ static bool dots(uint32_t kind) {
     sf_dot_q8(p, n, &v, out[0]);
     plain_dot_q8(p, n, &v, out[1]);
     return memcmp(out[0], out[1], n * sizeof(float)) == 0;
+}
+
+/* Rows with one scale: two groups of near and of far exponents, and any number. */
+static bool row_scales(uint32_t kind) {
+    const uint32_t groups = below(2) == 0 ? 2u : 1u + below(GROUPS), n = 1u + below(ROWS);
+    const uint8_t *p[ROWS];
+    const sf_bfp v = {q[0], sum[0], k[0], groups, (int32_t)below(120) - 40};
+    rows_and_x(groups, 32, kind);
+    k[0][1] = (uint8_t)(below(4) == 0 ? k[0][1] : k[0][0] + below(3) % (13u - k[0][0]));
+    for (uint32_t r = 0; r < ROWS; r++) {
+        const float d = sf_from_bits((random32() & 0x807FFFFFu) | (103u + below(30)) << 23);
+        memcpy(rows[r] + groups * 32u, &d, sizeof d);
+        p[r] = rows[r];
+    }
+    sf_dot_r8(p, n, &v, out[0]);
+    plain_dot_r8(p, n, &v, out[1]);
+    if (memcmp(out[0], out[1], n * sizeof(float)) != 0) {
+        return false;
+    }
+    const uint32_t few = below((ROWS < SF_GROUP ? ROWS : SF_GROUP) + 1u), shift = below(13);
+    memcpy(acc[1], acc[0], sizeof acc[0]);
+    sf_axpy_r8(p, q[0], few, groups * 32u, shift, acc[0]);
+    plain_axpy_r8(p, q[0], few, groups * 32u, shift, acc[1]);
+    return memcmp(acc[0], acc[1], sizeof acc[0]) == 0;
 }
 
 static bool columns(uint32_t kind) {
@@ -195,13 +222,27 @@ static bool attention(uint32_t kind) {
         ks[t][0] = (int8_t)(3u + below(8));
         vs[t][0] = (int8_t)(below(30)) - 10;
     }
-    for (uint32_t i = 0; i < dim; i++) {
-        x[i] = value(kind == 0 ? 8 : 3);
+    const uint32_t heads = 1u + below(MAX_DIM / dim < 4u ? MAX_DIM / dim : 4u);
+    /* Large scores shift their differences left, small ones their factor right. */
+    const float far = sf_pow2((int32_t)below(24) - 12);
+    for (uint32_t i = 0; i < heads * dim; i++) {
+        x[i] = far * value(kind == 0 ? 8 : 3);
     }
-    const sf_attn a = {keys[0], vals[0], ks[0], vs[0], 128, 2, first, first + n - 1u, dim, 0.25f};
-    sf_attention(&a, x, q16[0], score[0], isum[0], out[0]);
-    plain_attention(&a, x, q16[1], score[1], isum[1], out[1]);
-    return memcmp(out[0], out[1], dim * sizeof(float)) == 0;
+    const sf_attn a = {keys[0],
+                       vals[0],
+                       ks[0],
+                       vs[0],
+                       128,
+                       2,
+                       first,
+                       first + n - 1u,
+                       dim,
+                       3 - (int32_t)below(4),
+                       -10 - (int32_t)below(4),
+                       0.25f};
+    sf_attention(&a, heads, x, q16[0], score[0], isum[0], out[0]);
+    plain_attention(&a, heads, x, q16[1], score[1], isum[1], out[1]);
+    return memcmp(out[0], out[1], heads * dim * sizeof(float)) == 0;
 }
 
 static bool conversions(uint32_t kind) {
@@ -252,6 +293,11 @@ const char *first_difference(void) {
         for (uint32_t j = 0; j < 20; j++) {
             if (!two_groups(j & 3u)) {
                 return "dot of two groups";
+            }
+        }
+        for (uint32_t j = 0; j < 8; j++) {
+            if (!row_scales(j & 3u)) {
+                return "rows with one scale";
             }
         }
         if (!columns(kind)) {

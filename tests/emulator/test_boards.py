@@ -157,7 +157,10 @@ def compare(
         with device:
             assert device.info().board == board.id
             assert validate(device, image, ids, thresholds) is None
-            neurons = device.counters()["neurons"]
+            counters = device.counters()
+            neurons = counters["neurons"]
+            parts = sum(counters[f"time_{part}"] for part in ("attn", "ffn", "head"))
+            assert parts <= counters["time_total"] < 1.2 * parts
             device.reset()
             assert digest([t for t, _ in device.generate([1], tokens)]) == expected
             dense = dense_thresholds(image)
@@ -212,6 +215,18 @@ def test_predictor(kind: str, ids: np.ndarray, tmp_path: Path) -> None:
             c = device.counters()
             assert c["neurons"] == want
             assert (c["bytes_early"] > 0) == ahead and (c["bytes_missed"] > 0) == ahead
+
+
+@pytest.mark.parametrize("name", ["mps2-an386", "ast1030-evb"])
+def test_one_scale_a_row(name: str, ids: np.ndarray, host: Board, tmp_path: Path) -> None:
+    board = load_board(name)
+    need(board)
+    pack(stories(), tmp_path / "joint", Formats("r8", "r8", "r8"))
+    pack(stories(), tmp_path / "split", Formats("r8", "r8", "r8", layout="split"))
+    images = {layout: Image(tmp_path / layout) for layout in ("joint", "split")}
+    thresholds = half_thresholds(images["joint"], ids)
+    expected = host_tokens(images["joint"], thresholds, host, tmp_path / "host", TOKENS)
+    compare(board, image_for(board, images), ids, thresholds, expected, TOKENS, tmp_path / name)
 
 
 def test_columns_by_layer(ids: np.ndarray, host: Board, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from conftest import random_factors, random_model, random_predictor
 from sparseflash.boards import Board
 from sparseflash.build import build_library
 from sparseflash.engine import Engine, dense_thresholds
-from sparseflash.errors import SparseflashError
+from sparseflash.errors import SparseflashError, UnsupportedError
 from sparseflash.factors import FACTORED, Factors, factor_bytes, shape_of
 from sparseflash.generate import generate
 from sparseflash.methods.bytes import Extra, bytes_a_token
@@ -88,13 +88,13 @@ SHAPES: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("fmt", ["q4", "q8"])
+@pytest.mark.parametrize("fmt", ["q4", "q8", "r8"])
 def test_families(shape: str, fmt: str, host: Board, tmp_path: Path) -> None:
     engine = engine_for(
         random_model(**SHAPES[shape]),
         host,
         tmp_path,
-        Formats(fmt, fmt, "q8" if fmt == "q4" else "q4"),
+        Formats(fmt, fmt, {"q4": "q8", "q8": "q4", "r8": "r8"}[fmt]),
     )
     compare(engine, dense_thresholds(engine.image))
     compare(engine, mixed_thresholds(engine))
@@ -240,6 +240,11 @@ def test_inputs_drop_columns(
                 wrong[i, site] = 0.1
                 with pytest.raises(SparseflashError):
                     engine.set_thresholds(wrong)
+
+
+def test_rows_of_one_scale_have_no_columns(tmp_path: Path) -> None:
+    with pytest.raises(UnsupportedError, match="r8 has no columns of o"):
+        pack(random_model(), tmp_path / "m.sfm", Formats("r8", "r8", "q8", columns=("o", "")))
 
 
 @pytest.mark.parametrize("cc", ["gcc", "clang"])

@@ -19,15 +19,16 @@ uint32_t sf_stack_top, sf_data_start, sf_data_end, sf_bss_start, sf_bss_end;
 const uint32_t sf_data_load;
 
 static uint64_t now;
-static uint32_t counted, late; /* wraps that the handler saw; ticks until it runs */
+static uint32_t due, counted, late; /* wraps; those that the handler saw; ticks until it runs */
 
 static void pass(uint32_t ticks) {
     for (; ticks > 0; ticks--) {
         now++;
-        if ((now & SYST_TOP) == 0) {
+        if ((now & SYST_TOP) == SYST_TOP) {
+            due++;
             late = random32() % 8u;
         }
-        if (counted != now >> 24) {
+        if (counted != due) {
             if (late == 0) {
                 counted++;
                 wrapped();
@@ -43,7 +44,7 @@ static volatile uint32_t *sf_reg(uint32_t address) {
     pass(random32() % 3u);
     switch (address) {
     case SYST_CVR: value = SYST_TOP - (uint32_t)(now & SYST_TOP); break;
-    case SCB_ICSR: value = counted != now >> 24 ? SYST_PENDING : 0u; break;
+    case SCB_ICSR: value = counted != due ? SYST_PENDING : 0u; break;
     default: value = 0;
     }
     pass(random32() % 3u);

@@ -13,7 +13,8 @@
 #define SCB_VTOR 0xE000ED08u
 #define SCB_CPACR 0xE000ED88u
 
-#define SYST_RUN 7u /* core clock, interrupt, on */
+#define SYST_RUN 7u  /* core clock, interrupt, on */
+#define SYST_STOP 6u /* another clock would change what is left of the count */
 #define SYST_TOP 0xFFFFFFu
 #define SYST_PENDING (1u << 26) /* of ICSR: wrapped, and not counted yet */
 
@@ -86,14 +87,15 @@ void sf_start(void) {
     stop();
 }
 
-/* A wrap that nobody has counted yet came before the counter was read if that is small. */
+/* A wrap that nobody has counted yet came before the counter was read if that is small. It comes
+ * when the counter reaches 0, one tick before it begins again: that tick is waited for. */
 uint64_t sf_port_ticks(void) {
     uint32_t high, low, pending;
     do {
         high = wraps;
         low = SYST_TOP - *sf_reg(SYST_CVR);
         pending = *sf_reg(SCB_ICSR) & SYST_PENDING;
-    } while (high != wraps);
+    } while (high != wraps || low == SYST_TOP);
     high += pending != 0 && low < SYST_TOP / 2u ? 1u : 0u;
     return (uint64_t)high << 24 | low;
 }
@@ -109,7 +111,7 @@ void sf_port_idle(void) {
     const uint32_t word = (SF_UART_IRQ / 32u) * 4u;
     const uint32_t bit = 1u << (SF_UART_IRQ % 32u);
     __asm volatile("cpsid i" ::: "memory");
-    *sf_reg(SYST_CSR) = 0;
+    *sf_reg(SYST_CSR) = SYST_STOP;
     *sf_reg(NVIC_ISER + word) = bit;
     if (!sf_uart_waiting()) {
         __asm volatile("dsb\n\twfi" ::: "memory");

@@ -107,7 +107,8 @@ def bytes_a_token(
     gate = stored("gate", "xg", spec.ffn_dim, spec.dim, fmt, reads.gate_rows / n * row)
     up = stored("up", "xu", spec.ffn_dim, spec.dim, fmt, reads.up_rows / n * row)
     down = reads.columns / n * column_bytes(spec.dim, fmt)
-    down = down + reads.column_blocks / n * table_bytes(spec.dim, fmt)
+    blocks = zero + 1 if fmt == "r8" else reads.column_blocks / n
+    down = down + blocks * table_bytes(spec.dim, fmt)
     gate, up, down = replaced("gate", gate), replaced("up", up), replaced("down", down)
     layers = attention + gate + up + down + extra.proxy + extra.metadata
     embed = row_bytes(spec.dim, formats.embed)

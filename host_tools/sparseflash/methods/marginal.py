@@ -514,8 +514,8 @@ def fit_rises(points: dict[str, list[list[float]]]) -> Rises:
     return out
 
 
-def marginal_levels(study: Study, m: Method, level: float) -> Levels:
-    """Levels that save a share ``level`` of the layers' dense bytes a token."""
+def model_of(study: Study, m: Method) -> tuple[Curves, dict[str, np.ndarray], Rises]:
+    """What drops cost: curves, shrunk drifts and fitted rises, measured once for a model."""
     study.need_scores([key(s, m.score) for s in m.sites])
     name = f"marginal-{m.score}-{'-'.join(m.sites)}"
     curves = Curves.of_plain(study.table(name, lambda: measure_curves(study, m).plain()))
@@ -523,7 +523,12 @@ def marginal_levels(study: Study, m: Method, level: float) -> Levels:
         study.table(f"{name}-drift", lambda: measure_drift(study, m).plain())
     ).shrunk()
     points = study.table(f"{name}-rise", lambda: measure_rises(study, m, curves, drift))
-    rises = fit_rises(points)
+    return curves, drift, fit_rises(points)
+
+
+def marginal_levels(study: Study, m: Method, level: float) -> Levels:
+    """Levels that save a share ``level`` of the layers' dense bytes a token."""
+    curves, drift, rises = model_of(study, m)
     size = choices(study, m, curves)
     saved = level * study.dense_bytes().layers
     found = allocate(curves, size, rises, saved, drift)
