@@ -143,12 +143,12 @@ def run(
     base = study.measure("dense", 0.0)
     rows: list[Row] = [row_of(study, base, base.losses)]
     results: list[Result] = [base]
-    for name in names or list(PERCENTS):
+    for name in names or [n for n in PERCENTS if method(n).suits(study.model.spec)]:
         for percent in percents or PERCENTS.get(name, (50.0,)):
             try:
                 result = study.measure(method(name), percent / 100)
             except UsageError as e:
-                if "saves at most" not in str(e) and (names or "is for ReLU" not in str(e)):
+                if "saves at most" not in str(e):
                     raise
                 continue
             results.append(result)

@@ -10,6 +10,7 @@ import re
 from dataclasses import dataclass
 
 from sparseflash.errors import UsageError
+from sparseflash.spec import Activation, ModelSpec
 
 Level = float
 """Share of entries that a site drops, 0 to below 1."""
@@ -46,6 +47,10 @@ class Method:
     def guess(self) -> bool:
         """Neurons are chosen before they are read."""
         return self.proxy > 0 or self.rank > 0 or self.signs
+
+    def suits(self, spec: ModelSpec) -> bool:
+        """Whether the model has what the method looks at."""
+        return not self.signs or spec.activation is Activation.RELU
 
 
 _TEAL = ("q", "k", "v", "o", "xg", "xu", "h")

@@ -28,7 +28,7 @@ from sparseflash.methods.sites import SITES, key
 from sparseflash.predictor import Predictor, load_predictor, predictor_bytes
 from sparseflash.recipes import PredictorFile
 from sparseflash.sfm import Formats
-from sparseflash.spec import Activation, Model
+from sparseflash.spec import Model
 from sparseflash.torch_model import TorchModel
 
 Levels = dict[str, np.ndarray]
@@ -196,7 +196,7 @@ class Study:
     def copies(self, m: Method) -> Pairs:
         """Dequantised copies of gate and up that guess h, factors multiplied out."""
         guess = self.guess_key(m)
-        if m.signs and self.model.spec.activation is not Activation.RELU:
+        if not m.suits(self.model.spec):
             raise UsageError(
                 f"method {m.name} is for ReLU gates and {self.model.name} has "
                 f"{self.model.spec.activation.value}; take a prox, svd or lowrank method"
