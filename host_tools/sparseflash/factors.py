@@ -7,7 +7,6 @@ are on the grid of the matrix that they replace. ``methods/asvd.py`` finds them.
 from __future__ import annotations
 
 import hashlib
-import io
 import zipfile
 import zlib
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from sparseflash.errors import InputError
-from sparseflash.files import write_bytes
+from sparseflash.files import write_arrays
 from sparseflash.quantize import Blocks, row_bytes, unpack_rows
 from sparseflash.spec import ModelSpec
 
@@ -75,9 +74,7 @@ class Factors:
         arrays = {"source": np.array(self.source), "found": np.array(self.found)}
         for (i, name), (b, a) in sorted(self.rows.items()):
             arrays |= {f"{i}.{name}.b": b, f"{i}.{name}.a": a}
-        data = io.BytesIO()
-        np.savez(data, **arrays)  # type: ignore[arg-type]
-        write_bytes(path, data.getvalue())
+        write_arrays(path, **arrays)
 
     @classmethod
     def load(cls, path: Path) -> Factors:

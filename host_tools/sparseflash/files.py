@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 
 def root() -> Path:
@@ -30,6 +33,13 @@ def whole(path: Path) -> Iterator[Path]:
 def write_bytes(path: Path, data: bytes) -> None:
     with whole(path) as temporary:
         temporary.write_bytes(data)
+
+
+def write_arrays(path: Path, **arrays: np.ndarray) -> None:
+    """An .npz."""
+    data = io.BytesIO()
+    np.savez(data, **arrays)  # type: ignore[arg-type]
+    write_bytes(path, data.getvalue())
 
 
 def write_text(path: Path, text: str) -> None:

@@ -16,7 +16,7 @@ import numpy as np
 
 from sparseflash.calibrate import Calibration, activation
 from sparseflash.errors import InputError
-from sparseflash.files import write_bytes
+from sparseflash.files import write_arrays
 from sparseflash.quantize import GROUP
 from sparseflash.spec import Model
 
@@ -118,11 +118,7 @@ def measure_order(model: Model, ids: np.ndarray, calibration: Calibration) -> np
 
 def save_order(path: Path, order: np.ndarray, model_sha256: str) -> None:
     """Writes the order beside the model it was measured on."""
-    import io
-
-    data = io.BytesIO()
-    np.savez(data, order=order.astype(np.uint16), model=np.array(model_sha256))
-    write_bytes(path, data.getvalue())
+    write_arrays(path, order=order.astype(np.uint16), model=np.array(model_sha256))
 
 
 def load_order(path: Path, model_sha256: str) -> np.ndarray | None:

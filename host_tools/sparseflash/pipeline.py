@@ -44,7 +44,7 @@ from sparseflash.sfm import Formats, Image, pack
 from sparseflash.spec import Model
 
 if TYPE_CHECKING:
-    from sparseflash.methods.study import Study
+    from sparseflash.methods.study import Levels, Study
 
 DEVICE_METHODS = tuple(m.name for m in registry.METHODS.values() if m.device)
 """Methods that thresholds of a layer express."""
@@ -296,12 +296,18 @@ def setting_for(
         return Setting(method, percent, levels, out)
     study = _study(model, formats_for(recipe), calibration, recipe)
     levels = study.levels(m, percent / 100)
+    return Setting(method, percent, levels, _thresholds(study, m, levels))
+
+
+def _thresholds(study: Study, m: registry.Method, levels: Levels) -> np.ndarray:
+    """What the rules of a method at its levels compare with, float32 (layers, 12)."""
+    out = np.zeros((study.model.spec.n_layers, len(THRESHOLDS)), np.float32)
     for i, rules in enumerate(study.rules(m, levels)):
         for site, rule in rules.sites.items():
             out[i, THRESHOLDS.index(site)] = rule.threshold
         if rules.proxy is not None:
             out[i, THRESHOLDS.index("guess")] = rules.proxy.rule.threshold
-    return Setting(method, percent, levels, out)
+    return out
 
 
 def planned_for(
@@ -318,7 +324,7 @@ def planned_for(
         UsageError: the board does not stream.
         TooSmallError: the RAM holds no plan.
     """
-    from sparseflash.methods.planned import plan_levels
+    from sparseflash.methods.planned import plan_levels, prices_of
 
     check_method("marginal", percent)
     if "stream" not in board.raw:
@@ -333,18 +339,18 @@ def planned_for(
     study = _study(model, formats_for(recipe), calibrated(model, recipe), recipe)
     head = float(sum(p["rows"] * p["bytes"] for p in dense["parts"] if p["kind"] == "head"))
     budget, goal = float(total["pinned"]), (1 - percent / 100) * total["streamed"]
-    found = plan_levels(study, budget, head, goal)
-    more = plan_levels(study, budget + 1e6, head, goal) if total["streamed"] > 1e6 else None
-    m, out = registry.method("marginal"), none
-    for i, rules in enumerate(study.rules(m, found.levels)):
-        for site, rule in rules.sites.items():
-            out[i, THRESHOLDS.index(site)] = rule.threshold
+    prices = prices_of(study)
+    found = plan_levels(study, prices, budget, head, goal)
+    more = None
+    if total["streamed"] > 1e6:
+        more = plan_levels(study, prices, budget + 1e6, head, goal)
+    limits = _thresholds(study, registry.method("marginal"), found.levels)
     ratios = {
         "ratio": float(np.exp(found.rise)),
         "ratio_with_a_megabyte": float(np.exp(more.rise)) if more else 1.0,
     }
     ratios |= {f"pinned_{k}": float(v.sum()) for k, v in found.pinned.items()}
-    return Setting("marginal", percent, found.levels, out, use=found.use, expected=ratios)
+    return Setting("marginal", percent, found.levels, limits, use=found.use, expected=ratios)
 
 
 def _factors(model: Model, formats: Formats, recipe: Recipe, percent: float) -> Factors:

@@ -118,7 +118,7 @@ class _Layer:
         the next one lies."""
         s, f, ffn = self.image.spec, self.image.formats, name in ("gate", "up")
         rows, cols = shape_of(s, name)
-        fmt = f.ffn if ffn else f.attn
+        fmt = f.grid_of(name)
         size = row_bytes(cols, fmt)
         if f.by_columns(self.layer, "qkv" if name in "qkv" else name):
             site = {"gate": "xg", "up": "xu"}.get(name, name)

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from sparseflash.errors import InputError, UnsupportedError
-from sparseflash.files import write_bytes, write_json
+from sparseflash.files import write_arrays, write_json
 from sparseflash.quantize import GROUP, HALF_LIMIT, Blocks, row_bytes, unpack_rows
 from sparseflash.spec import ModelSpec
 
@@ -82,9 +82,7 @@ class Predictor:
 
     def save(self, path: Path, about: dict[str, Any]) -> None:
         """``path`` (.npz), and the .json beside it: ``about``, rank and ahead."""
-        data = io.BytesIO()
-        np.savez(data, b=self.b, gate=self.gate, up=self.up)
-        write_bytes(path, data.getvalue())
+        write_arrays(path, b=self.b, gate=self.gate, up=self.up)
         write_json(path.with_suffix(".json"), {**about, "rank": self.rank, "ahead": self.ahead})
 
 

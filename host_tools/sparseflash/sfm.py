@@ -106,6 +106,10 @@ class Formats:
     factors: str = ""
     """Digest of those factors, so that an image of others is packed again."""
 
+    def grid_of(self, name: str) -> str:
+        """Grid of a projection: q, k, v, o, gate, up or down."""
+        return self.attn if name in "qkvo" else self.ffn
+
     def rank_of(self, layer: int, name: str) -> int:
         """Rank of a projection of FACTORED; 0 for a whole matrix."""
         return self.ranks[layer][FACTORED.index(name)] if self.ranks else 0
@@ -604,7 +608,7 @@ class Image:
             rank = self.formats.rank_of(layer, name)
             if rank:
                 n, cols = shape_of(self.spec, name)
-                fmt = self.formats.attn if name in "qkvo" else self.formats.ffn
+                fmt = self.formats.grid_of(name)
                 wide, small = row_bytes(cols, fmt), row_bytes(rank, fmt)
                 out[name] = (at, at + rank * wide, wide, small)
                 at += rank * wide + n * small
@@ -618,7 +622,7 @@ class Image:
         b, a, wide, small = places[name]
         data = self.section(Section.FACTORS, layer)
         n, cols = shape_of(self.spec, name)
-        fmt = self.formats.attn if name in "qkvo" else self.formats.ffn
+        fmt = self.formats.grid_of(name)
         return (
             unpack_rows(data[b:a].reshape(-1, wide), cols, fmt),
             unpack_rows(data[a : a + n * small].reshape(n, small), (a - b) // wide, fmt),

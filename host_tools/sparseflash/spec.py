@@ -6,9 +6,9 @@ Names follow Hugging Face: ``gate_proj``, ``up_proj``, ``down_proj``.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from enum import StrEnum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
 
@@ -98,20 +98,30 @@ class ModelSpec:
 
 
 @dataclass(frozen=True)
-class Q4Blocks:
+class _Grid:
+    """A matrix of integers ``q`` (out, in); every field has a row for each output."""
+
+    q: np.ndarray
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return (int(self.q.shape[0]), int(self.q.shape[1]))
+
+    def rows(self, index: np.ndarray) -> Self:
+        """The rows ``index``, in that order (used to undo RoPE permutations)."""
+        return replace(self, **{f.name: getattr(self, f.name)[index] for f in fields(self)})
+
+
+@dataclass(frozen=True)
+class Q4Blocks(_Grid):
     """A matrix whose groups of 32 along ``in`` are already affine 4-bit: w = d*q + m.
 
     ``q`` uint8 (out, in) in 0..15; ``d``, ``m`` float16 (out, in/32).
     GGUF Q4_1 and Q4_0 arrive so, bit for bit.
     """
 
-    q: np.ndarray
     d: np.ndarray
     m: np.ndarray
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        return (int(self.q.shape[0]), int(self.q.shape[1]))
 
     def float32(self) -> np.ndarray:
         out, cols = self.shape
@@ -119,53 +129,33 @@ class Q4Blocks:
         w = self.d.astype(np.float32)[:, :, None] * q + self.m.astype(np.float32)[:, :, None]
         return np.ascontiguousarray(w.reshape(out, cols))
 
-    def rows(self, index: np.ndarray) -> Q4Blocks:
-        """The rows ``index``, in that order (used to undo RoPE permutations)."""
-        return Q4Blocks(self.q[index], self.d[index], self.m[index])
-
 
 @dataclass(frozen=True)
-class Q8Blocks:
+class Q8Blocks(_Grid):
     """A matrix in symmetric 8-bit groups of 32 along ``in``: w = d*q (GGUF Q8_0).
 
     ``q`` int8 (out, in); ``d`` float16 (out, in/32).
     """
 
-    q: np.ndarray
     d: np.ndarray
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        return (int(self.q.shape[0]), int(self.q.shape[1]))
 
     def float32(self) -> np.ndarray:
         out, cols = self.shape
         q = self.q.reshape(out, cols // 32, 32).astype(np.float32)
         return np.ascontiguousarray((self.d.astype(np.float32)[:, :, None] * q).reshape(out, cols))
 
-    def rows(self, index: np.ndarray) -> Q8Blocks:
-        return Q8Blocks(self.q[index], self.d[index])
-
 
 @dataclass(frozen=True)
-class R8Blocks:
+class R8Blocks(_Grid):
     """A matrix in symmetric 8-bit rows: w = d*q, one d for each output.
 
     ``q`` int8 (out, in); ``d`` float32 (out,).
     """
 
-    q: np.ndarray
     d: np.ndarray
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        return (int(self.q.shape[0]), int(self.q.shape[1]))
 
     def float32(self) -> np.ndarray:
         return np.ascontiguousarray(self.d[:, None] * self.q.astype(np.float32))
-
-    def rows(self, index: np.ndarray) -> R8Blocks:
-        return R8Blocks(self.q[index], self.d[index])
 
 
 Matrix = np.ndarray | Q4Blocks | Q8Blocks | R8Blocks

@@ -70,6 +70,28 @@ def fault(e: Engine, seed: int, depth: int, fail: int = 0) -> None:
     e._lib.sf_fault_set(ctypes.c_uint32(seed), ctypes.c_uint32(depth), ctypes.c_uint32(fail))
 
 
+def replay(
+    e: Engine,
+    ids: np.ndarray,
+    want: np.ndarray,
+    seed: int,
+    depth: int,
+    fail: int = 0,
+    what: object = "",
+) -> None:
+    """All tokens under one fault setting, a failed one again; logits as wanted, bit by bit."""
+    fault(e, seed, depth, fail)
+    e.reset()
+    for p, token in enumerate(ids):
+        # Heads that are skipped change what the ring has read ahead.
+        try:
+            got = e.step(int(token), p % 3 != 1)
+        except SparseflashError:
+            assert fail
+            got = e.step(int(token), p % 3 != 1)
+        assert got is None or np.array_equal(got, want[p]), (what, seed, depth, p)
+
+
 @pytest.mark.parametrize("ram", [42_000, 60_000, 120_000, 170_000, 10_000_000])
 @pytest.mark.parametrize("buffers", [2, 5])
 def test_same_bits(
@@ -81,13 +103,7 @@ def test_same_bits(
         want = Reference(image).run(ids, t, keep_sites=False).logits
         e.set_thresholds(t)
         for seed, depth in ((1, 64), (7, 8), (11, buffers + 4)):
-            fault(e, seed, depth)
-            e.reset()
-            for p, token in enumerate(ids):
-                # Heads that are skipped change what the ring has read ahead.
-                got = e.step(int(token), p % 3 != 1)
-                if got is not None:
-                    assert np.array_equal(got, want[p]), (name, seed, depth, p)
+            replay(e, ids, want, seed, depth, what=name)
 
 
 @pytest.mark.parametrize("ram", [44_000, 120_000])
@@ -107,15 +123,7 @@ def test_guess_before_attention(ids: np.ndarray, host: Board, tmp_path: Path, ra
         want = Reference(image).run(ids, limits, keep_sites=False).logits
         e.set_thresholds(limits)
         for seed, depth, fail in ((1, 64, 0), (7, 8, 0), (3, 64, 9)):
-            fault(e, seed, depth, fail)
-            e.reset()
-            for p, token in enumerate(ids):
-                try:
-                    got = e.step(int(token), p % 3 != 1)
-                except SparseflashError:
-                    assert fail
-                    got = e.step(int(token), p % 3 != 1)
-                assert got is None or np.array_equal(got, want[p]), (seed, depth, p)
+            replay(e, ids, want, seed, depth, fail)
 
 
 @pytest.mark.parametrize("kind", ["2 bits", "rank", "ahead"])
@@ -140,16 +148,8 @@ def test_speculation(kind: str, ids: np.ndarray, host: Board, tmp_path: Path) ->
             t[:, 5] = guess
             e.set_thresholds(t)
             for seed, depth, fail in ((1, 64, 0), (7, 12, 0), (3, 64, 9)):
-                fault(e, seed, depth, fail)
-                e.reset()
                 e.counters(clear=True)
-                for p, token in enumerate(ids):
-                    try:
-                        got = e.step(int(token), p % 3 != 1)
-                    except SparseflashError:
-                        assert fail
-                        got = e.step(int(token), p % 3 != 1)
-                    assert got is None or np.array_equal(got, want[p]), (name, guess, seed, p)
+                replay(e, ids, want, seed, depth, fail, (name, guess))
                 if not fail:
                     counts[name, guess] = e.counters()
     for name in ("cats", "h"):

@@ -100,6 +100,18 @@ def test_families(shape: str, fmt: str, host: Board, tmp_path: Path) -> None:
     compare(engine, mixed_thresholds(engine))
 
 
+def guesses_choose(engine: Engine) -> None:
+    """Dense, then with a limit on the guess in each layer: the same bits, and fewer neurons."""
+    t = dense_thresholds(engine.image)
+    compare(engine, t)
+    dense = engine.counters()
+    t[0, 5] = 0.2
+    t[1, :6] = (0.1, 0.05, 0, 0.02, 0, 0.05)
+    compare(engine, t)
+    sparse = engine.counters()
+    assert 0 < sparse["neurons"] < dense["neurons"]
+
+
 @pytest.mark.parametrize("bits", [1, 2, 3, 4])
 @pytest.mark.parametrize("level", ["-O0", "-O3 -march=native"])
 def test_proxies_choose_neurons(bits: int, level: str, host: Board, tmp_path: Path) -> None:
@@ -107,14 +119,7 @@ def test_proxies_choose_neurons(bits: int, level: str, host: Board, tmp_path: Pa
         folder = tmp_path / shape
         model = random_model(**SHAPES[shape])
         engine = engine_for(model, host, folder, Formats(guess=bits), "cc", level.split())
-        t = dense_thresholds(engine.image)
-        compare(engine, t)
-        dense = engine.counters()
-        t[0, 5] = 0.2
-        t[1, :6] = (0.1, 0.05, 0, 0.02, 0, 0.05)
-        compare(engine, t)
-        sparse = engine.counters()
-        assert 0 < sparse["neurons"] < dense["neurons"]
+        guesses_choose(engine)
 
 
 @pytest.mark.parametrize("level", ["-O0", "-O3 -march=native"])
@@ -147,14 +152,7 @@ def test_predictors_choose_neurons(ahead: bool, level: str, host: Board, tmp_pat
         predictor = random_predictor(model.spec, rank, ahead)
         formats = Formats(rank=rank)
         engine = engine_for(model, host, tmp_path / shape, formats, "cc", level.split(), predictor)
-        t = dense_thresholds(engine.image)
-        compare(engine, t)
-        dense = engine.counters()
-        t[0, 5] = 0.2
-        t[1, :6] = (0.1, 0.05, 0, 0.02, 0, 0.05)
-        compare(engine, t)
-        sparse = engine.counters()
-        assert 0 < sparse["neurons"] < dense["neurons"]
+        guesses_choose(engine)
 
 
 @pytest.mark.parametrize(
@@ -186,7 +184,7 @@ def factored_bytes(image: Image, factors: Factors) -> float:
     spec, f = image.spec, image.formats
     extra = Extra()
     for name in FACTORED:
-        size, fmt = shape_of(spec, name), f.attn if name in "qkvo" else f.ffn
+        size, fmt = shape_of(spec, name), f.grid_of(name)
         ranks = [factors.rank(i, name) for i in range(spec.n_layers)]
         extra.low_rank[name] = np.array(
             [factor_bytes(*size, r, fmt) if r else np.nan for r in ranks]

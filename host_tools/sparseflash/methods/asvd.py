@@ -87,14 +87,9 @@ def decompose(study: Study, alpha: float = ALPHA) -> list[dict[str, Cuts]]:
         for name in FACTORED:
             w, scale = getattr(layer, f"{name}_proj"), first[i][INPUT_OF.get(name, "attn_in")]
             a, b = asvd_factors(w, scale, min(w.shape), alpha)
-            one[name] = Cuts(a, b, format_of(study, name))
+            one[name] = Cuts(a, b, study.formats.grid_of(name))
         out.append(one)
     return out
-
-
-def format_of(study: Study, name: str) -> str:
-    """Grid of a projection."""
-    return study.formats.attn if name in "qkvo" else study.formats.ffn
 
 
 class Replaced:
@@ -183,7 +178,8 @@ def asvd(study: Study, kept: float) -> Factors:
     table = np.array(study.table("asvd-grid", lambda: rank_table(study, full)))
     sizes = np.array([shape_of(spec, n) for n in FACTORED])
     tried = [
-        [rank_for(r, *shape_of(spec, n), format_of(study, n)) for r in RATIOS] for n in FACTORED
+        [rank_for(r, *shape_of(spec, n), study.formats.grid_of(n)) for r in RATIOS]
+        for n in FACTORED
     ]
     ranks = choose_ranks(table, np.array(tried), sizes, kept)
     rows = {}
@@ -202,7 +198,7 @@ def replaced(study: Study, factors: Factors) -> Replaced:
     """A context in which the study's runner multiplies with the factors."""
     changes = {}
     for i, name in factors.rows:
-        b, a = factors.blocks(study.model.spec, i, name, format_of(study, name))
+        b, a = factors.blocks(study.model.spec, i, name, study.formats.grid_of(name))
         changes[i, name] = torch.from_numpy(a.float32() @ b.float32())
     return Replaced(study.runner, changes)
 
@@ -213,7 +209,7 @@ def factored_extra(study: Study, factors: Factors) -> Extra:
     for name in FACTORED:
         ranks = [factors.rank(i, name) for i in range(spec.n_layers)]
         if any(ranks):
-            size, fmt = shape_of(spec, name), format_of(study, name)
+            size, fmt = shape_of(spec, name), study.formats.grid_of(name)
             out.low_rank[name] = np.array(
                 [factor_bytes(*size, r, fmt) if r else np.nan for r in ranks]
             )

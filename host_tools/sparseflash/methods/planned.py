@@ -28,6 +28,7 @@ from sparseflash.methods.marginal import (
 from sparseflash.methods.masks import Reads
 from sparseflash.methods.registry import method
 from sparseflash.quantize import row_bytes
+from sparseflash.reference import INPUTS
 
 if TYPE_CHECKING:
     from sparseflash.methods.study import Levels, Study
@@ -60,17 +61,35 @@ class Planned:
     """Of the loss, nats a token."""
 
 
-def _bytes(study: Study, reads: Reads, columns: str) -> tuple[np.ndarray, np.ndarray]:
-    """Streamed bytes and bytes of input tables, (layers,); every table is pinned."""
-    spec = study.model.spec
-    lines = (columns,) * spec.n_layers if columns else ()
-    formats = replace(study.formats, columns=lines)
-    whole = bytes_a_token(spec, formats, Reads.dense(spec.n_layers, spec.ffn_dim))
-    none = {s: np.zeros(spec.n_layers) for s in ("q", "k", "v", "o", "xg", "xu")}
-    bare = replace(Reads.dense(spec.n_layers, spec.ffn_dim), blocks=none)
-    tables = whole.by_layer - bytes_a_token(spec, formats, bare).by_layer
-    reads = replace(reads, blocks=none, column_blocks=np.zeros(spec.n_layers))
-    return bytes_a_token(spec, formats, reads).by_layer, tables
+@dataclass
+class Prices:
+    """What does not depend on the RAM: the model of the loss and the units' choices."""
+
+    curves: Curves
+    rises: Rises
+    units: dict[str, Units]
+
+
+class _Stored:
+    """Bytes of an image that stores the matrices ``columns`` by columns in every layer."""
+
+    def __init__(self, study: Study, columns: str) -> None:
+        self.spec = spec = study.model.spec
+        lines = (columns,) * spec.n_layers if columns else ()
+        self.formats = replace(study.formats, columns=lines)
+        self.none = {s: np.zeros(spec.n_layers) for s in INPUTS}
+        dense = Reads.dense(spec.n_layers, spec.ffn_dim)
+        bare = replace(dense, blocks=self.none)
+        self.tables = self._of(dense) - self._of(bare)
+        """Of scales of input columns, (layers,)."""
+
+    def _of(self, reads: Reads) -> np.ndarray:
+        return bytes_a_token(self.spec, self.formats, reads).by_layer
+
+    def streamed(self, reads: Reads) -> np.ndarray:
+        """(layers,), every table being pinned."""
+        blocks = np.zeros(self.spec.n_layers)
+        return self._of(replace(reads, blocks=self.none, column_blocks=blocks))
 
 
 def units_of(study: Study, curves: Curves, drift: dict[str, np.ndarray]) -> dict[str, Units]:
@@ -78,7 +97,7 @@ def units_of(study: Study, curves: Curves, drift: dict[str, np.ndarray]) -> dict
     spec = study.model.spec
     n, size = spec.n_layers, len(GRID)
     dense = Reads.dense(n, spec.ffn_dim)
-    base, _ = _bytes(study, dense, "")
+    base = _Stored(study, "").streamed(dense)
     widths = {"attn": ("qkv", spec.dim), "o": ("o", spec.q_dim)}
     matrices = {"attn": spec.q_dim + 2 * spec.kv_dim, "o": spec.dim}
     out = {}
@@ -86,12 +105,13 @@ def units_of(study: Study, curves: Curves, drift: dict[str, np.ndarray]) -> dict
     for kind, (name, width) in widths.items():
         cols = spec.dim if kind == "attn" else spec.q_dim
         row = np.full(n, float(matrices[kind] * row_bytes(cols, study.formats.attn)))
+        stored = _Stored(study, name)
         streamed, ram = np.zeros((n, size + 1)), np.zeros((n, size + 1))
         ram[:, 0] = streamed[:, 1] = row
         for j in range(1, size):
             kept = {s: curves.kept[kind][:, j] * width for s in KINDS[kind]}
-            one, tables = _bytes(study, replace(dense, kept=kept), name)
-            streamed[:, 1 + j], ram[:, 1 + j] = row + one - base, tables
+            one = stored.streamed(replace(dense, kept=kept))
+            streamed[:, 1 + j], ram[:, 1 + j] = row + one - base, stored.tables
         out[kind] = Units(
             {kind: np.pad(curves.cost[kind], ((0, 0), (1, 0)))},
             np.pad(drift[kind], ((0, 0), (1, 0))),
@@ -101,6 +121,7 @@ def units_of(study: Study, curves: Curves, drift: dict[str, np.ndarray]) -> dict
         rest -= row
     shape = (n, size, size, size)
     streamed, ram = np.zeros(shape), np.zeros(shape)
+    by_rows, *by_columns = (_Stored(study, names) for names in ("", "gate", "gate up"))
     for j in range(size):
         for a in range(size):
             for s in range(size):
@@ -111,11 +132,11 @@ def units_of(study: Study, curves: Curves, drift: dict[str, np.ndarray]) -> dict
                     up_rows=curves.rows[:, a] * spec.ffn_dim,
                     columns=curves.columns[:, a, s] * spec.ffn_dim,
                 )
-                names = ("gate", "gate up") if j else ("",)
-                found = [_bytes(study, reads, c) for c in names]
-                which = np.argmin([f[0] for f in found], axis=0)
-                streamed[:, j, a, s] = np.choose(which, [f[0] for f in found]) - (base - rest)
-                ram[:, j, a, s] = np.choose(which, [f[1] for f in found])
+                ways = by_columns if j else [by_rows]
+                found = [w.streamed(reads) for w in ways]
+                which = np.argmin(found, axis=0)
+                streamed[:, j, a, s] = np.choose(which, found) - (base - rest)
+                ram[:, j, a, s] = np.choose(which, [w.tables for w in ways])
 
     def flat(x: np.ndarray) -> np.ndarray:
         return np.pad(np.broadcast_to(x, shape).reshape(n, -1), ((0, 0), (1, 0)))
@@ -181,15 +202,19 @@ def settle(
     return _pick(units, slopes, price, budget)
 
 
-def plan_levels(study: Study, budget: float, head: float, goal: float) -> Planned:
+def prices_of(study: Study) -> Prices:
+    """The model of the loss of ``marginal``, and what each choice costs by it."""
+    curves, drift, rises = model_of(study, method("marginal"))
+    return Prices(curves, rises, units_of(study, curves, drift))
+
+
+def plan_levels(study: Study, prices: Prices, budget: float, head: float, goal: float) -> Planned:
     """Levels that stream at most ``goal`` bytes a token, head included, for the least loss.
 
     budget: bytes of RAM for weights; head: those of the head. If no levels stream so little, those
     that stream least.
     """
-    spec, m = study.model.spec, method("marginal")
-    curves, drift, rises = model_of(study, m)
-    units = units_of(study, curves, drift)
+    spec, units, rises = study.model.spec, prices.units, prices.rises
     tables = bytes_a_token(
         spec, study.formats, Reads.dense(spec.n_layers, spec.ffn_dim)
     ).down - spec.n_layers * spec.ffn_dim * column_bytes(spec.dim, study.formats.ffn)
@@ -211,7 +236,7 @@ def plan_levels(study: Study, budget: float, head: float, goal: float) -> Planne
         low, high = (low, middle) if enough else (middle, high)
     good = [p for p in seen if _sum(units, p, "streamed") + rest <= goal]
     best = min(good or seen[1:2], key=rise_of)
-    out = _levels(study, curves, best)
+    out = _levels(study, prices.curves, best)
     out.streamed, out.rise = _sum(units, best, "streamed") + rest, rise_of(best)
     return out
 
