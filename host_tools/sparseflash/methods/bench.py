@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from sparseflash import __version__, pipeline, recipes
 from sparseflash.calibrate import Calibration, assert_disjoint
@@ -22,7 +23,7 @@ from sparseflash.methods.search import ppl_level
 from sparseflash.methods.study import Result, Study
 from sparseflash.recipes import Recipe
 from sparseflash.spec import Model
-from sparseflash.torch_model import TorchModel
+from sparseflash.torch_model import TorchModel, check_device
 
 PERCENTS: dict[str, tuple[float, ...]] = {
     "paper": (30, 50),
@@ -83,6 +84,7 @@ def open_study(
     text: str | None = None,
     windows: int = 0,
     progress: Callable[[str], None] = lambda _: None,
+    device: str = "cpu",
 ) -> Study:
     """A study of a recipe's model with its calibration and evaluation texts, kept under build/."""
     recipe = recipes.load_recipe(model_name)
@@ -99,7 +101,7 @@ def open_study(
         tested,
         pipeline.Places(model_name).folder / "study",
         calibration,
-        TorchModel(model),
+        TorchModel(model, device=device),
         progress,
         recipe.predictors,
     )
@@ -134,11 +136,30 @@ def run(
     kept: list[float],
     predict: bool,
     progress: Callable[[str], None],
+    device: str = "cpu",
 ) -> tuple[Path, str]:
-    """Measures what is asked and not yet kept, and writes the page; its folder and its text."""
+    """Measures what is asked and not yet kept, and writes the page; its folder and its text.
+
+    device: torch's name of where the float model runs.
+    """
     for name in names:
         method(name)
-    study = open_study(model_name, text, windows, progress)
+    check_device(device)
+    study = open_study(model_name, text, windows, progress, device)
+    with torch.device(device):  # of tensors that methods make beside the model
+        return _page(study, model_name, text, names, percents, ppl, kept, predict)
+
+
+def _page(
+    study: Study,
+    model_name: str,
+    text: str | None,
+    names: list[str],
+    percents: list[float],
+    ppl: float,
+    kept: list[float],
+    predict: bool,
+) -> tuple[Path, str]:
     recipe = recipes.load_recipe(model_name)
     base = study.measure("dense", 0.0)
     rows: list[Row] = [row_of(study, base, base.losses)]
