@@ -28,11 +28,10 @@ bool sf_stream_next(sf_stream *s, sf_tile *t) {
     if (s->idx == NULL) {
         const uint32_t stride = p->stride;
         const uint8_t *row = base + stride * s->next;
-        for (uint32_t r = 0; r < t->rows; r += 4u, row += 4u * stride) { /* SF_TILE is a multiple */
-            t->row[r] = row;
-            t->row[r + 1u] = row + stride;
-            t->row[r + 2u] = row + 2u * stride;
-            t->row[r + 3u] = row + 3u * stride;
+        for (uint32_t r = 0; r < t->rows; r += 8u) { /* SF_TILE is a multiple */
+            for (uint32_t i = 0; i < 8u; i++, row += stride) {
+                t->row[r + i] = row;
+            }
         }
         reads = dense ? (s->next == 0 ? 1u : 0u) : t->rows;
     } else {

@@ -13,7 +13,7 @@
 #define SF_GROUP 32u /* elements that share a scale */
 /* Most rows a kernel takes at once; it prepares the activations for them. */
 #if defined(__ARM_FEATURE_DSP)
-#define SF_TILE 64u
+#define SF_TILE 128u
 #elif defined(SF_ARMV6M)
 #define SF_TILE 32u
 #else

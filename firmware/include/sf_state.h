@@ -6,7 +6,7 @@
 #include "sf_model.h"
 #include "sf_runtime.h"
 
-#define SF_RUNTIME_VERSION 4
+#define SF_RUNTIME_VERSION 5
 /* Length of the longest activation vector, and its groups. */
 #define SF_MAX(a, b) ((a) > (b) ? (a) : (b))
 #define SF_LONGEST SF_MAX(SF_MAX(SF_FFN, SF_MOST_RANK), SF_MAX(SF_DIM, SF_Q_DIM))

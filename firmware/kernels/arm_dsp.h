@@ -55,13 +55,20 @@ static inline int32_t sf_nearest(float x) {
 /* Exponent and 7 bits of the largest magnitude of n > 0 values: the upper half of its float. */
 static inline uint32_t sf_top_half(const float *x, uint32_t n) {
     uint32_t best = 0, i = 0;
-    for (; i + 3u < n; i += 4u) {
-        uint32_t a = sf_high2(sf_bits(x[i]), sf_bits(x[i + 1u])) & 0x7FFF7FFFu;
-        uint32_t b = sf_high2(sf_bits(x[i + 2u]), sf_bits(x[i + 3u])) & 0x7FFF7FFFu;
-        /* best += what a and b have above it */
-        __asm("uqsub16 %0, %0, %1\n\tuadd16 %1, %1, %0" : "+r"(a), "+r"(best));
-        __asm("uqsub16 %0, %0, %1\n\tuadd16 %1, %1, %0" : "+r"(b), "+r"(best));
+    const float *p = x;
+    /* clang-format off */
+#define SF_TOP_OF_FOUR /* best += what two pairs have above it */                                  \
+    "ldmia %[p]!, {r4, r5, r12, lr}\n\t"                                                           \
+    "pkhtb r4, r4, r5, asr #16\n\tpkhtb r12, r12, lr, asr #16\n\t"                                \
+    "bic r4, r4, #0x80008000\n\tbic r12, r12, #0x80008000\n\t"                                    \
+    "uqsub16 r4, r4, %[b]\n\tuadd16 %[b], %[b], r4\n\t"                                           \
+    "uqsub16 r12, r12, %[b]\n\tuadd16 %[b], %[b], r12\n\t"
+    for (; i + 7u < n; i += 8u) {
+        __asm(SF_TOP_OF_FOUR SF_TOP_OF_FOUR
+              : [p] "+r"(p), [b] "+r"(best) : : "r4", "r5", "r12", "lr", "memory");
     }
+#undef SF_TOP_OF_FOUR
+    /* clang-format on */
     uint32_t top = best & 0xFFFFu;
     top = best >> 16 > top ? best >> 16 : top;
     for (; i < n; i++) {

@@ -222,13 +222,17 @@ INLINE void mix_pairs(const int8_t *v, uint32_t stride, const word *c, uint32_t 
 INLINE void mix(const int8_t *v, uint32_t stride, const coefficient *c, uint32_t n, uint32_t dim,
                 uint32_t heads, int32_t *acc) {
     for (uint32_t i = 0; i < dim; i += 4u) {
-        int32_t a[8] = {0};
+        int32_t a[8];
         const word *pair = (const word *)(const void *)c, *end = pair + n / 2u * heads;
         const int8_t *w = v + i;
         if (heads == 2u && n > 1u) {
             mix_pairs(w, stride, pair, n / 2u, a);
             w += n / 2u * 2u * stride;
             pair = end;
+        } else {
+            for (uint32_t h = 0; h < 4u * heads; h++) {
+                a[h] = 0;
+            }
         }
         for (; pair != end; pair += heads) {
             mix_two(w, w + stride, pair, heads, a);

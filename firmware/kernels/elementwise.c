@@ -11,6 +11,62 @@ float sf_sqrt(float x) {
 }
 #endif
 
+#ifdef SF_DSP
+
+/* The sum of the squares of x, scaled and rounded. */
+static uint64_t squares(const float *x, uint32_t n, float scale) {
+    uint64_t sum = 0;
+    uint32_t i = 0;
+    for (; i + 3u < n; i += 4u) {
+        uint32_t low = (uint32_t)sum, high = (uint32_t)(sum >> 32);
+        /* clang-format off */
+        __asm("vldmia %[x]!, {s12, s13, s14, s15}\n\t"
+              "vmul.f32 s12, s12, %[f]\n\tvmul.f32 s13, s13, %[f]\n\t"
+              "vmul.f32 s14, s14, %[f]\n\tvmul.f32 s15, s15, %[f]\n\t"
+              "vcvtr.s32.f32 s12, s12\n\tvcvtr.s32.f32 s13, s13\n\t"
+              "vcvtr.s32.f32 s14, s14\n\tvcvtr.s32.f32 s15, s15\n\t"
+              "vmov r12, lr, s12, s13\n\t"
+              "smlal %[l], %[h], r12, r12\n\tsmlal %[l], %[h], lr, lr\n\t"
+              "vmov r12, lr, s14, s15\n\t"
+              "smlal %[l], %[h], r12, r12\n\tsmlal %[l], %[h], lr, lr"
+              : [x] "+r"(x), [l] "+r"(low), [h] "+r"(high)
+              : [f] "t"(scale)
+              : "r12", "lr", "s12", "s13", "s14", "s15", "memory");
+        /* clang-format on */
+        sum = (uint64_t)high << 32 | low;
+    }
+    for (; i < n; i++) {
+        const int32_t q = sf_nearest(*x++ * scale);
+        sum += (uint64_t)((int64_t)q * q);
+    }
+    return sum;
+}
+
+/* out = x * by * w. */
+static void scaled(const float *x, const float *w, uint32_t n, float by, float *out) {
+    uint32_t i = 0;
+    for (; i + 3u < n; i += 4u) {
+        /* clang-format off */
+        __asm volatile("vldmia %[x]!, {s8, s9, s10, s11}\n\t"
+              "vldmia %[w]!, {s12, s13, s14, s15}\n\t"
+              "vmul.f32 s8, s8, %[f]\n\tvmul.f32 s9, s9, %[f]\n\t"
+              "vmul.f32 s10, s10, %[f]\n\tvmul.f32 s11, s11, %[f]\n\t"
+              "vmul.f32 s8, s8, s12\n\tvmul.f32 s9, s9, s13\n\t"
+              "vmul.f32 s10, s10, s14\n\tvmul.f32 s11, s11, s15\n\t"
+              "vstmia %[o]!, {s8, s9, s10, s11}"
+              : [x] "+r"(x), [w] "+r"(w), [o] "+r"(out)
+              : [f] "t"(by)
+              : "s8", "s9", "s10", "s11", "s12", "s13", "s14", "s15", "memory");
+        /* clang-format on */
+    }
+    for (; i < n; i++) {
+        const float y = *x++ * by;
+        *out++ = y * *w++;
+    }
+}
+
+#endif
+
 void sf_rmsnorm(const float *x, const float *w, uint32_t n, float eps, float *out) {
 #ifdef SF_DSP
     const uint32_t top = sf_top_half(x, n) << 16;
@@ -23,26 +79,30 @@ void sf_rmsnorm(const float *x, const float *w, uint32_t n, float eps, float *ou
 #endif
     int32_t s = 14 - ((int32_t)(top >> 23) - 127);
     s = s < SF_S_MIN ? SF_S_MIN : (s > 60 ? 60 : s);
+#ifdef SF_DSP
+    const uint64_t sum = squares(x, n, sf_pow2(s));
+#else
     uint64_t sum = 0;
     for (uint32_t i = 0; i < n; i++) {
 #ifdef SF_ARMV6M
         const uint32_t q = (uint32_t)sf_v6m_round(sf_bits(x[i]), 150 - s);
         sum += q * q; /* at most 2^30 */
 #else
-#ifdef SF_DSP
-        const int32_t q = sf_nearest(x[i] * sf_pow2(s));
-#else
         const int32_t q = sf_rint(x[i] * sf_pow2(s));
-#endif
         sum += (uint64_t)((int64_t)q * q);
 #endif
     }
+#endif
     const float mean = sf_whole(sum) / (float)n * sf_pow2(-2 * s);
     const float inverse = 1.0f / sf_sqrt(mean + eps);
+#ifdef SF_DSP
+    scaled(x, w, n, inverse, out);
+#else
     for (uint32_t i = 0; i < n; i++) {
         const float y = x[i] * inverse;
         out[i] = y * w[i];
     }
+#endif
 }
 
 #ifdef SF_ARMV6M

@@ -1,8 +1,12 @@
 /* 8-bit weights with one scale a row on a Cortex-M with DSP.
  *
- * A half of a word of weights is 256 w1 + u0, w1 a weight and u0 one that is stored 128 larger.
- * With x0 and x1 as activations, (256 w1 + u0) x1 + u0 (256 x0 - x1) = 256 (w1 x1 + u0 x0): two
- * products with one extraction. What the 128 add is known before. */
+ * A half of weights is 256 w1 + w0. With x0 and x1 as activations
+ *   (256 w1 + w0) x1 + w0 (256 x0 - x1) = 256 (w1 x1 + w0 x0),
+ * so the half itself is one factor. The other needs w0 alone, and a product of two sums gives two
+ * of them, for a w0 of one word and a v0 of the next: (w0 + s) (v0 + r) = w0 r + v0 s + w0 v0 + r
+ * s, an extraction and an addition being one instruction. What is left, the sum of w0 v0, is that
+ * of the row, which holds minus it in front of each group, and that of r s of the activations. So
+ * eight products take five instructions. Sums are modulo 2^32 until both are taken off. */
 #include "arm_dsp.h"
 
 #ifdef SF_DSP
@@ -10,137 +14,200 @@
 #include <stdbool.h>
 
 enum {
-    GROUP_WORDS = 16, /* of widened activations */
-    CHUNK = 8         /* groups that are widened at a time */
+    GROUP_BYTES = SF_GROUP + 4,
+    GROUP_WORDS = 16 + 2, /* of widened activations, with what follows them */
+    CHUNK = 8             /* groups that are widened at a time */
 };
 
-/* For every 4 elements x1, x3 and 256 x0 - x1, 256 x2 - x3; returns what 256 times the products of
- * 128 with the even ones take off. */
-static int32_t widen(const int8_t *q, uint32_t *out) {
-    int32_t even_sum = 0;
-    for (uint32_t i = 0; i < SF_GROUP; i += 4u) {
-        const uint32_t w = sf_load32((const uint8_t *)q + i), even = sf_even(w), odd = sf_odd(w);
-        uint32_t both = (even << 8) & 0xFF00FF00u;
-        __asm("ssub16 %0, %0, %1" : "+r"(both) : "r"(odd));
-        *out++ = odd;
-        *out++ = both;
-        even_sum = sf_mac2(even, 0x00010001u, even_sum);
+/* For every 8 elements x1, x3; x5, x7; r and s: 256 x0 - x1, 256 x2 - x3 and those of the second
+ * four. Returns minus the sum of the products of r and s. */
+static uint32_t widen(const int8_t *q, uint32_t *out) {
+    uint32_t left = 0;
+    for (uint32_t i = 0; i < SF_GROUP; i += 8u) {
+        const uint32_t v = sf_load32((const uint8_t *)q + i);
+        const uint32_t w = sf_load32((const uint8_t *)q + i + 4u);
+        const uint32_t a = sf_odd(v), b = sf_odd(w);
+        uint32_t r = v << 8 & 0xFF00FF00u, s = w << 8 & 0xFF00FF00u;
+        __asm("ssub16 %0, %0, %1" : "+r"(r) : "r"(a));
+        __asm("ssub16 %0, %0, %1" : "+r"(s) : "r"(b));
+        *out++ = a;
+        *out++ = b;
+        *out++ = r;
+        *out++ = s;
+        left -= (uint32_t)sf_mul2(r, s);
     }
-    return -32768 * even_sum;
+    return left;
 }
 
 /* clang-format off */
-#define FOUR(w, a, b)                                                                              \
-    "smlad r11, " w ", " a ", r11\n\t"                                                             \
-    "uxtb16 " w ", " w "\n\t"                                                                      \
-    "smlad r11, " w ", " b ", r11\n\t"
-#define TWELVE                                                                                     \
-    "ldmia r7!, {r3, r4, r5}\n\t"                                                                  \
-    "ldmia r2!, {r6, r8, r9, r10, r12, lr}\n\t"                                                    \
-    FOUR("r3", "r6", "r8") FOUR("r4", "r9", "r10") FOUR("r5", "r12", "lr")
-/* r11 += 256 times a group at r7, activations at r2. */
+/* Eight products of the words r12 and lr to a sum. */
+#define EIGHT(sum)                                                                                 \
+    "smlad " sum ", r12, r3, " sum "\n\t"                                                          \
+    "smlad " sum ", lr, r4, " sum "\n\t"                                                           \
+    "sxtab16 r12, r6, r12\n\t"                                                                    \
+    "sxtab16 lr, r5, lr\n\t"                                                                      \
+    "smlad " sum ", r12, lr, " sum "\n\t"
+#define STEP                                                                                       \
+    "ldm r2!, {r3, r4, r5, r6}\n\t"                                                               \
+    "ldm r7!, {r12, lr}\n\t" EIGHT("r10")                                                         \
+    "ldm r8!, {r12, lr}\n\t" EIGHT("r11")
+/* A group of two rows at r7 and r8 to r10 and r11, activations at r2. */
 #define GROUP                                                                                      \
-    TWELVE TWELVE                                                                                  \
-    "ldmia r7!, {r3, r4}\n\t"                                                                      \
-    "ldmia r2!, {r6, r8, r9, r10}\n\t"                                                             \
-    FOUR("r3", "r6", "r8") FOUR("r4", "r9", "r10")
-#define USED "r3", "r4", "r5", "r6", "r8", "r9", "r10", "r12", "lr", "cc", "memory"
+    "ldm r2!, {r3, r4, r5, r6}\n\t"                                                               \
+    "ldm r7!, {r10, r12, lr}\n\t" EIGHT("r10")                                                    \
+    "ldm r8!, {r11, r12, lr}\n\t" EIGHT("r11")                                                    \
+    STEP STEP STEP
+#define GROUP_ON                                                                                   \
+    "ldm r2!, {r3, r4, r5, r6}\n\t"                                                               \
+    "ldm r7!, {r9, r12, lr}\n\tadd r10, r10, r9\n\t" EIGHT("r10")                                \
+    "ldm r8!, {r9, r12, lr}\n\tadd r11, r11, r9\n\t" EIGHT("r11")                                \
+    STEP STEP STEP
 
-/* Activations of rows of two groups; the loop over rows ends by what follows them. */
+/* Activations of rows of two groups, and what the loop over rows needs between and after them. */
 struct two_groups {
-    uint32_t x[2 * GROUP_WORDS];
-    uint32_t shift[2]; /* when exponents differ: left, of each sum */
+    uint32_t x[16];
+    uint32_t middle[2]; /* left of the first group and how far its sum moves, where they move */
+    uint32_t y[16];
     const uint32_t *again;
+    uint32_t left;
     const uint8_t *const *end;
-    int32_t start; /* of the first sum */
 };
 
-#define LOOP(between, after)                                                                       \
-    __asm volatile("1:\n\t"                                                                        \
-          "ldr r7, [r0], #4\n\t"                                                                   \
-          GROUP between GROUP after                                                                \
-          "vmov s14, r11\n\t"                                                                      \
-          "vldr s15, [r7]\n\t"                                                                     \
-          "vcvt.f32.s32 s14, s14\n\t"                                                              \
-          "vmul.f32 s14, s14, %[f]\n\t"                                                            \
-          "vmul.f32 s14, s14, s15\n\t"                                                             \
-          "vstmia r1!, {s14}\n\t"                                                                  \
-          "ldm r2, {r2, r3, r11}\n\t"                                                              \
-          "cmp r0, r3\n\t"                                                                         \
+#define LOOP(between)                                                                              \
+    __asm volatile("1:\n\t"                                                                       \
+          "ldm r0!, {r7, r8}\n\t"                                                                 \
+          GROUP between GROUP_ON                                                                   \
+          "ldm r2, {r2, r3, r4}\n\t"                                                              \
+          "add r10, r10, r3\n\tadd r11, r11, r3\n\t"                                             \
+          "vmov s14, s15, r10, r11\n\t"                                                           \
+          "vldr s12, [r7]\n\tvldr s13, [r8]\n\t"                                                 \
+          "vcvt.f32.s32 s14, s14\n\tvcvt.f32.s32 s15, s15\n\t"                                   \
+          "vmul.f32 s14, s14, %[f]\n\tvmul.f32 s15, s15, %[f]\n\t"                               \
+          "vmul.f32 s14, s14, s12\n\tvmul.f32 s15, s15, s13\n\t"                                 \
+          "vstmia r1!, {s14, s15}\n\t"                                                            \
+          "cmp r0, r4\n\t"                                                                        \
           "bne 1b"                                                                                 \
-          : "+r"(row), "+r"(y), "+r"(x), "+r"(sum)                                                 \
-          : [f] "t"(factor), [second] "t"(second)                                                  \
-          : "r7", "s13", "s14", "s15", USED)
+          : "+r"(row), "+r"(y), "+r"(x)                                                            \
+          : [f] "t"(factor)                                                                        \
+          : "r3", "r4", "r5", "r6", "r7", "r8", "r9", "r10", "r11", "r12", "lr", "s12", "s13",     \
+            "s14", "s15", "cc", "memory")
 
-/* Rows of two groups whose sums fit 32 bits together; false leaves them to the general case. */
-static bool dot_two(const uint8_t *const *rows, uint32_t n, const sf_bfp *v, float *out) {
-    const uint32_t least = v->k[0] < v->k[1] ? v->k[0] : v->k[1];
+/* The first rows of two groups, an even number of them, whose sums fit 32 bits together: how many.
+ */
+static uint32_t dot_two(const uint8_t *const *rows, uint32_t n, const sf_bfp *v, float *out) {
+    const int32_t more = v->k[0] - v->k[1];
     struct two_groups two; /* filled piece by piece: an initialiser would clear x */
-    two.shift[0] = v->k[0] - least;
-    two.shift[1] = v->k[1] - least;
-    two.end = rows + n;
-    if (two.shift[0] + two.shift[1] > 3u) {
-        return false;
+    if (more > 3 || more < -8 || n < 2u) {
+        return 0;
     }
-    const bool same = two.shift[0] + two.shift[1] == 0;
-    const int32_t a = widen(v->q, two.x), b = widen(v->q + SF_GROUP, two.x + GROUP_WORDS);
+    const uint32_t first = widen(v->q, two.x), second = widen(v->q + SF_GROUP, two.y);
     two.again = two.x;
-    two.start = same ? a + b : a;
+    two.end = rows + n / 2u * 2u;
+    two.middle[0] = first;
+    two.middle[1] = (uint32_t)(more < 0 ? -more : more);
+    two.left = more < 0 ? second : (first << more) + second;
     register const uint8_t *const *row __asm("r0") = rows;
     register float *y __asm("r1") = out;
     register const uint32_t *x __asm("r2") = two.x;
-    register int32_t sum __asm("r11") = two.start;
-    const float factor = sf_pow2((int32_t)least - SF_SHIFT_SPAN - v->s - 8);
-    const float second = sf_from_bits((uint32_t)b);
-    if (same) {
-        LOOP("", "add r2, r2, #8\n\t");
+    const float factor = sf_pow2(v->k[1] - SF_SHIFT_SPAN - v->s - 8);
+    if (more == 0) {
+        LOOP("add r2, r2, #8\n\t");
+    } else if (more > 0) {
+        LOOP("ldm r2!, {r3, r4}\n\t"
+             "lsl r10, r10, r4\n\tlsl r11, r11, r4\n\t");
     } else {
-        LOOP("vmov s13, r11\n\tvmov r11, %[second]\n\t",
-             "ldmia r2!, {r4, r5}\n\t"
-             "vmov r3, s13\n\t"
-             "lsl r3, r3, r4\n\t"
-             "lsl r11, r11, r5\n\t"
-             "add r11, r11, r3\n\t");
+        /* Sums are multiples of 256, so that 8 bits can go. */
+        LOOP("ldm r2!, {r3, r4}\n\t"
+             "add r10, r10, r3\n\tadd r11, r11, r3\n\t"
+             "asr r10, r10, r4\n\tasr r11, r11, r4\n\t");
     }
-    return true;
+    return n / 2u * 2u;
 }
 
-/* 256 times the product of a group, from `sum` on. */
-static inline int32_t group(const uint8_t *weights, const uint32_t *activations, int32_t start) {
-    register const uint8_t *w __asm("r7") = weights;
+/* Sums of two rows over widened groups up to `end`, in units of the least exponent. */
+static inline void two_rows(const uint8_t *const *row, uint32_t at, const uint32_t *activations,
+                            const uint32_t *end, int32_t *sum) {
+    register const uint8_t *a __asm("r7") = row[0] + at;
+    register const uint8_t *b __asm("r8") = row[1] + at;
     register const uint32_t *x __asm("r2") = activations;
-    register int32_t sum __asm("r11") = start;
-    __asm(GROUP : "+r"(w), "+r"(x), "+r"(sum) : : USED);
-    return sum;
+    register const uint32_t *to __asm("r1") = end;
+    register int32_t s0 __asm("r0") = 0;
+    register int32_t s1 __asm("r9") = 0;
+    __asm("1:\n\t"
+          GROUP
+          "ldm r2!, {r3, r4}\n\t"
+          "add r10, r10, r3\n\tadd r11, r11, r3\n\t"
+          "asr r10, r10, r4\n\tasr r11, r11, r4\n\t"
+          "add r0, r0, r10\n\tadd r9, r9, r11\n\t"
+          "cmp r2, r1\n\t"
+          "bne 1b"
+          : "+r"(a), "+r"(b), "+r"(x), "+r"(s0), "+r"(s1)
+          : "r"(to)
+          : "r3", "r4", "r5", "r6", "r10", "r11", "r12", "lr", "cc", "memory");
+    sum[0] = s0;
+    sum[1] = s1;
 }
 /* clang-format on */
 
-void sf_dot_r8(const uint8_t *const *row, uint32_t n, const sf_bfp *x, float *out) {
-    uint32_t wide[CHUNK * GROUP_WORDS];
-    int32_t start[CHUNK];
-    int64_t sum[SF_TILE];
-    if (x->groups == 2u && dot_two(row, n, x, out)) {
-        return;
-    }
-    for (uint32_t from = 0; from < x->groups; from += CHUNK) {
-        const uint32_t live = x->groups - from < CHUNK ? x->groups - from : CHUNK;
-        for (uint32_t g = 0; g < live; g++) {
-            start[g] = widen(x->q + (from + g) * SF_GROUP, wide + g * GROUP_WORDS);
+/* How many groups from `from` on have exponents within 8 of each other, CHUNK at most, and the
+ * least exponent. Eight such sums of a group, 2^27 at most each, fit 32 bits. */
+static uint32_t alike(const sf_bfp *x, uint32_t from, uint32_t *least) {
+    uint32_t low = x->k[from], high = low, n = 1;
+    for (; n < CHUNK && from + n < x->groups; n++) {
+        const uint32_t k = x->k[from + n], l = k < low ? k : low, h = k > high ? k : high;
+        if (h - l > 8u) {
+            break;
         }
-        for (uint32_t r = 0; r < n; r++) {
-            const uint8_t *w = row[r] + from * SF_GROUP;
-            int64_t acc = from == 0 ? 0 : sum[r];
-            for (uint32_t g = 0; g < live; g++, w += SF_GROUP) {
-                acc += (int64_t)group(w, wide + g * GROUP_WORDS, start[g]) *
-                       (int32_t)(1u << x->k[from + g]);
+        low = l;
+        high = h;
+    }
+    *least = low;
+    return n;
+}
+
+static inline float row_scale(const uint8_t *row, uint32_t groups) {
+    float d;
+    memcpy(&d, SF_ALIGNED(row + groups * GROUP_BYTES, 4), sizeof d);
+    return d;
+}
+
+void sf_dot_r8(const uint8_t *const *row, uint32_t n, const sf_bfp *x, float *out) {
+    uint32_t wide[CHUNK * GROUP_WORDS], least;
+    int64_t sum[SF_TILE];
+    if (x->groups == 2u) {
+        const uint32_t done = dot_two(row, n, x, out);
+        row += done;
+        out += done;
+        n -= done;
+    }
+    for (uint32_t from = 0, live; n != 0 && from < x->groups; from += live) {
+        live = alike(x, from, &least);
+        uint32_t *end = wide;
+        for (uint32_t g = from; g < from + live; g++, end += GROUP_WORDS) {
+            end[16] = widen(x->q + g * SF_GROUP, end);
+            end[17] = 8u - (x->k[g] - least);
+        }
+        const bool all = live == x->groups;
+        const float factor = sf_pow2((int32_t)least - SF_SHIFT_SPAN - x->s);
+        for (uint32_t r = 0; r < n; r += 2u) {
+            const uint8_t *const pair[2] = {row[r], row[r + 1u < n ? r + 1u : r]};
+            int32_t two[2];
+            two_rows(pair, from * GROUP_BYTES, wide, end, two);
+            for (uint32_t i = 0; i < 2u && r + i < n; i++) {
+                if (all) {
+                    out[r + i] = (float)two[i] * factor * row_scale(pair[i], x->groups);
+                } else {
+                    const int64_t part = (int64_t)two[i] * (int32_t)(1u << least);
+                    sum[r + i] = part + (from == 0 ? 0 : sum[r + i]);
+                }
             }
-            sum[r] = acc;
+        }
+        if (all) {
+            return;
         }
     }
     for (uint32_t r = 0; r < n; r++) {
-        float d;
-        memcpy(&d, SF_ALIGNED(row[r] + x->groups * SF_GROUP, 4), sizeof d);
-        out[r] = sf_row_sum_to_float(sum[r] >> 8, x->s) * d;
+        out[r] = sf_row_sum_to_float(sum[r], x->s) * row_scale(row[r], x->groups);
     }
 }
 
@@ -150,27 +217,22 @@ struct pair {
     uint32_t h;
 };
 
-/* Pairs of n <= SF_GROUP columns, an even number of them: zeros of h fill up. Returns the sum of h.
- */
-static int32_t pair_up(const uint8_t *const *col, const int8_t *h, uint32_t n, struct pair *p) {
-    int32_t sum = 0;
+/* Pairs of n <= SF_GROUP columns, an even number of them: zeros of h fill up. */
+static void pair_up(const uint8_t *const *col, const int8_t *h, uint32_t n, struct pair *p) {
     for (const uint8_t *const *end = col + n / 2u * 2u; col != end; col += 2, h += 2, p++) {
         p->a = col[0];
         p->b = col[1];
         p->h = sf_low2((uint32_t)h[0], (uint32_t)h[1]);
-        sum = sf_mac2(p->h, 0x00010001u, sum);
     }
     if (n % 2u != 0) {
         p->a = p->b = col[0];
         p->h = sf_low2((uint32_t)h[0], 0u);
-        sum += h[0];
         p++;
     }
     if ((n + 1u) / 2u % 2u != 0) {
         *p = p[-1];
         p->h = 0;
     }
-    return sum;
 }
 
 /* Sums of the halves and of the bytes at their even places, of a pair at r0, r1 or r3, r4. */
@@ -179,13 +241,12 @@ static int32_t pair_up(const uint8_t *const *col, const int8_t *h, uint32_t n, s
     "pkhbt lr, " a ", " b ", lsl #16\n\t"                                                          \
     "pkhtb " b ", " b ", " a ", asr #16\n\t"                                                       \
     "smlad r7, lr, " h ", r7\n\t"                                                                  \
-    "uxtb16 lr, lr\n\tsmlad r8, lr, " h ", r8\n\t"                                                \
+    "sxtb16 lr, lr\n\tsmlad r8, lr, " h ", r8\n\t"                                                \
     "smlad r9, " b ", " h ", r9\n\t"                                                               \
-    "uxtb16 " b ", " b "\n\tsmlad r10, " b ", " h ", r10\n\t"
+    "sxtb16 " b ", " b "\n\tsmlad r10, " b ", " h ", r10\n\t"
 /* Two sums, of halves in a and of even bytes in b, times the scale to acc. */
 #define ADD(a, b)                                                                                  \
     "sub " a ", " a ", " b "\n\t"                                                                  \
-    "sub " b ", " b ", r4\n\t"                                                                     \
     "asr " a ", " a ", #8\n\t"                                                                     \
     "ldm r11, {r0, r1, r2, r3}\n\t"                                                               \
     "smlal r0, r1, " b ", r5\n\t"                                                                  \
@@ -198,10 +259,8 @@ void sf_axpy_r8(const uint8_t *const *col, const int8_t *h, uint32_t n, uint32_t
     if (n == 0) {
         return;
     }
-    const int32_t more = 128 * pair_up(col, h, n, pairs); /* what the 128 add */
+    pair_up(col, h, n, pairs);
     const float size = sf_from_bits((n + 3u) / 4u * 2u * (uint32_t)sizeof *pairs);
-    register float add __asm("s12") = sf_from_bits((uint32_t)more);
-    register float scale __asm("s13") = sf_from_bits(1u << k);
     register const struct pair *p __asm("r6") = pairs;
     register uint32_t j __asm("r12") = 0;
     register float to __asm("s14") = sf_from_bits((uint32_t)(uintptr_t)acc);
@@ -215,7 +274,7 @@ void sf_axpy_r8(const uint8_t *const *col, const int8_t *h, uint32_t n, uint32_t
           PAIR("r0", "r1", "r2") PAIR("r3", "r4", "r5")
           "cmp r6, r11\n\t"
           "bne 2b\n\t"
-          "vmov r4, r5, s12, s13\n\t"
+          "vmov r5, %[scale]\n\t"
           "vmov r11, s14\n\t"
           ADD("r7", "r8") ADD("r9", "r10")
           "vmov s14, r11\n\t"
@@ -226,7 +285,7 @@ void sf_axpy_r8(const uint8_t *const *col, const int8_t *h, uint32_t n, uint32_t
           "cmp r12, r1\n\t"
           "bne 1b"
           : "+r"(p), "+r"(j), "+t"(to)
-          : [size] "t"(size), [dim] "t"(sf_from_bits(dim)), "t"(add), "t"(scale)
+          : [size] "t"(size), [dim] "t"(sf_from_bits(dim)), [scale] "t"(sf_from_bits(1u << k))
           : "r0", "r1", "r2", "r3", "r4", "r5", "r7", "r8", "r9", "r10", "r11", "lr", "cc", "memory");
 }
 /* clang-format on */

@@ -105,7 +105,7 @@ bool sf_reads_all(uint32_t layer, uint32_t kind) {
 #endif
     case SF_PART_GATE: return gate;
     case SF_PART_UP: return up;
-    case SF_PART_DOWN: return down;
+    case SF_PART_DOWN: return SF_DOWN_ROWS || down;
     default: return true;
     }
 }

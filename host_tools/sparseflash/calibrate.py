@@ -28,7 +28,6 @@ import sys
 import zipfile
 import zlib
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -396,20 +395,17 @@ def calibrate(
         if "act" in sites:
             count(layer, "act", activation(spec.activation, gate.detach()))
 
-    pool = ThreadPoolExecutor(max_workers=2)
-
     class Count(Hooks):
         """Adds every value that passes to the histograms and changes none."""
 
         def ffn(
             self, layer: int, gate: torch.Tensor | None, up: torch.Tensor, h: torch.Tensor
         ) -> torch.Tensor:
-            jobs = [pool.submit(count, layer, "up", up), pool.submit(count, layer, "h", h)]
+            count(layer, "up", up)
+            count(layer, "h", h)
             if gate is not None and spec.gated:
-                jobs.append(pool.submit(count, layer, "gate", gate))
-                jobs.append(pool.submit(count_act, layer, gate))
-            for job in jobs:
-                job.result()
+                count(layer, "gate", gate)
+                count_act(layer, gate)
             return h
 
         def ffn_out(self, layer: int, o: torch.Tensor) -> torch.Tensor:
@@ -418,7 +414,6 @@ def calibrate(
 
     runner, hooks = runner or TorchModel(model), Count()
     with (
-        pool,
         torch.no_grad(),
         Progress(console=Console(stderr=True), transient=True, disable=not progress) as bar,
     ):

@@ -6,6 +6,7 @@ import os
 import shlex
 import sys
 import time
+from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import numpy as np
@@ -441,6 +442,7 @@ def sparsity(
     ppl: Annotated[float, typer.Option("--ppl", help="also within p % of dense; 0: no")] = 1.0,
     kept: Annotated[str, typer.Option("--asvd", help="in factors too: percents of bytes")] = "",
     predict: Annotated[bool, typer.Option(help="how well active neurons are told")] = True,
+    device: Annotated[str, typer.Option(help="torch's name of it: cpu, cuda")] = "cpu",
 ) -> None:
     """Every sparsity method on one page: perplexity, bytes a token, plots."""
     from sparseflash.methods import bench
@@ -456,9 +458,36 @@ def sparsity(
             _numbers("--asvd", kept) if kept else [],
             predict,
             status.update,
+            device,
         )
     print(text_of)
     _say(f"{folder / 'sparsity.md'}, .csv, .json, .png and three more plots")
+
+
+@app.command("train-predictor")
+def train_predictor(
+    out: Annotated[Path, typer.Option("--out", help="the .npz to write")],
+    model: ModelOption = "smollm2-135m",
+    rank: Annotated[int, typer.Option(min=32, help="a multiple of 32")] = 128,
+    ahead: Annotated[bool, typer.Option(help="guess from the input of attention")] = False,
+    steps: Count = 1200,
+    write: Annotated[int, typer.Option(min=0, help="tokens that the model writes")] = 1_048_576,
+    device: Annotated[str, typer.Option(help="torch's name of it")] = "cuda",
+    seed: int = 1,
+) -> None:
+    """Trains a low-rank predictor of the FFN's neurons; wants a GPU."""
+    from sparseflash import pipeline, recipes
+    from sparseflash.methods import train
+    from sparseflash.torch_model import check_device
+
+    check_device(device)
+    recipe = recipes.load_recipe(model)
+    source = pipeline.open_model(recipe)
+    asked = pipeline.calibration_settings(recipe)
+    windows, texts = train.whole_texts(source, asked["texts"], int(asked["window"]))
+    settings = train.Settings(rank, ahead, steps, seed=seed)
+    train.train_predictor(source, windows, texts, settings, write, device, out, _say)
+    _say(f"{out} and {out.with_suffix('.json').name}")
 
 
 @app.command()

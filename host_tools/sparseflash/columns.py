@@ -12,10 +12,10 @@ import numpy as np
 from sparseflash.quantize import (
     GROUP,
     Blocks,
-    pack_bytes,
+    pack_halves,
     pack_nibbles,
     pack_scales,
-    unpack_bytes,
+    unpack_halves,
     unpack_nibbles,
 )
 from sparseflash.spec import Q4Blocks, Q8Blocks, R8Blocks
@@ -51,7 +51,7 @@ def pack_integers(blocks: Blocks) -> np.ndarray:
     extra = padded(blocks.shape[0]) - blocks.shape[0]
     q = np.ascontiguousarray(np.pad(blocks.q, ((0, extra), (0, 0))).T)
     if isinstance(blocks, R8Blocks):
-        return pack_bytes(q)
+        return pack_halves(q)
     return pack_nibbles(q) if isinstance(blocks, Q4Blocks) else q.view(np.uint8)
 
 
@@ -73,7 +73,7 @@ def of_columns(body: np.ndarray, scales_of: np.ndarray, outputs: int, fmt: str) 
     """The matrix of :func:`pack_integers` and the bytes of :func:`pack_tables`."""
     if fmt == "r8":
         d = np.ascontiguousarray(scales_of).reshape(-1).view("<f4")
-        return R8Blocks(np.ascontiguousarray(unpack_bytes(body).T[:outputs]), d[:outputs])
+        return R8Blocks(np.ascontiguousarray(unpack_halves(body).T[:outputs]), d[:outputs])
     scales = np.ascontiguousarray(scales_of).view("<f2")
     scales = scales.reshape(len(body) // GROUP, padded(outputs), -1)[:, :outputs]
     if fmt == "q4":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
@@ -102,9 +103,12 @@ def measure(
     windows: np.ndarray,
     variants: list[tuple[str, float, np.ndarray]],
     progress: Callable[[], None] = lambda: None,
-    workers: int = 2,
+    workers: int = 0,
 ) -> list[Row]:
-    """Rows for the float model and each (method, percent, thresholds) on windows (W, T)."""
+    """Rows for the float model and each (method, percent, thresholds) on windows (W, T).
+
+    workers: processes that run the C; 0 takes the CPUs that this one may use.
+    """
     want, base = float_logits(model, windows, progress)
     p = perplexity(base)
     count = sum(len(b) for b in base)
@@ -112,7 +116,10 @@ def measure(
     _state.update(want=want, windows=windows)
     context = multiprocessing.get_context("fork")
     with ProcessPoolExecutor(
-        workers, mp_context=context, initializer=_open, initargs=(library, image.path)
+        workers or len(os.sched_getaffinity(0)),
+        mp_context=context,
+        initializer=_open,
+        initargs=(library, image.path),
     ) as pool:
         for method, percent, thresholds in variants:
             losses, kls, tops = [], [], []

@@ -7,7 +7,7 @@ build/<board>/<model>/   plan.json, gen/, firmware, flashed/, bench.*
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -105,7 +105,7 @@ def open_model(recipe: Recipe) -> Model:
     return model
 
 
-def formats_for(recipe: Recipe, settings: Iterable[Setting] = ()) -> Formats:
+def formats_for(recipe: Recipe, settings: Sequence[Setting] = ()) -> Formats:
     """The grids of the recipe's weights, stored as the methods need them.
 
     Raises:
@@ -120,8 +120,17 @@ def formats_for(recipe: Recipe, settings: Iterable[Setting] = ()) -> Formats:
         )
     m, columns = needs.pop() if needs else (None, ())
     guess, rank, signs = (m.proxy, m.rank, m.signs) if m else (0, 0, False)
+    # Its rows take fewer instructions than its columns where no neuron is dropped.
+    rows = f["ffn"] == "r8" and settings and not any(s.drops_neurons for s in settings)
     return Formats(
-        f["attn"], f["ffn"], f["embed"], guess=guess, signs=signs, rank=rank, columns=columns
+        f["attn"],
+        f["ffn"],
+        f["embed"],
+        guess=guess,
+        signs=signs,
+        rank=rank,
+        down="rows" if rows else "columns",
+        columns=columns,
     )
 
 
@@ -130,7 +139,7 @@ def pack_model(
     recipe: Recipe,
     layout: str = "joint",
     order: str = "file",
-    settings: Iterable[Setting] = (),
+    settings: Sequence[Setting] = (),
     screened: bool = False,
     asvd: float = 0.0,
 ) -> Image:
@@ -255,6 +264,10 @@ class Setting:
         """The method whose proxies or predictor the image needs."""
         m = registry.method(self.speculate or self.method)
         return m if self.levels and m.guess else None
+
+    @property
+    def drops_neurons(self) -> bool:
+        return self.guess is not None or bool({*NEURONS} & {*self.levels})
 
     @property
     def columns(self) -> tuple[str, ...]:

@@ -74,7 +74,7 @@ def kinds_of(formats: Formats) -> tuple[str, ...]:
             out += [n for m in each if stored != "rows" for n in (m, f"{m}_scales")]
         else:
             out += [matrix, *([f"{matrix}_scales"] * (stored != "rows"))]
-    return (*out, "scales", "down")
+    return (*out, *(["scales"] * (formats.down == "columns")), "down")
 
 
 def use_of(levels: dict[str, np.ndarray]) -> Use:
@@ -166,6 +166,9 @@ class _Layer:
         gate, up, down = record_layout(s, f, self.layer)
         self.matrix("gate", records + gate.at, gate.stride)
         self.matrix("up", records + up.at, up.stride)
+        if f.down == "rows":
+            self.add("down", records + down.at, down.stride, down.size, s.dim, True)
+            return
         table, scales = table_bytes(s.dim, f.ffn), self.image.offset(Section.SCALES, self.layer)
         self.add("scales", scales, table, table, tables(s.ffn_dim, f.ffn), True)
         self.add("down", records + down.at, down.stride, down.size, s.ffn_dim, True)

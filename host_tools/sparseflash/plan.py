@@ -17,16 +17,18 @@ from sparseflash.reference import INPUTS, THRESHOLDS
 from sparseflash.screen import check_rows
 from sparseflash.sfm import MATRICES, Formats, Image, Section, vector_layout
 
-RUNTIME_VERSION = 4
+RUNTIME_VERSION = 5
 PART_BYTES = 28
 """Of ``sf_part``."""
 
 
 def outputs_of(image: Image) -> int:
-    """The most outputs of a matrix stored by columns: dim, that of down_proj, without others."""
+    """The most outputs of a matrix stored by columns, down_proj among them; 0 without any."""
     s, f = image.spec, image.formats
     sizes = {"qkv": max(s.q_dim, s.kv_dim), "gate": s.ffn_dim, "up": s.ffn_dim}
-    return padded(max(s.dim, *(n for m, n in sizes.items() if f.stored(m) != "rows"), 0))
+    sizes["o"] = s.dim
+    by_columns = [n for m, n in sizes.items() if f.stored(m) != "rows"]
+    return padded(max([*by_columns, *([s.dim] * (f.down == "columns"))], default=0))
 
 
 def memory_table(image: Image, kv_len: int, head_rows: int = 0) -> dict[str, int]:
@@ -206,6 +208,7 @@ def make_plan(
         "speculate": speculate,
         "speculates": bool(speculate),
         "most_rank": f.most_rank,
+        "down": f.down,
         "stored": {m: f.stored(m) for m in MATRICES},
         "outputs": outputs_of(image),
         "score_scale": float(np.float32(s.score_scale * 1.4426950408889634)),

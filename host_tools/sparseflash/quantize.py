@@ -100,25 +100,34 @@ def unpack_nibbles(b: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(q.reshape(*b.shape[:-1], b.shape[-1] * 2))
 
 
-def pack_bytes(q: np.ndarray) -> np.ndarray:
-    """int8 (..., 2*k) of r8 as bytes: those at even places are stored 128 larger."""
-    b = np.array(q).view(np.uint8)
-    b[..., ::2] ^= 128
-    return b
+def pack_halves(q: np.ndarray) -> np.ndarray:
+    """int8 (..., 2*k) of r8 as bytes: element i and i + 1 are a half, q_i + 256 q_i+1."""
+    w = q.astype("<i2")
+    return np.ascontiguousarray((w[..., 1::2] << 8) + w[..., ::2]).view(np.uint8)
 
 
-def unpack_bytes(b: np.ndarray) -> np.ndarray:
-    """Inverse of :func:`pack_bytes`."""
-    q = np.array(b)
-    q[..., ::2] ^= 128
-    return q.view(np.int8)
+def unpack_halves(b: np.ndarray) -> np.ndarray:
+    """Inverse of :func:`pack_halves`."""
+    w = np.ascontiguousarray(b).view("<i2")
+    low = w.astype(np.int8)
+    return np.stack([low, (w - low) >> 8], axis=-1).astype(np.int8).reshape(b.shape)
+
+
+def _halves_of_groups(q: np.ndarray) -> np.ndarray:
+    """Rows of r8 without their scales, uint8: of each group minus the sum of the products of even
+    elements 4 apart, which the device's products leave behind, then its halves."""
+    w = q.reshape(len(q), -1, GROUP // 8, 8).astype("<i4")
+    left = -(w[..., 0] * w[..., 4] + w[..., 2] * w[..., 6]).sum(-1, dtype="<i4")
+    halves = pack_halves(q).reshape(len(q), -1, GROUP)
+    groups = np.concatenate([left[..., None].view(np.uint8), halves], axis=-1)
+    return groups.reshape(len(q), -1)
 
 
 def row_bytes(cols: int, fmt: str) -> int:
     """Bytes of a packed row with its scales, a multiple of 4."""
     groups = -(-cols // GROUP)
     if fmt == "r8":
-        return groups * GROUP + 4
+        return groups * (GROUP + 4) + 4
     n = groups * (20 if fmt == "q4" else 34)
     return -(-n // 4) * 4
 
@@ -136,7 +145,7 @@ def pack_rows(blocks: Blocks) -> np.ndarray:
     if isinstance(blocks, Q4Blocks):
         body, fmt = pack_nibbles(blocks.q), "q4"
     elif isinstance(blocks, R8Blocks):
-        body, fmt = pack_bytes(blocks.q), "r8"
+        body, fmt = _halves_of_groups(blocks.q), "r8"
     else:
         body, fmt = blocks.q.view(np.uint8), "q8"
     rows = np.concatenate([body, pack_scales(blocks)], axis=1)
@@ -148,8 +157,9 @@ def unpack_rows(rows: np.ndarray, cols: int, fmt: str) -> Blocks:
     n = rows.shape[0]
     groups = cols // GROUP
     if fmt == "r8":
-        d32 = np.ascontiguousarray(rows[:, cols : cols + 4]).view("<f4")[:, 0]
-        return R8Blocks(unpack_bytes(rows[:, :cols]), d32)
+        body = rows[:, : groups * (GROUP + 4)].reshape(n, groups, -1)[..., 4:].reshape(n, cols)
+        d32 = np.ascontiguousarray(rows[:, groups * (GROUP + 4) :]).view("<f4")[:, 0]
+        return R8Blocks(unpack_halves(body), d32)
     if fmt == "q4":
         pair = np.ascontiguousarray(rows[:, cols // 2 : cols // 2 + 4 * groups]).view(np.float16)
         pair = pair.reshape(n, groups, 2)

@@ -98,6 +98,8 @@ class Formats:
     """It reads the normed input of attention, not of the FFN."""
     predictor: str = ""
     """Its digest, so that an image of another one is packed again."""
+    down: str = "columns"
+    """down_proj by ``columns``, so that those of dropped neurons are not read, or by ``rows``."""
     columns: tuple[str, ...] = ()
     """By layer, which of MATRICES are stored by columns, with spaces between (``"qkv gate"``), for
     methods that drop their inputs; empty when no layer has any."""
@@ -189,9 +191,11 @@ class Plane:
 
 def record_layout(spec: ModelSpec, formats: Formats, layer: int) -> tuple[Plane, Plane, Plane]:
     """Gate, up and down of a layer. Tables follow the columns of gate and up; projections in
-    factors take nothing there."""
+    factors take nothing there. Down's items are columns, or its rows."""
     fmt, n = formats.ffn, spec.ffn_dim
     row, column = row_bytes(spec.dim, fmt), column_bytes(spec.dim, fmt)
+    if formats.down == "rows":
+        column = row_bytes(n, fmt)
     if formats.layout == "joint" and not _apart(formats, layer):
         stride = 2 * row + column
         return Plane(0, stride, row), Plane(row, stride, row), Plane(2 * row, stride, column)
@@ -206,15 +210,15 @@ def record_layout(spec: ModelSpec, formats: Formats, layer: int) -> tuple[Plane,
 
 
 def _apart(formats: Formats, layer: int) -> bool:
-    """Gate or up by columns: no neuron is contiguous then."""
-    return any(formats.by_columns(layer, m) for m in ("gate", "up"))
+    """Gate or up by columns, or down by rows: no neuron is contiguous then."""
+    return formats.down == "rows" or any(formats.by_columns(layer, m) for m in ("gate", "up"))
 
 
 def _records(
     gate: Blocks, up: Blocks, down: Blocks, ffn: int, formats: Formats, layer: int
 ) -> bytes:
-    """Gate, up and down columns, by neuron or one after the other."""
-    body = pack_integers(down)[:ffn]
+    """Gate, up and down, by neuron or one after the other."""
+    body = pack_rows(down) if formats.down == "rows" else pack_integers(down)[:ffn]
     if formats.layout == "joint" and not _apart(formats, layer):
         return np.concatenate([pack_rows(gate), pack_rows(up), body], axis=1).tobytes()
     whole = [(n, m) for n, m in (("gate", gate), ("up", up)) if not formats.rank_of(layer, n)]
@@ -223,6 +227,13 @@ def _records(
 
 def _matrix(blocks: Blocks, columns: bool) -> bytes:
     return pack_columns(blocks) if columns else pack_rows(blocks).tobytes()
+
+
+def _check_down(formats: Formats) -> None:
+    if formats.down not in ("columns", "rows"):
+        raise UnsupportedError(f"down_proj by {formats.down!r}; there are columns and rows")
+    if formats.down == "rows" and formats.guesses:
+        raise UnsupportedError("guesses choose columns of down, which is by rows; choose one")
 
 
 def _check_columns(spec: ModelSpec, formats: Formats) -> None:
@@ -328,6 +339,7 @@ def pack(
         if formats.columns or formats.layout != "split":
             raise UnsupportedError(BY_ROWS)
     _check_columns(model.spec, formats)
+    _check_down(formats)
     if formats.signs and model.spec.activation is not Activation.RELU:
         raise UnsupportedError(
             "signs choose the neurons of ReLU gates; take a proxy or a predictor"
@@ -390,7 +402,8 @@ def pack(
             gate, up, down = _reordered(gate, up, down, order[i])
         records = _records(gate, up, down, spec.ffn_dim, formats, i)
         sections.append((Section.RECORDS, i, records))
-        sections.append((Section.SCALES, i, pack_tables(down).tobytes()))
+        if formats.down == "columns":
+            sections.append((Section.SCALES, i, pack_tables(down).tobytes()))
         if formats.signs:
             signs = pack_signs(as_float32(layer.gate_proj))
             signs = signs if order is None else signs[order[i]]
@@ -578,9 +591,9 @@ class Image:
         gate, up, down = record_layout(s, self.formats, layer)
         data = self.section(Section.RECORDS, layer)
 
-        def items(p: Plane) -> np.ndarray:
+        def items(p: Plane, n: int = s.ffn_dim) -> np.ndarray:
             view = np.lib.stride_tricks.as_strided(
-                data[p.at :], (s.ffn_dim, p.size), (p.stride, 1), writeable=False
+                data[p.at :], (n, p.size), (p.stride, 1), writeable=False
             )
             return np.ascontiguousarray(view)
 
@@ -594,9 +607,12 @@ class Image:
             return unpack_rows(items(p), s.dim, fmt)
 
         blocks = -(-s.ffn_dim // GROUP)
+        ours = matrix("gate", gate), matrix("up", up)
+        if self.formats.down == "rows":
+            return *ours, unpack_rows(items(down, s.dim), blocks * GROUP, fmt)
         body = np.pad(items(down), ((0, blocks * GROUP - s.ffn_dim), (0, 0)))
         scales = self.section(Section.SCALES, layer)
-        return matrix("gate", gate), matrix("up", up), of_columns(body, scales, s.dim, fmt)
+        return *ours, of_columns(body, scales, s.dim, fmt)
 
     def factor_offsets(self, layer: int) -> dict[str, tuple[int, int, int, int]]:
         """Places of B and A of the layer's projections in factors, and the bytes of their rows."""

@@ -51,9 +51,18 @@ class Hooks:
         return y
 
 
+def check_device(name: str) -> None:
+    """Raises UsageError where torch has no such device."""
+    try:
+        torch.zeros(1, device=name)
+    except (RuntimeError, AssertionError, ImportError) as e:
+        why = str(e).strip().splitlines()[0]
+        raise UsageError(f"device {name!r} is not there: {why}; use cpu") from e
+
+
 @dataclass
 class Cache:
-    """Keys after RoPE and values of every layer, (1, kv_heads, max_len, head_dim)."""
+    """Keys after RoPE and values of every layer, (B, kv_heads, max_len, head_dim)."""
 
     k: list[Tensor]
     v: list[Tensor]
@@ -339,10 +348,10 @@ class TorchModel:
 
     # One token at a time --------------------------------------------------
 
-    def new_cache(self, max_len: int) -> Cache:
-        """An empty, preallocated cache for ``max_len`` positions."""
+    def new_cache(self, max_len: int, batch: int = 1) -> Cache:
+        """An empty, preallocated cache for ``max_len`` positions of ``batch`` sequences."""
         self._check_length(max_len)
-        shape = (1, self.spec.n_kv_heads, max_len, self.spec.head_dim)
+        shape = (batch, self.spec.n_kv_heads, max_len, self.spec.head_dim)
         n = self.spec.n_layers
         return Cache(
             [torch.zeros(shape, dtype=self.dtype, device=self.device) for _ in range(n)],
@@ -350,8 +359,10 @@ class TorchModel:
         )
 
     @torch.no_grad()
-    def step(self, token: int, cache: Cache, hooks: Hooks | None = None) -> Tensor:
+    def step(self, token: int | Tensor, cache: Cache, hooks: Hooks | None = None) -> Tensor:
         """Logits (vocab,) after ``token``, which takes the cache's next position.
+
+        Tokens (B,) of the sequences of a cache give (B, vocab).
 
         Raises:
             UsageError: the cache is full.
@@ -359,13 +370,14 @@ class TorchModel:
         if cache.length >= cache.max_len:
             raise UsageError(f"the cache of {cache.max_len} positions is full; make a longer one")
         positions = torch.tensor([cache.length], device=self.device)
-        x = self._start(torch.tensor([[token]], device=self.device), positions)
+        tokens = torch.as_tensor(token, device=self.device)
+        x = self._start(tokens.reshape(-1, 1), positions)
         run = Pass(hooks or _IDENTITY, self._angles(positions), {}, cache)
         for i in range(self.spec.n_layers):
             x = self._block(i, x, run)
         cache.length += 1
-        x = self._norm(x[0, 0], self.final_norm, self.final_norm_bias)
-        return self._linear(x, self._head)
+        x = self._norm(x[:, 0], self.final_norm, self.final_norm_bias)
+        return self._linear(x, self._head).reshape(*tokens.shape, -1)
 
     def _check_length(self, t: int) -> None:
         if self.spec.position is Position.LEARNED and t > self.spec.context:

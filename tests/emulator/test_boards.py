@@ -217,12 +217,17 @@ def test_predictor(kind: str, ids: np.ndarray, tmp_path: Path) -> None:
             assert (c["bytes_early"] > 0) == ahead and (c["bytes_missed"] > 0) == ahead
 
 
-@pytest.mark.parametrize("name", ["mps2-an386", "ast1030-evb"])
-def test_one_scale_a_row(name: str, ids: np.ndarray, host: Board, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "down"),
+    [("mps2-an386", "rows"), ("mps2-an386", "columns"), ("ast1030-evb", "rows")],
+)
+def test_one_scale_a_row(
+    name: str, down: str, ids: np.ndarray, host: Board, tmp_path: Path
+) -> None:
     board = load_board(name)
     need(board)
-    pack(stories(), tmp_path / "joint", Formats("r8", "r8", "r8"))
-    pack(stories(), tmp_path / "split", Formats("r8", "r8", "r8", layout="split"))
+    for layout in ("joint", "split"):
+        pack(stories(), tmp_path / layout, Formats("r8", "r8", "r8", layout=layout, down=down))
     images = {layout: Image(tmp_path / layout) for layout in ("joint", "split")}
     thresholds = half_thresholds(images["joint"], ids)
     expected = host_tokens(images["joint"], thresholds, host, tmp_path / "host", TOKENS)

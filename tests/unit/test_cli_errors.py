@@ -460,3 +460,10 @@ def test_codes_are_documented() -> None:
     page = Path(cli.__file__).parents[2] / "docs" / "EXIT_CODES.md"
     rows = dict(re.findall(r"^\| (\d+) \| `(\w+)`", page.read_text(), re.M))
     assert rows == {str(int(e)): e.name for e in Exit}
+
+
+def test_a_device_that_is_not_there(refuse: Refuse) -> None:
+    for words in (("sparsity",), ("train-predictor", "--out", "p.npz")):
+        assert "'privateuseone' is not there" in refuse(
+            Exit.USAGE, *words, "--device", "privateuseone"
+        )

@@ -99,6 +99,29 @@ def test_families(shape: str, fmt: str, host: Board, tmp_path: Path) -> None:
     compare(engine, mixed_thresholds(engine))
 
 
+def test_down_by_rows(host: Board, tmp_path: Path) -> None:
+    """The same bits as by columns, whatever neurons a mask drops, and always all of down_proj."""
+    for fmt, shape in (("r8", "llama"), ("q8", "gemma3"), ("q4", "relu")):
+        model = random_model(**SHAPES[shape])
+        columns = engine_for(model, host, tmp_path / fmt / "columns", Formats(fmt, fmt, "q8"))
+        formats = Formats(fmt, fmt, "q8", down="rows")
+        engine = engine_for(model, host, tmp_path / fmt / "rows", formats)
+        spec = engine.image.spec
+        compare(engine, dense_thresholds(engine.image))
+        dense = Reads.dense(spec.n_layers, spec.ffn_dim)
+        expected = bytes_a_token(spec, engine.image.formats, dense).total
+        assert engine.counters()["bytes"] == POSITIONS * expected
+        for e in (columns, engine):
+            compare(e, mixed_thresholds(e))
+        tokens = (3, 1, 4)
+        logits = [[e.step(t) for t in tokens] for e in (columns, engine)]
+        assert np.array_equal(np.array(logits[0]), np.array(logits[1]))
+    with pytest.raises(UnsupportedError, match="down"):
+        pack(model, tmp_path / "m.sfm", Formats(down="rows", guess=2))
+    with pytest.raises(UnsupportedError, match="there are columns and rows"):
+        pack(model, tmp_path / "m.sfm", Formats(down="neurons"))
+
+
 def guesses_choose(engine: Engine) -> None:
     """Dense, then with a limit on the guess in each layer: the same bits, and fewer neurons."""
     t = dense_thresholds(engine.image)

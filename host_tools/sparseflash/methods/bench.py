@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from sparseflash import __version__, pipeline, recipes
 from sparseflash.calibrate import Calibration, assert_disjoint
@@ -20,7 +21,7 @@ from sparseflash.methods.study import Result, Study
 from sparseflash.recipes import Recipe
 from sparseflash.reference import INPUTS
 from sparseflash.spec import Model
-from sparseflash.torch_model import TorchModel
+from sparseflash.torch_model import TorchModel, check_device
 
 PERCENTS: dict[str, tuple[float, ...]] = {
     "paper": (30, 50),
@@ -81,6 +82,7 @@ def open_study(
     text: str | None = None,
     windows: int = 0,
     progress: Callable[[str], None] = lambda _: None,
+    device: str = "cpu",
     asvd: float = 0.0,
 ) -> Study:
     """A study of a recipe's model with its calibration and evaluation texts, kept under build/.
@@ -101,7 +103,7 @@ def open_study(
         tested,
         pipeline.study_folder(recipe, asvd),
         calibration,
-        TorchModel(model),
+        TorchModel(model, device=device),
         progress,
         recipe.predictors,
     )
@@ -136,11 +138,32 @@ def run(
     kept: list[float],
     predict: bool,
     progress: Callable[[str], None],
+    device: str = "cpu",
 ) -> tuple[Path, str]:
-    """Measures what is asked and not yet kept, and writes the page; its folder and its text."""
+    """Measures what is asked and not yet kept, and writes the page; its folder and its text.
+
+    device: torch's name of where the float model runs.
+    """
     for name in names:
         method(name)
-    study = open_study(model_name, text, windows, progress)
+    check_device(device)
+    opened = partial(open_study, model_name, text, windows, progress, device)
+    with torch.device(device):  # of tensors that methods make beside the model
+        return _page(opened, model_name, text, names, percents, ppl, kept, predict)
+
+
+def _page(
+    opened: Callable[..., Study],
+    model_name: str,
+    text: str | None,
+    names: list[str],
+    percents: list[float],
+    ppl: float,
+    kept: list[float],
+    predict: bool,
+) -> tuple[Path, str]:
+    with torch.device("cpu"):
+        study = opened()
     recipe = recipes.load_recipe(model_name)
     base = study.measure("dense", 0.0)
     rows: list[Row] = [row_of(study, base, base.losses)]
@@ -166,7 +189,8 @@ def run(
             results.append(result)
             rows.append(row_of(study, result, base.losses))
     for share in kept:
-        factored = open_study(model_name, text, windows, progress, share)
+        with torch.device("cpu"):  # the search for factors runs there
+            factored = opened(asvd=share)
         rows += _asvd_rows(study, factored, share, names, percents, base.losses)
     guesses = []
     if predict:

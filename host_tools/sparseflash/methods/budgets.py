@@ -284,7 +284,7 @@ def sensitivity_table(study: Study, m: Method) -> dict[str, list[list[float]]]:
     rows = max(1, SENSITIVITY_TOKENS // study.calibration_ids.shape[1])
     picked = spread(study.calibration_ids, rows)
     inputs = residuals(runner, picked)
-    ids = torch.from_numpy(picked)
+    ids = torch.tensor(picked)
     base = loss_from(runner, n, inputs[n], ids)
     out: dict[str, list[list[float]]] = {}
     for group in SHARED:

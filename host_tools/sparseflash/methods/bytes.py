@@ -103,6 +103,8 @@ def bytes_a_token(
     down = reads.columns / n * column_bytes(spec.dim, fmt)
     blocks = zero + 1 if fmt == "r8" else reads.column_blocks / n
     down = down + blocks * table_bytes(spec.dim, fmt)
+    if formats.down == "rows":
+        down = zero + spec.dim * row_bytes(spec.ffn_dim, fmt)
     layers = attention + gate + up + down + extra.proxy + extra.metadata
     embed = row_bytes(spec.dim, formats.embed)
     return Bytes(

@@ -100,7 +100,7 @@ def walk(
         x = x.detach().requires_grad_()
         logits = F.linear(runner.end(x), runner.head).float()[0]
         if draw is None:
-            logits, target = logits[:-1], torch.from_numpy(np.asarray(ids[1:], np.int64))
+            logits, target = logits[:-1], torch.tensor(np.asarray(ids[1:], np.int64))
         else:
             target = torch.multinomial(logits.detach().softmax(-1), 1, generator=draw)[:, 0]
         g = torch.autograd.grad(F.cross_entropy(logits, target, reduction="sum"), x)[0]
@@ -125,7 +125,7 @@ def fisher_weights(study: Study) -> dict[str, list[list[float]]]:
     total: dict[str, list[Tensor | float]] = {
         k: [0.0] * spec.n_layers for k in ("attn_in", "heads", "ffn_in", "act", "h")
     }
-    draw = torch.Generator().manual_seed(SEED)
+    draw = torch.Generator(runner.device).manual_seed(SEED)
     ids = spread(study.calibration_ids, -(-FISHER_TOKENS // study.calibration_ids.shape[1]))
     for row in ids:
         study.progress("gradients")

@@ -115,7 +115,7 @@ def svd_predictor(study: Study, rank: int) -> Predictor:
         assert w.gate_proj is not None
         factors = shared_factors(w.gate_proj.float(), w.up_proj.float(), second[i]["ffn_in"], rank)
         for out, m in zip(packed, factors):
-            out.append(pack_rows(to_q4(m.numpy())))
+            out.append(pack_rows(to_q4(m.cpu().numpy())))
     b, gate, up = (np.stack(p) for p in packed)
     return Predictor(b, gate, up)
 
@@ -124,6 +124,6 @@ def copies_of(predictor: Predictor, dim: int) -> list[tuple[Tensor, Tensor]]:
     """A_gate B and A_up B of every layer, (ffn, dim) each."""
     out = []
     for i in range(len(predictor.b)):
-        b, gate, up = (torch.from_numpy(m.float32()) for m in predictor.blocks(i, dim))
+        b, gate, up = (torch.tensor(m.float32()) for m in predictor.blocks(i, dim))
         out.append((gate @ b, up @ b))
     return out

@@ -110,7 +110,7 @@ def measure_curves(study: Study, m: Method) -> Curves:
     blocks = {k: np.zeros((n, size)) for k in kinds if k != "ffn"}
     rows = np.zeros((n, size))
     columns, column_blocks = np.zeros((n, size, size)), np.zeros((n, size, size))
-    draw = torch.Generator().manual_seed(SEED)
+    draw = torch.Generator(runner.device).manual_seed(SEED)
     ids = spread(study.calibration_ids, -(-TOKENS // study.calibration_ids.shape[1]))
 
     def branch_costs(layer: int, kind: str, x: Tensor, g: Tensor, tensor: Tensor) -> None:
@@ -142,7 +142,7 @@ def measure_curves(study: Study, m: Method) -> Curves:
         bins = _bins(heads.abs() if w is None else heads.abs() * w, limits)
         sums = torch.zeros(len(heads), size).scatter_add_(1, bins, heads * g)
         dropped = sums.cumsum(1) - sums
-        cost["o"][b.layer] += (dropped**2).sum(0).numpy() / 2
+        cost["o"][b.layer] += (dropped**2).sum(0).cpu().numpy() / 2
         for j in range(size):
             rule = Rule(threshold=float(limits[j]), weight=w)
             _count_kept("o", b.layer, j, b.at["heads"], rule)
@@ -217,8 +217,8 @@ def _ffn_costs(
 
     value = (h * g).float()
     live = above(value)
-    cost = ((value.sum(-1)[:, None, None] - live) ** 2).sum(0).double().numpy() / 2
-    count = above(torch.ones_like(value)).sum(0).double().numpy() / ffn
+    cost = ((value.sum(-1)[:, None, None] - live) ** 2).sum(0).double().cpu().numpy() / 2
+    count = above(torch.ones_like(value)).sum(0).double().cpu().numpy() / ffn
     rows = count[:, 0] if "act" in m.sites else np.full(size, float(t))
     # A group of 32 is read if any of its neurons lives at both levels.
     groups = -(-ffn // 32)
@@ -229,7 +229,7 @@ def _ffn_costs(
     best.scatter_reduce_(2, a32.clamp_min(0), s32, "amax")
     best = best.flip(2).cummax(2).values.flip(2)
     touched = torch.stack([(best >= k).sum((0, 1)) for k in range(size)], dim=1)
-    return cost, rows, count, touched.double().numpy() / groups
+    return cost, rows, count, touched.double().cpu().numpy() / groups
 
 
 DRIFT_TOKENS = 8192
@@ -273,7 +273,7 @@ def measure_drift(study: Study, m: Method) -> Drift:
         limits, w = _limits(study, m, layer, kinds[kind][0])
         bins = _bins(x.abs() if w is None else x.abs() * w, limits).flatten()
         sums = torch.zeros(size).scatter_add_(0, bins, (x * g).flatten())
-        return -(sums.cumsum(0) - sums).double().numpy() / len(x)
+        return -(sums.cumsum(0) - sums).double().cpu().numpy() / len(x)
 
     for w, row in enumerate(ids):
         study.progress("drift of single drops")
@@ -288,7 +288,7 @@ def measure_drift(study: Study, m: Method) -> Drift:
                 value = (b.at["h"][0] * b.grad["h"][0]).float()
                 table = torch.zeros(size * size).scatter_add_(0, cell.flatten(), value.flatten())
                 live = table.view(size, size).flip(0, 1).cumsum(0).cumsum(1).flip(0, 1)
-                found["ffn"][w, b.layer] = -(value.sum() - live).double().numpy() / len(row)
+                found["ffn"][w, b.layer] = -(value.sum() - live).double().cpu().numpy() / len(row)
     root = np.sqrt(max(len(ids), 1))
     return Drift(
         {k: v.mean(0) for k, v in found.items()},
