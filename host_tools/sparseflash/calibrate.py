@@ -110,6 +110,11 @@ class Calibration:
         """SHA-256 of the model file that was measured; empty for a model made in memory."""
         return str(self.meta.get("model_sha256", ""))
 
+    def measured(self, model: Model) -> bool:
+        """Whether it is of these weights, and of the factors that stand for some of them."""
+        mine = self.model_sha256, self.meta.get("factors", "")
+        return mine == (model.source.get("sha256", ""), model.source.get("factors", ""))
+
     def _site(self, layer: int, site: str) -> np.ndarray:
         if site not in SITES:
             raise UsageError(f"no calibration site {site!r}; use one of {list(SITES)}")
@@ -430,5 +435,7 @@ def calibrate(
         "sites": [s for s in SITES if counts[:, SITES.index(s)].any()],
         "tool_version": __version__,
     }
+    if "factors" in model.source:
+        meta["factors"] = model.source["factors"]
     chunks = [_chunk_hashes(row, CHUNK) for row in ids]
     return Calibration(counts, np.unique(np.concatenate(chunks)), meta)

@@ -29,7 +29,7 @@ MethodOption = Annotated[str, typer.Option("--method", help="docs/METHODS.md")]
 SparsityOption = Annotated[float, typer.Option("--sparsity", help="percent below the threshold")]
 KvOption = Annotated[int | None, typer.Option("--kv-len", min=1, help="positions of KV cache")]
 AsvdOption = Annotated[
-    float, typer.Option("--asvd", help="percent of the weights kept in two factors; 0: all")
+    float, typer.Option("--asvd", help="percent of the projections' bytes left by factors; 0: all")
 ]
 HeadOption = Annotated[str, typer.Option("--head", help="exact, screened or rows to screen for")]
 Count = Annotated[int, typer.Option(min=1)]
@@ -162,7 +162,7 @@ def generate(
     if method == "planned":
         setting = pipeline.planned_for(loaded, recipe, target, sparsity, kv_len, ram)
     else:
-        setting = pipeline.setting_for(loaded, recipe, method, sparsity, speculate)
+        setting = pipeline.setting_for(loaded, recipe, method, sparsity, speculate, asvd)
     image = pipeline.pack_model(loaded, recipe, layout, order, [setting], rows > 0, asvd)
     plan = pipeline.plan_and_generate(image, target, setting, recipe, kv_len, ram, rows)
     table = Table("SRAM", "bytes", title=f"{model} on {board}")
@@ -382,7 +382,7 @@ def perplexity(
     loaded = pipeline.open_model(recipe)
     if loaded.tokenizer is None:
         raise UsageError(f"{model} has no tokenizer, so it has no perplexity of a text")
-    asked = [pipeline.setting_for(loaded, recipe, m, s) for m, s in wanted]
+    asked = [pipeline.setting_for(loaded, recipe, m, s, asvd=asvd) for m, s in wanted]
     screened = rows_of_head > 0
     image = pipeline.pack_model(loaded, recipe, settings=asked, screened=screened, asvd=asvd)
     calibration = pipeline.calibrated(loaded, recipe)
@@ -440,7 +440,7 @@ def sparsity(
     methods: Annotated[str, typer.Option("--methods", help="names, or all")] = "all",
     percents: Annotated[str, typer.Option("--percents", help="empty takes each method's own")] = "",
     ppl: Annotated[float, typer.Option("--ppl", help="also within p % of dense; 0: no")] = 1.0,
-    kept: Annotated[str, typer.Option("--asvd", help="weights kept by low rank, percent")] = "",
+    kept: Annotated[str, typer.Option("--asvd", help="in factors too: percents of bytes")] = "",
     predict: Annotated[bool, typer.Option(help="how well active neurons are told")] = True,
     device: Annotated[str, typer.Option(help="torch's name of it: cpu, cuda")] = "cpu",
 ) -> None:

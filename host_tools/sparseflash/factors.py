@@ -9,20 +9,29 @@ from __future__ import annotations
 import hashlib
 import zipfile
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from sparseflash.errors import InputError
 from sparseflash.files import write_arrays
 from sparseflash.quantize import Blocks, row_bytes, unpack_rows
-from sparseflash.spec import ModelSpec
+from sparseflash.spec import Model, ModelSpec
+
+if TYPE_CHECKING:
+    from sparseflash.sfm import Formats
 
 FACTORED = ("q", "k", "v", "o", "gate", "up")
 """Projections that can be stored so; columns of down_proj are read for live neurons."""
 Ranks = tuple[tuple[int, ...], ...]
 """By layer, in the order of FACTORED; 0 is a whole matrix."""
+BY_ROWS = (
+    "projections in two factors are stored by rows in the split layout; drop no inputs of matrices "
+    "with them"
+)
+"""Why methods that drop inputs are refused."""
 
 
 def shape_of(spec: ModelSpec, name: str) -> tuple[int, int]:
@@ -68,6 +77,23 @@ class Factors:
         """B (rank, in) and A (out, rank)."""
         b, a = self.rows[layer, name]
         return unpack_rows(b, shape_of(spec, name)[1], fmt), unpack_rows(a, len(b), fmt)
+
+    def formats(self, formats: Formats, layers: int) -> Formats:
+        """Those of an image that stores the factors."""
+        ranks = self.ranks(layers)
+        return replace(formats, layout="split", ranks=ranks, factors=self.digest)
+
+    def multiplied_out(self, model: Model, formats: Formats) -> Model:
+        """The model in float that has A B in place of the projections; ``source`` names them."""
+        layers = []
+        for i, layer in enumerate(model.layers):
+            changes = {}
+            for name in FACTORED:
+                if self.rank(i, name):
+                    b, a = self.blocks(model.spec, i, name, formats.grid_of(name))
+                    changes[f"{name}_proj"] = a.float32() @ b.float32()
+            layers.append(replace(layer, **changes))  # type: ignore[arg-type]
+        return replace(model, layers=layers, source=model.source | {"factors": self.digest})
 
     def save(self, path: Path) -> None:
         """An .npz with ``<layer>.<name>.b`` and ``.a``."""

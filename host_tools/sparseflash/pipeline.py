@@ -26,8 +26,8 @@ from sparseflash.calibrate import (
 )
 from sparseflash.emulator import EmulatorProcess
 from sparseflash.engine import Engine, dense_thresholds
-from sparseflash.errors import InputError, MismatchError, UsageError
-from sparseflash.factors import Factors
+from sparseflash.errors import InputError, MismatchError, UnsupportedError, UsageError
+from sparseflash.factors import BY_ROWS, Factors
 from sparseflash.files import root, write_json
 from sparseflash.generate import generate
 from sparseflash.host_board import HostProcess
@@ -145,24 +145,19 @@ def pack_model(
 ) -> Image:
     """model.sfm, or a twin of it, written when the source or the formats changed.
 
-    asvd: percent of the projections' weights that two factors keep; 0 keeps whole matrices.
+    asvd: percent of the projections' bytes that whole matrices and factors take; 0: no factors.
     """
-    if not 0 <= asvd < 100:
-        raise UsageError(f"--asvd {asvd:g} is out of range; give 0 or up to below 100 percent")
     layout = "split" if asvd else layout
     path = Places(recipe.name).image_of(layout, screened, asvd)
     proxy = "q4" if screened else ""
-    plain = formats_for(recipe, settings)
-    formats = replace(plain, layout=layout, order=order, head_proxy=proxy)
+    formats = replace(formats_for(recipe, settings), layout=layout, order=order, head_proxy=proxy)
     predictor = factors = None
     if asvd:
-        factors = _factors(model, plain, recipe, asvd)
-        ranks = factors.ranks(model.spec.n_layers)
-        formats = replace(formats, ranks=ranks, factors=factors.digest)
+        factors = factors_for(model, recipe, asvd)
+        formats = factors.formats(formats, model.spec.n_layers)
     for m in (s.guess for s in settings):
         if m and m.rank and predictor is None:
-            study = _study(model, plain, calibrated(model, recipe), recipe)
-            predictor = study.predictor(m)
+            predictor = _study(model, recipe, asvd).predictor(m)
             formats = replace(formats, ahead=predictor.ahead, predictor=predictor.digest)
     if path.is_file():
         try:
@@ -188,12 +183,17 @@ def neuron_order(model: Model, recipe: Recipe) -> np.ndarray:
 
 
 def calibrated(model: Model, recipe: Recipe) -> Calibration:
-    """calibration.npz of the recipe's texts, measured when it is not there for this source."""
+    """calibration.npz of the recipe's texts, measured when it is not there for this source.
+
+    A model with factors multiplied out has a file of its own beside it.
+    """
     path = Places(recipe.name).calibration
+    if "factors" in model.source:
+        path = path.with_name(f"calibration.{model.source['factors']}.npz")
     if path.is_file():
         try:
             old = Calibration.load(path)
-            if old.model_sha256 == model.source["sha256"]:
+            if old.measured(model):
                 return old
         except InputError:
             pass
@@ -278,11 +278,17 @@ class Setting:
 
 
 def setting_for(
-    model: Model, recipe: Recipe, method: str, percent: float, speculate: str = ""
+    model: Model,
+    recipe: Recipe,
+    method: str,
+    percent: float,
+    speculate: str = "",
+    asvd: float = 0.0,
 ) -> Setting:
     """The method's levels and thresholds at ``percent``, from the recipe's calibration.
 
     speculate: a method whose guess says what to read early.
+    asvd: as pack_model's; calibration then runs with the factors in place.
     """
     check_method(method, percent)
     m, n = registry.method(method), model.spec.n_layers
@@ -292,22 +298,24 @@ def setting_for(
                 f"--speculate {speculate} for method {method}: give it a prox, svd or lowrank "
                 "method, and a method that drops neurons by their true values, as cats and h do"
             )
-        found = setting_for(model, recipe, method, percent)
+        found = setting_for(model, recipe, method, percent, asvd=asvd)
         guess = THRESHOLDS.index("guess")
-        early = setting_for(model, recipe, speculate, percent).thresholds
+        early = setting_for(model, recipe, speculate, percent, asvd=asvd).thresholds
         found.thresholds[:, guess] = early[:, guess]
         return replace(found, speculate=speculate)
     out = np.zeros((n, len(THRESHOLDS)), np.float32)
     if not percent or not (m.sites or m.guess):
         return Setting(method, 0.0, {}, out)
-    calibration = calibrated(model, recipe)
+    if asvd and {*m.sites} & {*INPUTS}:
+        raise UnsupportedError(BY_ROWS)
     if not m.guess and m.budget == "uniform" and not {*m.sites} & {*INPUTS}:
+        calibration = calibrated(in_factors(model, recipe, asvd)[0], recipe)
         levels = {s: np.full(n, percent / 100) for s in m.sites}
         for site in m.sites:
             for i in range(n):
                 out[i, THRESHOLDS.index(site)] = calibration.threshold(i, site, percent / 100)
         return Setting(method, percent, levels, out)
-    study = _study(model, formats_for(recipe), calibration, recipe)
+    study = _study(model, recipe, asvd)
     levels = study.levels(m, percent / 100)
     return Setting(method, percent, levels, _thresholds(study, m, levels))
 
@@ -349,7 +357,7 @@ def planned_for(
     total = dense["placement"]["total"]
     if not total["streamed"] or not percent:
         return Setting("dense", 0.0, {}, none, expected={"ratio": 1.0})
-    study = _study(model, formats_for(recipe), calibrated(model, recipe), recipe)
+    study = _study(model, recipe)
     head = float(sum(p["rows"] * p["bytes"] for p in dense["parts"] if p["kind"] == "head"))
     budget, goal = float(total["pinned"]), (1 - percent / 100) * total["streamed"]
     prices = prices_of(study)
@@ -366,21 +374,37 @@ def planned_for(
     return Setting("marginal", percent, found.levels, limits, use=found.use, expected=ratios)
 
 
-def _factors(model: Model, formats: Formats, recipe: Recipe, percent: float) -> Factors:
+def factors_for(model: Model, recipe: Recipe, percent: float) -> Factors:
     """ASVD's factors, searched once for a model, its calibration text and a percentage."""
     from sparseflash.methods.asvd import asvd
 
-    return asvd(_study(model, formats, calibrated(model, recipe), recipe), percent / 100)
+    if not 0 < percent < 100:
+        raise UsageError(f"--asvd {percent:g} is out of range; give 0 or up to below 100 percent")
+    return asvd(_study(model, recipe), percent / 100)
 
 
-def _study(model: Model, formats: Formats, calibration: Calibration, recipe: Recipe) -> Study:
+def in_factors(model: Model, recipe: Recipe, percent: float) -> tuple[Model, Formats]:
+    """The model with ASVD's factors multiplied out, and the formats of its image; 0: as it is."""
+    formats = formats_for(recipe)
+    if not percent:
+        return model, formats
+    factors = factors_for(model, recipe, percent)
+    formats = factors.formats(formats, model.spec.n_layers)
+    return factors.multiplied_out(model, formats), formats
+
+
+def study_folder(recipe: Recipe, asvd: float = 0.0) -> Path:
+    return Places(recipe.name).folder / (f"study.asvd{asvd:g}" if asvd else "study")
+
+
+def _study(model: Model, recipe: Recipe, asvd: float = 0.0) -> Study:
     """A study without evaluation text, on the tokens of the calibration."""
     from sparseflash.methods.study import Study
 
     ids, _ = calibration_tokens(model, recipe)
-    folder = Places(recipe.name).folder / "study"
-    trained = recipe.predictors
-    return Study(model, formats, ids, ids[:0], folder, calibration, trained=trained)
+    model, formats = in_factors(model, recipe, asvd)
+    folder, trained = study_folder(recipe, asvd), recipe.predictors
+    return Study(model, formats, ids, ids[:0], folder, calibrated(model, recipe), trained=trained)
 
 
 def curve_path(board: Board) -> Path:

@@ -23,7 +23,7 @@ from sparseflash.columns import (
     unpack_columns,
 )
 from sparseflash.errors import InputError, UnsupportedError
-from sparseflash.factors import FACTORED, Factors, Ranks, shape_of
+from sparseflash.factors import BY_ROWS, FACTORED, Factors, Ranks, shape_of
 from sparseflash.files import write_bytes
 from sparseflash.predictor import Predictor
 from sparseflash.proxy import BITS, pack_proxy, pack_signs, proxy_blocks, unpack_proxy
@@ -337,10 +337,7 @@ def pack(
         ranks = factors.ranks(model.spec.n_layers)
         formats = replace(formats, ranks=ranks, factors=factors.digest)
         if formats.columns or formats.layout != "split":
-            raise UnsupportedError(
-                "projections in two factors are stored by rows in the split layout; drop no inputs "
-                "of matrices with them"
-            )
+            raise UnsupportedError(BY_ROWS)
     _check_columns(model.spec, formats)
     _check_down(formats)
     if formats.signs and model.spec.activation is not Activation.RELU:

@@ -46,6 +46,10 @@ class Hooks:
         """Input of one projection, after the hooks above: q, k, v, o, gate, up or down."""
         return x
 
+    def matrix_out(self, layer: int, matrix: str, y: Tensor) -> Tensor:
+        """Output of q, k, v, o, gate or up with its bias, before norms and activations."""
+        return y
+
 
 def check_device(name: str) -> None:
     """Raises UsageError where torch has no such device."""
@@ -240,9 +244,11 @@ class TorchModel:
         b, t, _ = x.shape
         y = hooks.attn_in(i, self._norm(x, w.attn_norm, w.attn_norm_bias))
         yq, yk, yv = (hooks.matrix_in(i, name, y) for name in "qkv")
-        q = self._linear(yq, w.q_proj, w.q_bias).view(b, t, spec.n_heads, spec.head_dim)
-        k = self._linear(yk, w.k_proj, w.k_bias).view(b, t, spec.n_kv_heads, spec.head_dim)
-        v = self._linear(yv, w.v_proj, w.v_bias).view(b, t, spec.n_kv_heads, spec.head_dim)
+        q = hooks.matrix_out(i, "q", self._linear(yq, w.q_proj, w.q_bias))
+        k = hooks.matrix_out(i, "k", self._linear(yk, w.k_proj, w.k_bias))
+        v = hooks.matrix_out(i, "v", self._linear(yv, w.v_proj, w.v_bias))
+        q = q.view(b, t, spec.n_heads, spec.head_dim)
+        k, v = (y.view(b, t, spec.n_kv_heads, spec.head_dim) for y in (k, v))
         if w.q_norm is not None and w.k_norm is not None:
             q, k = self._rms(q, w.q_norm), self._rms(k, w.k_norm)
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
@@ -268,6 +274,7 @@ class TorchModel:
         )
         heads = hooks.attn_out(i, heads.transpose(1, 2).reshape(b, t, spec.q_dim))
         y = self._linear(hooks.matrix_in(i, "o", heads), w.o_proj, w.o_bias)
+        y = hooks.matrix_out(i, "o", y)
         if w.post_attn_norm is not None:
             y = self._rms(y, w.post_attn_norm)
         return y
@@ -277,8 +284,10 @@ class TorchModel:
         spec, w, hooks = self.spec, self.layers[i], run.hooks
         y = hooks.ffn_in(i, self._norm(x, w.ffn_norm, w.ffn_norm_bias))
         up = self._linear(hooks.matrix_in(i, "up", y), w.up_proj, w.up_bias)
+        up = hooks.matrix_out(i, "up", up)
         if w.gate_proj is not None:
             gate = self._linear(hooks.matrix_in(i, "gate", y), w.gate_proj)
+            gate = hooks.matrix_out(i, "gate", gate)
             h = activate(spec.activation, gate) * up
         else:
             gate = up

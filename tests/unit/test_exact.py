@@ -15,9 +15,8 @@ from sparseflash.boards import Board
 from sparseflash.build import build_library
 from sparseflash.engine import Engine, dense_thresholds
 from sparseflash.errors import InputError, SparseflashError, UnsupportedError
-from sparseflash.factors import FACTORED, Factors, factor_bytes, shape_of
 from sparseflash.generate import generate
-from sparseflash.methods.bytes import Extra, bytes_a_token
+from sparseflash.methods.bytes import bytes_a_token
 from sparseflash.methods.masks import Reads
 from sparseflash.plan import make_plan
 from sparseflash.predictor import Predictor
@@ -209,25 +208,14 @@ def test_factored_projections(attn: str, ffn: str, level: str, host: Board, tmp_
         t = dense_thresholds(engine.image)
         compare(engine, t)
         dense = engine.counters()
-        assert dense["bytes"] == POSITIONS * factored_bytes(engine.image, factors)
+        read = Reads.dense(3, model.spec.ffn_dim)
+        size = bytes_a_token(model.spec, engine.image.formats, read)
+        assert dense["bytes"] == POSITIONS * size.total
         t[0, :6] = (0.1, 0.05, 0, 0.02, 0, 0.05 * (rank > 0))
         t[1, 3] = 0.2
         compare(engine, t)
         sparse = engine.counters()
         assert sparse["bytes"] < dense["bytes"] and sparse["neurons"] < dense["neurons"]
-
-
-def factored_bytes(image: Image, factors: Factors) -> float:
-    """Bytes of a dense token by the byte model."""
-    spec, f = image.spec, image.formats
-    extra = Extra()
-    for name in FACTORED:
-        size, fmt = shape_of(spec, name), f.grid_of(name)
-        ranks = [factors.rank(i, name) for i in range(spec.n_layers)]
-        extra.low_rank[name] = np.array(
-            [factor_bytes(*size, r, fmt) if r else np.nan for r in ranks]
-        )
-    return bytes_a_token(spec, f, Reads.dense(spec.n_layers, spec.ffn_dim), extra).total
 
 
 COLUMNS = {

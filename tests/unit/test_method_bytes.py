@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from conftest import data_folder, random_predictor
+from conftest import data_folder, random_factors, random_predictor
 from sparseflash import pipeline
 from sparseflash.boards import Board
 from sparseflash.build import build_library
@@ -23,7 +23,7 @@ from sparseflash.methods.study import Study
 from sparseflash.plan import make_plan
 from sparseflash.predictor import Predictor
 from sparseflash.recipes import PredictorFile, file_sha256, load_recipe
-from sparseflash.reference import THRESHOLDS, Linear, Reference, activate, quantize_bfp
+from sparseflash.reference import THRESHOLDS, Bfp, Linear, Reference, activate, quantize_bfp
 from sparseflash.sfm import Formats, Image, pack
 from sparseflash.spec import Model
 
@@ -83,6 +83,14 @@ def guess_of(
     return Linear(gate)(z), Linear(up)(z)
 
 
+def product(reference: Reference, i: int, name: str, x: Bfp) -> np.ndarray:
+    """gate or up of SPEC.md, whole or A (B x)."""
+    pair = reference.image.factors(i, name)
+    if pair is not None:
+        return Linear(pair[1])(quantize_bfp(Linear(pair[0])(x)))
+    return Linear(reference.image.ffn(i)[name == "up"])(x)
+
+
 def reads_of(
     reference: Reference, thresholds: np.ndarray, ids: np.ndarray
 ) -> tuple[Reads, np.ndarray]:
@@ -92,7 +100,6 @@ def reads_of(
     reads = Reads.empty(spec.n_layers)
     reads.tokens = len(ids)
     for i, site in enumerate(run.sites):
-        gate_proj, up_proj, _ = reference.image.ffn(i)
         limit = dict(zip(THRESHOLDS, thresholds[i]))
         seen = {"q": "attn_in", "k": "attn_in", "v": "attn_in", "o": "attn"}
         for name in ("q", "k", "v", "o", "xg", "xu"):
@@ -105,7 +112,7 @@ def reads_of(
                 reads.blocks[name][i] += len({n // 32 for n in live})
         x = site["ffn_in"]
         kept = [np.where(np.abs(x) >= limit[n], x, np.float32(0)) for n in ("xg", "xu")]
-        gate, up = (Linear(m)(quantize_bfp(k)) for m, k in zip((gate_proj, up_proj), kept))
+        gate, up = (product(reference, i, n, quantize_bfp(k)) for n, k in zip(("gate", "up"), kept))
         act = activate(spec.activation, gate)
         t = thresholds[i]
         guessed = np.ones_like(act, bool)
@@ -131,13 +138,22 @@ def reads_of(
 
 
 @pytest.mark.parametrize(
-    ("fmt", "names"),
-    [("q4", [*LEVELS, *TRAINED]), ("q8", ["dense", "h", "prox-3", "teal-x", "teal", "marginal"])],
+    ("fmt", "factored", "names"),
+    [
+        ("q4", False, [*LEVELS, *TRAINED]),
+        ("q8", False, ["dense", "h", "prox-3", "teal-x", "teal", "marginal"]),
+        ("q4", True, ["dense", "h", "cats", "marginal-h", "svd-64", "lowrank-32-ahead"]),
+    ],
 )
 def test_counters_are_the_byte_model(
-    stories: Model, host: Board, tmp_path: Path, fmt: str, names: list[str]
+    stories: Model, host: Board, tmp_path: Path, fmt: str, factored: bool, names: list[str]
 ) -> None:
     formats = Formats(fmt, fmt, "q8")
+    factors = random_factors(stories.spec, fmt, fmt) if factored else None
+    source = stories
+    if factors:
+        formats = factors.formats(formats, stories.spec.n_layers)
+        stories = factors.multiplied_out(stories, formats)
     assert stories.tokenizer is not None
     text = "Once upon a time, a girl had a red ball. She liked to play with it. " * 8
     ids = np.array(stories.tokenizer.encode(text))
@@ -155,7 +171,7 @@ def test_counters_are_the_byte_model(
         key = formats, predictor and predictor.digest
         if key not in engines:
             folder = tmp_path / str(len(engines))
-            pack(stories, folder / "model.sfm", formats, predictor=predictor)
+            pack(source, folder / "model.sfm", formats, None, predictor, factors)
             image = Image(folder / "model.sfm")
             generate(make_plan(image, host, dense_thresholds(image), kv_len=256), folder / "gen")
             library = build_library(folder / "gen", folder / "lib.so", "cc", ["-O1"])

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -850,17 +852,16 @@ def test_masks_in_single_token_decoding(study: Study) -> None:
 # --- low rank -----------------------------------------------------------------------------------
 
 
-def test_asvd_factors_are_the_best_cut_of_the_scaled_matrix(study: Study) -> None:
+def test_asvd_factors_are_balanced(study: Study) -> None:
+    """The whitened cut, with column k of A as long as row k of B."""
     rng = np.random.default_rng(4)
-    w, s = rng.standard_normal((12, 20)), rng.random(20) + 0.1
-    a, b = asvd.asvd_factors(torch.tensor(w), torch.tensor(s), 5, 0.5)
-    scaled = w * np.sqrt(s)
-    values, vectors = np.linalg.eigh(scaled.T @ scaled)
-    v = vectors[:, np.argsort(values)[::-1][:5]]
-    want = (scaled @ v @ v.T) / np.sqrt(s)
-    np.testing.assert_allclose((a @ b).numpy(), want, atol=1e-4)
-    whole = asvd.asvd_factors(torch.tensor(w), torch.tensor(s), 12, 0.5)
-    np.testing.assert_allclose((whole[0] @ whole[1]).numpy(), w, atol=1e-4)
+    w = torch.tensor(rng.standard_normal((12, 20)))
+    x = torch.tensor(rng.standard_normal((500, 20)) * (rng.random(20) + 0.1))
+    c = x.T @ x / 500
+    a, b = asvd.asvd_factors(w, c, 5)
+    want = lowrank.whitened_factors(w, c, 5)
+    torch.testing.assert_close(a @ b, want[0] @ want[1], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(a.norm(dim=0), b.norm(dim=1))
 
 
 def test_whitened_factors_lose_least_output(study: Study) -> None:
@@ -877,77 +878,122 @@ def test_whitened_factors_lose_least_output(study: Study) -> None:
     assert error == pytest.approx(values[:-4].sum(), rel=1e-3)
 
 
+def test_asvd_prices_of_ranks() -> None:
+    """k of layer 0 and up of the last layer, from finite differences of the likelihood."""
+    model = random_model(seed=5, dim=128, ffn_dim=192, head_dim=16, vocab=60)
+    ids = np.random.default_rng(2).integers(0, 60, (1, 16))
+    study = Study(model, Formats("q8", "q8", "q8"), ids, ids)
+    full = asvd.decompose(study)
+    found = asvd.prices(study, full)
+    assert [len(v) for v in found[0].values()] == [1, 1, 1, 1, 2, 2]
+    draw = torch.Generator().manual_seed(gradients.SEED)
+    logits = study.runner(torch.tensor(ids))[0]
+    drawn = torch.multinomial(logits.softmax(-1), 1, generator=draw)[:, 0].numpy()
+    inputs = seen(model, ids)
+    for layer, name, tensor, rank in (
+        (0, "k", "attn_in", 32), (1, "up", "ffn_in", 32), (1, "up", "ffn_in", 64)
+    ):  # fmt: skip
+        b, a = full[layer][name].factors(rank)
+        assert b.shape == (rank, 128) and isinstance(b, Q8Blocks)
+        w = as_float32(getattr(model.layers[layer], f"{name}_proj")).astype(np.float64)
+        change = inputs[layer][tensor] @ (a.float32() @ b.float32() - w).T  # (T, out)
+        cost = 0.0
+        for p in range(ids.size):
+            ends = []
+            for step in (1e-4, -1e-4):
+                ends.append(moved_loss(model, ids[0], drawn, layer, name, p, step * change[p]))
+            cost += ((ends[0] - ends[1]) / 2e-4) ** 2 / 2
+        got = found[layer][name][rank // 32 - 1]
+        assert got == pytest.approx(cost / ids.size, rel=5e-3), (name, rank)
+
+
+def moved_loss(
+    model: Model, ids: np.ndarray, drawn: np.ndarray, layer: int, name: str, p: int, by: np.ndarray
+) -> float:
+    """Loss on the drawn tokens when the output of k or up at position p moves."""
+    back = np.linalg.pinv(as_float32(model.layers[layer].k_proj).astype(np.float64))
+    calls = 0
+
+    def drop(i: int, at: str, x: np.ndarray, know: dict[str, np.ndarray]) -> np.ndarray:
+        nonlocal calls
+        if i != layer or at != {"k": "k_proj", "up": "h"}[name]:
+            return x
+        calls += 1
+        if calls != p + 1:
+            return x
+        return x + (back @ by if name == "k" else know["act"] * by)
+
+    embed = as_float32(model.embed).astype(np.float64)
+    xs = [embed[t] for t in ids]
+    for i in range(model.spec.n_layers):
+        xs = block(model, i, xs, drop)
+    total = 0.0
+    for x, target in zip(xs, drawn):
+        z = embed @ norm(x, model.final_norm, model.spec.norm_eps)
+        total += float(np.log(np.exp(z - z.max()).sum()) + z.max() - z[target])
+    return total
+
+
 def test_asvd_rank_search() -> None:
+    """No other choice of ranks costs less at the bytes that the search leaves."""
     model = random_model(seed=5, dim=128, ffn_dim=192, head_dim=16, vocab=60)
     ids = np.random.default_rng(2).integers(0, 60, (5, 40))
     study = Study(model, Formats("q8", "q8", "q8"), ids[:4], ids[4:, :14])
-    found = asvd.asvd(study, 0.85)
-    table = np.array(study.table("asvd-grid", lambda: None))
-    names = list(FACTORED)
-    full = asvd.decompose(study)
-    rows = study.calibration_ids
-    # One entry of the table: up of layer 1 cut to 60 %, on the grid, by the direct loop.
-    k = names.index("up")
-    rank = 32 * round(0.6 * 192 * 128 / (192 + 128) / 32)
-    assert rank == asvd.rank_for(0.6, 192, 128, "q8") == 32
-    b, a = full[1]["up"].factors(rank)
-    assert b.shape == (rank, 128) and isinstance(b, Q8Blocks)
-    old = study.model.layers[1].up_proj
-    base = sum(direct_loss(study.model, ids) for ids in rows)
-    study.model.layers[1].up_proj = a.float32() @ b.float32()
-    rise = sum(direct_loss(study.model, ids) for ids in rows) - base
-    study.model.layers[1].up_proj = old
-    assert table[1, k, asvd.RATIOS.index(0.6)] == pytest.approx(
-        rise / (rows.size - len(rows)), abs=2e-5
-    )
-    # Every projection is cut as far as the common limit allows, and no further.
-    tried = {
-        n: [asvd.rank_for(r, *shape_of(model.spec, n), "q8") for r in asvd.RATIOS] for n in names
-    }
-    assert {0, 32} <= {r for ranks in tried.values() for r in ranks}
-    held, limits = [], []
-    for limit in sorted({0.0, *table[table > 0].tolist()}):
-        weights = 0
-        for i in range(2):
-            for k, name in enumerate(names):
-                n, cols = shape_of(model.spec, name)
-                last = int((np.maximum.accumulate([0.0, *table[i, k]]) <= limit).sum()) - 1
-                rank = [0, *tried[name]][last]
-                weights += rank * (n + cols) if rank else n * cols
-        held.append(weights)
-        limits.append(limit)
-    total = 2 * sum(int(np.prod(shape_of(model.spec, n))) for n in names)
-    limit = limits[next(j for j, h in enumerate(held) if h <= 0.85 * total)]
-    for i in range(2):
-        for k, name in enumerate(names):
-            last = int((np.maximum.accumulate([0.0, *table[i, k]]) <= limit).sum()) - 1
-            assert found.rank(i, name) == [0, *tried[name]][last]
-    before = losses(study.runner, study.windows)
-    with asvd.replaced(study, found):
-        cut = losses(study.runner, study.windows)
-    assert cut.mean != before.mean
-    assert (losses(study.runner, study.windows).sums == before.sums).all()
+    costs = [{"q": [0.5], "o": [0.1], "gate": [0.3, 0.2], "up": [0.9, 0.01]}, {"up": [0.2, 0.02]}]
+
+    def size(name: str, rank: int) -> int:
+        n, cols = shape_of(model.spec, name)
+        row = row_bytes(cols, "q8")
+        return rank * row + n * row_bytes(rank, "q8") if rank else n * row
+
+    dense = 2 * sum(size(n, 0) for n in FACTORED)
+    keys = [(i, n) for i in range(2) for n in costs[i]]
+    every = []
+    for ranks in itertools.product(*(range(len(costs[i][n]) + 1) for i, n in keys)):
+        saved = sum(size(n, 0) - size(n, 32 * r) for (_, n), r in zip(keys, ranks))
+        cost = sum(costs[i][n][r - 1] for (i, n), r in zip(keys, ranks) if r)
+        every.append((saved, cost, ranks))
+    for kept in (0.97, 0.9, 0.8):
+        found = asvd.choose_ranks(study, costs, kept)
+        ranks = tuple(found.get(k, 0) // 32 for k in keys)
+        saved, cost = next(e[:2] for e in every if e[2] == ranks)
+        assert dense - saved <= kept * dense
+        assert cost == pytest.approx(min(e[1] for e in every if e[0] >= saved))
+    with pytest.raises(UsageError, match=r"leave at least 7[0-9] %"):
+        asvd.choose_ranks(study, costs, 0.5)
+    factors = asvd.asvd(study, 0.85)
+    table = study.table("asvd-q8-q8", lambda: None)
+    want = asvd.choose_ranks(study, table, 0.85)
+    assert want and {k: len(b) for k, (b, _) in factors.rows.items()} == want
+    cut = Study(factors.multiplied_out(model, study.formats), study.formats, ids[:4], ids[4:, :14])
+    assert cut.scores.digest != study.scores.digest
+    model.layers = [
+        replace(w, **{f"{n}_proj": a.float32() @ b.float32()
+                      for n in FACTORED if factors.rank(i, n)
+                      for b, a in [factors.blocks(model.spec, i, n, "q8")]})
+        for i, w in enumerate(model.layers)
+    ]  # fmt: skip
+    want_loss = direct_loss(model, ids[4, :14])
+    assert losses(cut.runner, cut.windows).sums[0] == pytest.approx(want_loss, rel=1e-4)
 
 
-def test_asvd_ranks_save_bytes(study: Study) -> None:
+def test_asvd_ranks_save_bytes() -> None:
     """Whole groups of 32, and no factors where they would not save bytes."""
-    assert asvd.rank_for(0.75, 1536, 576, "q4") == 320
-    assert asvd.rank_for(0.9, 64, 64, "q4") == 0
-    assert asvd.rank_for(0.4, 576, 576, "q8") == 128
+    assert asvd.most_rank(1536, 576, "q4") == 416
+    assert asvd.most_rank(64, 64, "q4") == 0
+    assert asvd.most_rank(576, 576, "q8") == 256
     model = random_model()
     factors = random_factors(model.spec, "q8", "q8")
-    spec = model.spec
-    small = Study(model, Formats("q8", "q8", "q8"), np.zeros((1, 40), int), np.zeros((1, 4), int))
-    extra = asvd.factored_extra(small, factors)
-    size = bytes_a_token(spec, small.formats, Reads.dense(2, 172), extra).layers
-    want = small.dense_bytes().layers
+    spec, formats = model.spec, Formats("q8", "q8", "q8")
+    whole = bytes_a_token(spec, formats, Reads.dense(2, 172)).layers
+    size = bytes_a_token(spec, factors.formats(formats, 2), Reads.dense(2, 172)).layers
     for i in range(2):
         for name in FACTORED:
             r, (n, cols) = factors.rank(i, name), shape_of(spec, name)
             if r:
-                want += r * row_bytes(cols, "q8") + n * row_bytes(r, "q8")
-                want -= n * row_bytes(cols, "q8")
-    assert size == pytest.approx(want)
+                whole += r * row_bytes(cols, "q8") + n * row_bytes(r, "q8")
+                whole -= n * row_bytes(cols, "q8")
+    assert size == pytest.approx(whole)
 
 
 def test_factors_are_kept(tmp_path: Path) -> None:

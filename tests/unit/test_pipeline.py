@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from conftest import data_folder, make_workspace, random_model
-from sparseflash import pipeline
+from sparseflash import cli, pipeline
 from sparseflash.bench import bench
 from sparseflash.boards import load_board
 from sparseflash.build import build_firmware, build_library
@@ -26,8 +26,6 @@ from sparseflash.factors import FACTORED, Factors
 from sparseflash.files import root
 from sparseflash.generate import generate
 from sparseflash.host_board import start_host_device
-from sparseflash.methods.asvd import replaced
-from sparseflash.methods.study import Study
 from sparseflash.plan import make_plan
 from sparseflash.quantize import pack_rows
 from sparseflash.recipes import Recipe, load_recipe, text_path
@@ -264,11 +262,11 @@ def test_no_warning(cc: str, flags: str, tmp_path: Path) -> None:
 
 def test_projections_in_factors(built: Built, tmp_path: Path) -> None:
     """ASVD's factors are searched once, and the device multiplies with them under a mask."""
-    image = pipeline.pack_model(built.model, built.recipe, asvd=80)
-    assert image.path.name == "model.split.asvd80.sfm"
+    image = pipeline.pack_model(built.model, built.recipe, asvd=85)
+    assert image.path.name == "model.split.asvd85.sfm"
     assert image.size < built.image.size and 0 < image.formats.most_rank <= 64
     old = image.path.stat().st_mtime_ns
-    pipeline.pack_model(built.model, built.recipe, asvd=80)
+    pipeline.pack_model(built.model, built.recipe, asvd=85)
     assert image.path.stat().st_mtime_ns == old
     generate(make_plan(image, load_board("host"), built.thresholds, kv_len=96), tmp_path)
     engine = Engine(build_library(tmp_path, tmp_path / "lib.so", "cc", ["-O1"]), image)
@@ -278,8 +276,6 @@ def test_projections_in_factors(built: Built, tmp_path: Path) -> None:
         got = engine.step(int(token))
         assert got is not None and np.array_equal(got, logits)
     # The float model with the factors multiplied out says nearly the same.
-    study = Study(built.model, image.formats, ids[None], ids[None])
-    source = image.sha256.hex()
     rows = {}
     for i in range(image.spec.n_layers):
         for name in FACTORED:
@@ -287,15 +283,44 @@ def test_projections_in_factors(built: Built, tmp_path: Path) -> None:
             if pair is not None:
                 rows[i, name] = pack_rows(pair[0]), pack_rows(pair[1])
     dense = Reference(image).run(ids).logits
-    with replaced(study, Factors(rows, source)):
-        torch_logits = study.runner(torch.from_numpy(ids[None]))[0].numpy()
+    model = Factors(rows).multiplied_out(built.model, image.formats)
+    torch_logits = TorchModel(model)(torch.from_numpy(ids[None]))[0].numpy()
     assert np.abs(torch_logits - dense).mean() < 0.02 * np.abs(dense).max()
     for wrong in (-1.0, 100.0):
         with pytest.raises(UsageError, match="out of range"):
             pipeline.pack_model(built.model, built.recipe, asvd=wrong)
     with pytest.raises(UnsupportedError, match="drop no inputs"):
+        pipeline.setting_for(built.model, built.recipe, "teal-x", 30, asvd=85)
+    with pytest.raises(UnsupportedError, match="drop no inputs"):
         teal = pipeline.setting_for(built.model, built.recipe, "teal-x", 30)
-        pipeline.pack_model(built.model, built.recipe, settings=[teal], asvd=80)
+        pipeline.pack_model(built.model, built.recipe, settings=[teal], asvd=85)
+
+
+def test_thresholds_hold_with_factors(built: Built, tmp_path: Path) -> None:
+    """On the device, with the factors in place, h at 50 % leaves half of the neurons."""
+    cli.generate(NAME, "host-flash", "h", 50, asvd=85)
+    plan = pipeline.read_plan(pipeline.Places(NAME, "host-flash").plan)
+    recipe = load_recipe(NAME)
+    image = pipeline.pack_model(built.model, recipe, asvd=85)
+    setting = pipeline.setting_for(built.model, recipe, "h", 50, asvd=85)
+    assert np.array_equal(np.array(plan["thresholds"], np.float32), setting.thresholds)
+    generate(make_plan(image, load_board("host"), setting.thresholds, kv_len=256), tmp_path)
+    engine = Engine(build_library(tmp_path, tmp_path / "lib.so", "cc", ["-O1"]), image)
+    windows, _ = pipeline.calibration_tokens(built.model, recipe)
+    whole = pipeline.setting_for(built.model, recipe, "h", 50).thresholds
+    shares = []
+    for thresholds in (setting.thresholds, whole):
+        engine.set_thresholds(thresholds)
+        engine.counters(clear=True)
+        for window in windows[::16]:
+            engine.reset()
+            for token in window:
+                engine.step(int(token), logits=False)
+        tokens = windows[::16].size
+        shares.append(engine.counters()["neurons"] / tokens / image.spec.n_layers)
+    half = image.spec.ffn_dim / 2
+    assert shares[0] == pytest.approx(half, rel=0.01)
+    assert shares[1] != pytest.approx(half, rel=0.03)
 
 
 def test_generated_code_holds_no_weights(built: Built) -> None:

@@ -1,15 +1,23 @@
 """ASVD (arXiv 2312.05821): projections as two activation-aware factors, ranks by a search.
 
-With s = mean |x| of each input on calibration text, W diag(s)^alpha is cut to its largest singular
-values and diag(s)^-alpha is put back: W ~ A B with A (out, r) and B (r, in). The rank search
-measures how the loss rises when one projection alone is cut to a share of its weights, then cuts
-every projection as far as one common limit on that rise allows. Ranks are whole groups of 32, a
-projection stays whole where its factors would not save bytes, and factors are measured on the grid
-that they are stored on. down_proj stays whole: it is read by columns of live neurons.
+W ~ A B with A (out, r) and B (r, in) is the cut with the least error of W x on calibration text
+(``lowrank.whitened_factors``). The paper scales inputs by their mean magnitudes instead; the whole
+E[x x^T] loses a third of that. Ranks are whole groups of 32, a projection stays whole where its
+factors would not save bytes, and factors are priced on the grid that they are stored on. down_proj
+stays whole: it is read by columns of live neurons.
+
+The paper measures how the loss rises when one projection alone is cut, for every projection and
+share, and cuts all as far as one limit allows. That runs the rest of the model thousands of times,
+and the limit says nothing of what a cut saves. Here a cut costs the Fisher information along the
+change it makes to the projection's output: with g the gradient there of the log-likelihood of next
+tokens that the model drew, E[(g . (W - A B) x)^2] / 2 nats a token. Groups of 32 along a row are
+quantised alone, so factors of a lower rank are the first rows of B and columns of A: one product
+with the longest factors prices every rank. Ranks then cost the same for each byte saved.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -17,41 +25,37 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sparseflash.errors import UsageError
 from sparseflash.factors import FACTORED, Factors, factor_bytes, shape_of
-from sparseflash.methods.budgets import SENSITIVITY_TOKENS, _bisect, loss_from, residuals
-from sparseflash.methods.bytes import Extra
 from sparseflash.methods.evaluate import spread
-from sparseflash.methods.lowrank import moments
+from sparseflash.methods.gradients import OUTPUTS, SEED, walk
+from sparseflash.methods.lowrank import PREDICTOR_TOKENS, moments, whitened_factors
 from sparseflash.quantize import GROUP, Blocks, pack_rows, quantize, row_bytes
-from sparseflash.torch_model import TorchModel
 
 if TYPE_CHECKING:
     from sparseflash.methods.study import Study
 
-ALPHA = 0.5
-RATIOS = (0.9, 0.75, 0.6, 0.4)
-"""Shares of a projection's weights that the rank search tries, alone."""
+TOKENS = 1024
+"""Of calibration text, for prices."""
 INPUT_OF = {"o": "heads", "gate": "ffn_in", "up": "ffn_in"}
 """Tensor that a projection multiplies, where it is not attn_in."""
 
 
-def asvd_factors(
-    w: Tensor, scale: Tensor, rank: int, alpha: float = ALPHA
-) -> tuple[Tensor, Tensor]:
-    """A (out, rank) and B (rank, in) of W (out, in) for input scales (in,)."""
-    s = scale.float().clamp_min(1e-8) ** alpha
-    u, sigma, vt = torch.linalg.svd(w.float() * s, full_matrices=False)
-    root = sigma[:rank].sqrt()
-    return u[:, :rank] * root, root[:, None] * vt[:rank] / s
+def asvd_factors(w: Tensor, moment: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    """A (out, rank) and B (rank, in) of W (out, in) for E[x x^T] = ``moment`` (in, in).
 
-
-def rank_for(ratio: float, rows: int, cols: int, fmt: str) -> int:
-    """The rank whose factors hold about a share ``ratio`` of the weights of (rows, cols).
-
-    Whole groups of 32; 0, for the whole matrix, where the factors would not take fewer bytes.
+    Column k of A is as long as row k of B, so that both use the grid alike.
     """
-    rank = GROUP * max(1, round(ratio * rows * cols / (rows + cols) / GROUP))
-    return rank if factor_bytes(rows, cols, rank, fmt) < rows * row_bytes(cols, fmt) else 0
+    a, b = whitened_factors(w, moment, rank)
+    root = (a.norm(dim=0) / b.norm(dim=1)).sqrt().clamp_min(1e-12)
+    return a / root, b * root[:, None]
+
+
+def most_rank(rows: int, cols: int, fmt: str) -> int:
+    """The largest rank, in whole groups of 32, whose factors take fewer bytes; 0 if none does."""
+    whole = rows * row_bytes(cols, fmt)
+    ranks = range(GROUP, min(rows, cols) + 1, GROUP)
+    return max([r for r in ranks if factor_bytes(rows, cols, r, fmt) < whole], default=0)
 
 
 @dataclass
@@ -59,7 +63,9 @@ class Cuts:
     """The singular vectors of one projection, so that any rank is a cut of them."""
 
     a: Tensor
+    """(out, most)"""
     b: Tensor
+    """(most, in)"""
     fmt: str
     """Grid of the projection."""
 
@@ -70,147 +76,114 @@ class Cuts:
             quantize(np.ascontiguousarray(self.a[:, :rank].numpy()), self.fmt, "factor A"),
         )
 
-    def cut(self, rank: int) -> Tensor:
-        """The projection at a rank, (out, in)."""
-        b, a = self.factors(rank)
-        return torch.from_numpy(a.float32() @ b.float32())
+
+def _windows(study: Study, tokens: int) -> np.ndarray:
+    return spread(study.calibration_ids, -(-tokens // study.calibration_ids.shape[1]))
 
 
-def decompose(study: Study, alpha: float = ALPHA) -> list[dict[str, Cuts]]:
-    """Full factors of every projection; memory is that of the model twice over."""
-    rows = max(1, SENSITIVITY_TOKENS // study.calibration_ids.shape[1])
-    first, _ = moments(study.runner, spread(study.calibration_ids, 2 * rows))
+def decompose(study: Study) -> list[dict[str, Cuts]]:
+    """By layer, the factors of the projections where any rank saves bytes."""
+    ids, inputs = _windows(study, PREDICTOR_TOKENS), ("attn_in", "heads", "ffn_in")
+    _, second = moments(study.runner, ids, inputs)
     out = []
     for i, layer in enumerate(study.runner.layers):
         study.progress(f"singular values, layer {i}")
         one = {}
         for name in FACTORED:
-            w, scale = getattr(layer, f"{name}_proj"), first[i][INPUT_OF.get(name, "attn_in")]
-            a, b = asvd_factors(w, scale, min(w.shape), alpha)
-            one[name] = Cuts(a, b, study.formats.grid_of(name))
+            w, moment = getattr(layer, f"{name}_proj"), second[i][INPUT_OF.get(name, "attn_in")]
+            fmt = study.formats.grid_of(name)
+            if most := most_rank(*shape_of(study.model.spec, name), fmt):
+                one[name] = Cuts(*asvd_factors(w.float(), moment, most), fmt)
         out.append(one)
     return out
 
 
-class Replaced:
-    """A context in which the runner has other projections."""
-
-    def __init__(self, runner: TorchModel, changes: dict[tuple[int, str], Tensor]) -> None:
-        self.runner, self.changes = runner, changes
-        self.kept: dict[tuple[int, str], Tensor] = {}
-
-    def __enter__(self) -> None:
-        for (i, name), w in self.changes.items():
-            layer = self.runner.layers[i]
-            old = getattr(layer, f"{name}_proj")
-            self.kept[i, name] = old
-            setattr(layer, f"{name}_proj", w.to(old.dtype))
-
-    def __exit__(self, *_: object) -> None:
-        for (i, name), w in self.kept.items():
-            setattr(self.runner.layers[i], f"{name}_proj", w)
-
-
-def rank_table(study: Study, full: list[dict[str, Cuts]]) -> list[list[list[float]]]:
-    """Rise of the loss (layers, projections, RATIOS) with one projection cut, alone."""
-    runner, spec = study.runner, study.model.spec
-    rows = max(1, SENSITIVITY_TOKENS // study.calibration_ids.shape[1])
-    picked = spread(study.calibration_ids, rows)
-    inputs, ids = residuals(runner, picked), torch.from_numpy(picked)
-    base = loss_from(runner, runner.spec.n_layers, inputs[-1], ids)
-    out = []
-    for i in range(runner.spec.n_layers):
-        study.progress(f"rank search, layer {i}")
-        layer = []
-        for name, one in full[i].items():
-            row = []
-            for ratio in RATIOS:
-                rank = rank_for(ratio, *shape_of(spec, name), one.fmt)
-                rise = 0.0
-                if rank:
-                    with Replaced(runner, {(i, name): one.cut(rank)}):
-                        rise = loss_from(runner, i, inputs[i], ids) - base
-                row.append(rise)
-            layer.append(row)
-        out.append(layer)
-    return out
+def prices(study: Study, full: list[dict[str, Cuts]]) -> list[dict[str, list[float]]]:
+    """Cost in nats a token of ranks 32, 64, ..., by layer and projection."""
+    runner = study.runner
+    rows: dict[tuple[int, str], tuple[Tensor, Tensor]] = {}
+    for i, layer in enumerate(full):
+        for name, cuts in layer.items():
+            b, a = cuts.factors(len(cuts.b))
+            rows[i, name] = torch.from_numpy(b.float32()), torch.from_numpy(a.float32())
+    cost = {k: np.zeros(len(b) // GROUP) for k, (b, _) in rows.items()}
+    ids, draw = _windows(study, TOKENS), torch.Generator().manual_seed(SEED)
+    for row in ids:
+        study.progress("prices of ranks")
+        for branch in walk(runner, row, draw, OUTPUTS):
+            for name, grad in branch.grad.items():
+                if (branch.layer, name) not in rows:
+                    continue
+                first, then = rows[branch.layer, name]
+                w = getattr(runner.layers[branch.layer], f"{name}_proj")
+                x, g = branch.at[INPUT_OF.get(name, "attn_in")][0].float(), grad[0].float()
+                whole = (g * (x @ w.float().T)).sum(-1, keepdim=True)  # (T, 1)
+                upto = ((g @ then) * (x @ first.T)).cumsum(1)[:, GROUP - 1 :: GROUP]  # (T, ranks)
+                cost[branch.layer, name] += ((whole - upto) ** 2).sum(0).double().numpy() / 2
+    return [{n: (cost[i, n] / ids.size).tolist() for n in layer} for i, layer in enumerate(full)]
 
 
 def choose_ranks(
-    table: np.ndarray, ranks: np.ndarray, sizes: np.ndarray, kept: float
-) -> np.ndarray:
-    """Ranks (layers, projections), 0 for whole, from rises (layers, projections, RATIOS).
+    study: Study, costs: list[dict[str, list[float]]], kept: float
+) -> dict[tuple[int, str], int]:
+    """Ranks by layer and projection, without those that stay whole, at one price a byte.
 
-    One limit on the rise for all; at it the factors and whole matrices hold a share ``kept`` of all
-    weights. A projection that no ratio leaves under the limit stays whole.
+    Factors and whole matrices together take at most a share ``kept`` of the bytes of FACTORED.
 
-    Args:
-        ranks: those of the ratios, (projections, RATIOS).
-        sizes: outputs and inputs of the projections, (projections, 2).
+    Raises:
+        UsageError: no ranks are that small.
     """
-    whole = sizes.prod(-1)
-    held = np.where(ranks > 0, ranks * sizes.sum(-1)[:, None], whole[:, None])
-    held = np.concatenate([whole[:, None], held], axis=-1) / whole.sum() / table.shape[0]
-    rises = np.concatenate([np.zeros((*table.shape[:2], 1)), table], axis=-1)
-    rises = np.maximum.accumulate(rises, axis=-1)
+    spec, f = study.model.spec, study.formats
+    dense, choices = 0, []
+    for i, layer in enumerate(costs):
+        for name in FACTORED:
+            shape, fmt = shape_of(spec, name), f.grid_of(name)
+            whole = shape[0] * row_bytes(shape[1], fmt)
+            dense += whole
+            cost = np.array([0.0, *layer.get(name, [])])
+            sizes = [factor_bytes(*shape, GROUP * k, fmt) for k in range(1, len(cost))]
+            choices.append(((i, name), cost, np.array([whole, *sizes], float)))
 
-    def under(limit: float) -> np.ndarray:
-        return np.asarray((rises <= limit).sum(-1) - 1)  # (layers, projections)
+    def at(price: float) -> tuple[dict[tuple[int, str], int], float]:
+        found, total = {}, 0.0
+        for key, cost, sizes in choices:
+            k = int(np.argmin(cost + price * sizes))
+            total += sizes[k]
+            if k:
+                found[key] = GROUP * k
+        return found, total
 
-    def share(limit: float) -> float:
-        return float(np.take_along_axis(held[None], under(limit)[..., None], -1).sum())
-
-    limit = _bisect(lambda t: -share(t), -kept, 0.0, float(rises.max()) + 1e-6)
-    choices = np.concatenate([np.zeros((len(ranks), 1), np.int64), ranks], axis=-1)
-    return np.take_along_axis(choices[None], under(limit)[..., None], -1)[..., 0]
+    low, high = -20.0, 20.0
+    found, total = at(10.0**high)
+    if total > kept * dense:
+        least = math.ceil(100 * total / dense)
+        raise UsageError(f"factors leave at least {least} % of the projections' bytes; ask for it")
+    for _ in range(60):
+        middle = (low + high) / 2
+        tried, size = at(10.0**middle)
+        if size <= kept * dense:
+            found, high = tried, middle
+        else:
+            low = middle
+    return found
 
 
 def asvd(study: Study, kept: float) -> Factors:
-    """Factors that hold a share ``kept`` of the weights of FACTORED, ranks by the search."""
-    spec = study.model.spec
-    found = f"{study.scores.digest[:32]} {kept:g} {study.formats.attn} {study.formats.ffn}"
+    """Factors that leave a share ``kept`` of the bytes of FACTORED, ranks by the search."""
+    grids = f"{study.formats.attn} {study.formats.ffn}"
+    found = f"{study.scores.digest[:32]} {kept:g} {grids} by the byte"
     path = study.file(f"asvd-{100 * kept:g}.npz")
     if path is not None and path.is_file():
         old = Factors.load(path)
         if old.found == found:
             return old
     full = decompose(study)
-    table = np.array(study.table("asvd-grid", lambda: rank_table(study, full)))
-    sizes = np.array([shape_of(spec, n) for n in FACTORED])
-    tried = [
-        [rank_for(r, *shape_of(spec, n), study.formats.grid_of(n)) for r in RATIOS]
-        for n in FACTORED
-    ]
-    ranks = choose_ranks(table, np.array(tried), sizes, kept)
+    costs = study.table(f"asvd-{grids.replace(' ', '-')}", lambda: prices(study, full))
     rows = {}
-    for i in range(spec.n_layers):
-        for k, name in enumerate(FACTORED):
-            if ranks[i, k]:
-                b, a = full[i][name].factors(int(ranks[i, k]))
-                rows[i, name] = pack_rows(b), pack_rows(a)
+    for (i, name), rank in choose_ranks(study, costs, kept).items():
+        b, a = full[i][name].factors(rank)
+        rows[i, name] = pack_rows(b), pack_rows(a)
     out = Factors(rows, study.model.source.get("sha256", ""), found)
     if path is not None:
         out.save(path)
-    return out
-
-
-def replaced(study: Study, factors: Factors) -> Replaced:
-    """A context in which the study's runner multiplies with the factors."""
-    changes = {}
-    for i, name in factors.rows:
-        b, a = factors.blocks(study.model.spec, i, name, study.formats.grid_of(name))
-        changes[i, name] = torch.from_numpy(a.float32() @ b.float32())
-    return Replaced(study.runner, changes)
-
-
-def factored_extra(study: Study, factors: Factors) -> Extra:
-    """Bytes of the factors in place of the projections they replace."""
-    spec, out = study.model.spec, Extra()
-    for name in FACTORED:
-        ranks = [factors.rank(i, name) for i in range(spec.n_layers)]
-        if any(ranks):
-            size, fmt = shape_of(spec, name), study.formats.grid_of(name)
-            out.low_rank[name] = np.array(
-                [factor_bytes(*size, r, fmt) if r else np.nan for r in ranks]
-            )
     return out

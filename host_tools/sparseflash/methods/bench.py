@@ -12,16 +12,14 @@ import torch
 from sparseflash import __version__, pipeline, recipes
 from sparseflash.calibrate import Calibration, assert_disjoint
 from sparseflash.errors import UsageError
-from sparseflash.methods.asvd import asvd, factored_extra, replaced
-from sparseflash.methods.bytes import bytes_a_token
-from sparseflash.methods.evaluate import Losses, evaluate, spread
-from sparseflash.methods.masks import LayerRules
+from sparseflash.methods.evaluate import Losses, spread
 from sparseflash.methods.predictability import predictability
 from sparseflash.methods.registry import METHODS, method
 from sparseflash.methods.report import Row, row_of, write_report
 from sparseflash.methods.search import ppl_level
 from sparseflash.methods.study import Result, Study
 from sparseflash.recipes import Recipe
+from sparseflash.reference import INPUTS
 from sparseflash.spec import Model
 from sparseflash.torch_model import TorchModel, check_device
 
@@ -85,10 +83,14 @@ def open_study(
     windows: int = 0,
     progress: Callable[[str], None] = lambda _: None,
     device: str = "cpu",
+    asvd: float = 0.0,
 ) -> Study:
-    """A study of a recipe's model with its calibration and evaluation texts, kept under build/."""
+    """A study of a recipe's model with its calibration and evaluation texts, kept under build/.
+
+    asvd: percent of the projections' bytes that ASVD's factors leave; 0 has none.
+    """
     recipe = recipes.load_recipe(model_name)
-    model = pipeline.open_model(recipe)
+    model, formats = pipeline.in_factors(pipeline.open_model(recipe), recipe, asvd)
     calibration = pipeline.calibrated(model, recipe)
     ids, _ = pipeline.calibration_tokens(model, recipe)
     tested = evaluation_windows(model, recipe, text, windows)
@@ -96,10 +98,10 @@ def open_study(
     assert_disjoint(calibration, tested, recipes.file_sha256(recipes.text_path(name)))
     return Study(
         model,
-        pipeline.formats_for(recipe, ()),
+        formats,
         ids,
         tested,
-        pipeline.Places(model_name).folder / "study",
+        pipeline.study_folder(recipe, asvd),
         calibration,
         TorchModel(model, device=device),
         progress,
@@ -145,13 +147,13 @@ def run(
     for name in names:
         method(name)
     check_device(device)
-    study = open_study(model_name, text, windows, progress, device)
+    opened = partial(open_study, model_name, text, windows, progress, device)
     with torch.device(device):  # of tensors that methods make beside the model
-        return _page(study, model_name, text, names, percents, ppl, kept, predict)
+        return _page(opened, model_name, text, names, percents, ppl, kept, predict)
 
 
 def _page(
-    study: Study,
+    opened: Callable[..., Study],
     model_name: str,
     text: str | None,
     names: list[str],
@@ -160,6 +162,8 @@ def _page(
     kept: list[float],
     predict: bool,
 ) -> tuple[Path, str]:
+    with torch.device("cpu"):
+        study = opened()
     recipe = recipes.load_recipe(model_name)
     base = study.measure("dense", 0.0)
     rows: list[Row] = [row_of(study, base, base.losses)]
@@ -185,7 +189,9 @@ def _page(
             results.append(result)
             rows.append(row_of(study, result, base.losses))
     for share in kept:
-        rows.append(_asvd_row(study, share / 100, base.losses))
+        with torch.device("cpu"):  # the search for factors runs there
+            factored = opened(asvd=share)
+        rows += _asvd_rows(study, factored, share, names, percents, base.losses)
     guesses = []
     if predict:
         prompts = np.ascontiguousarray(spread(study.windows, PROMPTS)[:, :PROMPT_TOKENS])
@@ -217,21 +223,22 @@ def _one_a_method(results: list[Result]) -> list[Result]:
     return out
 
 
-def _asvd_row(study: Study, share: float, base: Losses) -> Row:
-    """Low-rank factors that keep a share of the weights, as they are stored."""
-    found = asvd(study, share)
-    study.progress(f"low rank, {100 * share:g} % kept")
-    spec = study.model.spec
-    with replaced(study, found):
-        got, reads = evaluate(
-            study.runner, study.windows, [LayerRules() for _ in range(spec.n_layers)]
-        )
-    size = bytes_a_token(spec, study.formats, reads, factored_extra(study, found))
-    dense = Result("dense", 1 - share, {}, got, reads, size)
-    return row_of(study, dense, base) | {
-        "method": "asvd",
-        "what": "low-rank factors, ranks by sensitivity",
-        "source": "arXiv 2312.05821",
-        "budget": "sensitivity",
-        "device": False,
-    }
+def _asvd_rows(
+    study: Study,
+    factored: Study,
+    share: float,
+    names: list[str],
+    percents: list[float],
+    base: Losses,
+) -> list[Row]:
+    """The model in ASVD's factors: dense, and under those of the named methods that fit it."""
+    about = {"source": "arXiv 2312.05821", "budget": "price a byte", "device": True}
+    dense = row_of(study, factored.measure("dense", 0.0), base, 100 - share)
+    rows = [dense | about | {"method": "asvd", "what": "projections in two factors"}]
+    for m in map(method, names):
+        if m.name == "dense" or {*m.sites} & {*INPUTS}:
+            continue
+        for percent in percents or PERCENTS.get(m.name, (50.0,)):
+            row = row_of(study, factored.measure(m, percent / 100), base)
+            rows.append(row | {"method": f"{m.name}+asvd{share:g}"})
+    return rows

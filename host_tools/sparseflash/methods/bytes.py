@@ -3,17 +3,19 @@
 A matrix is read by rows, or, in layers where its input is masked, by columns: a column holds the
 integers, and the scales of each group of 32 columns are one table with an entry for each output,
 read when any column of the group lives (docs/SPEC.md stores down_proj so). Both layouts cost the
-same when dense, but for outputs that do not fill a group of 32. Predictors, proxies and the norms
-that scores need are read in full, for every token.
+same when dense, but for outputs that do not fill a group of 32. Of a projection in two factors B is
+read in full, and rows of A like those of a matrix. Predictors, proxies and the norms that scores
+need are read in full, for every token.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
 from sparseflash.columns import column_bytes, table_bytes
+from sparseflash.factors import shape_of
 from sparseflash.methods.masks import Reads
 from sparseflash.quantize import GROUP, row_bytes
 from sparseflash.sfm import Formats
@@ -29,8 +31,6 @@ class Extra:
 
     proxy: float = 0.0
     metadata: float = 0.0
-    low_rank: dict[str, np.ndarray] = field(default_factory=dict)
-    """Bytes (layers,) of the factors that replace q, k, v, o, gate, up or down; nan where none."""
 
 
 @dataclass
@@ -80,38 +80,31 @@ def bytes_a_token(
     n = max(reads.tokens, 1)
     zero = np.zeros(spec.n_layers)
 
-    def stored(
-        matrix: str, site: str, outputs: int, inputs: int, fmt: str, rows: np.ndarray
-    ) -> np.ndarray:
-        """Bytes (layers,): by columns where the image has them, otherwise ``rows``."""
+    def stored(name: str, matrix: str, site: str, read: np.ndarray | None = None) -> np.ndarray:
+        """Bytes (layers,) of a projection; ``read`` (layers,) of its rows, all of them if None."""
+        outputs, inputs = shape_of(spec, name)
+        fmt = formats.grid_of(name)
+        read = zero + outputs if read is None else read
+        rows = read * row_bytes(inputs, fmt)
+        for i in range(spec.n_layers if formats.ranks else 0):
+            if rank := formats.rank_of(i, name):
+                rows[i] = rank * row_bytes(inputs, fmt) + read[i] * row_bytes(rank, fmt)
         by = np.array([formats.by_columns(i, matrix) for i in range(spec.n_layers)])
         kept = reads.kept.get(site, zero + n * inputs) / n * column_bytes(outputs, fmt)
         blocks = reads.blocks.get(site, zero + n * (-(-inputs // GROUP)))
         return np.where(by, kept + blocks / n * table_bytes(outputs, fmt), rows)
 
-    def replaced(name: str, part: np.ndarray) -> np.ndarray:
-        factors = extra.low_rank.get(name)
-        return part if factors is None else np.where(np.isnan(factors), part, factors)
-
-    attention = zero.copy()
-    for matrix, site, outputs, cols in (
-        ("qkv", "q", spec.q_dim, spec.dim),
-        ("qkv", "k", spec.kv_dim, spec.dim),
-        ("qkv", "v", spec.kv_dim, spec.dim),
-        ("o", "o", spec.dim, spec.q_dim),
-    ):
-        rows = zero + outputs * row_bytes(cols, formats.attn)
-        attention += replaced(site, stored(matrix, site, outputs, cols, formats.attn, rows))
+    attention = zero
+    for name in "qkvo":
+        attention = attention + stored(name, "o" if name == "o" else "qkv", name)
+    gate = stored("gate", "gate", "xg", reads.gate_rows / n)
+    up = stored("up", "up", "xu", reads.up_rows / n)
     fmt = formats.ffn
-    row = row_bytes(spec.dim, fmt)
-    gate = stored("gate", "xg", spec.ffn_dim, spec.dim, fmt, reads.gate_rows / n * row)
-    up = stored("up", "xu", spec.ffn_dim, spec.dim, fmt, reads.up_rows / n * row)
     down = reads.columns / n * column_bytes(spec.dim, fmt)
     blocks = zero + 1 if fmt == "r8" else reads.column_blocks / n
     down = down + blocks * table_bytes(spec.dim, fmt)
     if formats.down == "rows":
         down = zero + spec.dim * row_bytes(spec.ffn_dim, fmt)
-    gate, up, down = replaced("gate", gate), replaced("up", up), replaced("down", down)
     layers = attention + gate + up + down + extra.proxy + extra.metadata
     embed = row_bytes(spec.dim, formats.embed)
     return Bytes(

@@ -45,8 +45,12 @@ class _Tap(Hooks):
         self.at["ffn_in"] = x
         return x
 
+    def matrix_out(self, layer: int, matrix: str, y: Tensor) -> Tensor:
+        self.at[matrix] = y
+        return y
+
     def ffn(self, layer: int, gate: Tensor, up: Tensor, h: Tensor) -> Tensor:
-        self.at |= {"gate": gate, "up": up, "h": h}
+        self.at["h"] = h
         return h
 
 
@@ -62,13 +66,22 @@ class Branch:
     g: Tensor
     """Gradient at the branch's output."""
     at: dict[str, Tensor]
-    """ffn_in, gate, up, h; or attn_in, heads."""
+    """ffn_in, gate, up, h; or attn_in, q, k, v, heads, o."""
     grad: dict[str, Tensor]
-    """Gradients of ffn_in and h, or of attn_in and heads."""
+    """Gradients of those that were wanted."""
+
+
+Wanted = dict[str, tuple[str, ...]]
+INPUTS: Wanted = {"attn": ("attn_in", "heads"), "ffn": ("ffn_in", "h")}
+OUTPUTS: Wanted = {"attn": ("q", "k", "v", "o"), "ffn": ("gate", "up")}
+"""Tensors whose gradients are wanted, by kind of branch."""
 
 
 def walk(
-    runner: TorchModel, ids: np.ndarray, draw: torch.Generator | None = None
+    runner: TorchModel,
+    ids: np.ndarray,
+    draw: torch.Generator | None = None,
+    wanted: Wanted = INPUTS,
 ) -> Iterator[Branch]:
     """Every branch from the last to the first, for one window of token ids (T,).
 
@@ -94,7 +107,7 @@ def walk(
     for k in reversed(range(2 * n)):
         i, kind = k // 2, "ffn" if k % 2 else "attn"
         branch = runner.ffn_branch if k % 2 else runner.attention_branch
-        names = ("ffn_in", "h") if k % 2 else ("attn_in", "heads")
+        names = wanted[kind]
         with torch.enable_grad():
             x = entering[k].detach().requires_grad_()
             tap.at = {}

@@ -79,9 +79,10 @@ class Study:
             raise UsageError(f"{self.model.name} has no gate; the methods are for gated FFNs")
         if self.runner is None:
             self.runner = TorchModel(self.model)
-        digest = hashlib.sha256(
-            json.dumps([VERSION, self.model.source.get("sha256", ""), spec.n_layers]).encode()
-        )
+        source = self.model.source
+        what = [VERSION, source.get("sha256", ""), spec.n_layers]
+        what += [source["factors"]] if "factors" in source else []
+        digest = hashlib.sha256(json.dumps(what).encode())
         digest.update(np.ascontiguousarray(self.calibration_ids, "<i8").tobytes())
         self.scores.digest = digest.hexdigest()
         path = self.file("scores.npz")
