@@ -519,6 +519,8 @@ class Image:
             meta = json.loads(self.section(Section.META).tobytes())
             self.spec = _spec_from_meta(meta["spec"])
             formats = meta["formats"]
+            if "down" not in formats and "r8" in formats.values():
+                raise ValueError("rows of r8 as they were before they held sums of products")
             formats["columns"] = tuple(formats["columns"])
             formats["ranks"] = tuple(tuple(r) for r in formats["ranks"])
             self.formats = Formats(**formats)

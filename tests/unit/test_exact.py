@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from conftest import random_factors, random_model, random_predictor
 from sparseflash.boards import Board
 from sparseflash.build import build_library
 from sparseflash.engine import Engine, dense_thresholds
-from sparseflash.errors import SparseflashError, UnsupportedError
+from sparseflash.errors import InputError, SparseflashError, UnsupportedError
 from sparseflash.generate import generate
 from sparseflash.methods.bytes import bytes_a_token
 from sparseflash.methods.masks import Reads
@@ -120,6 +121,20 @@ def test_down_by_rows(host: Board, tmp_path: Path) -> None:
         pack(model, tmp_path / "m.sfm", Formats(down="rows", guess=2))
     with pytest.raises(UnsupportedError, match="there are columns and rows"):
         pack(model, tmp_path / "m.sfm", Formats(down="neurons"))
+
+
+def test_older_rows_of_one_scale(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An image of the former layout of r8 is refused, not misread."""
+
+    def older(d: Any) -> dict[str, Any]:
+        return {k: v for k, v in asdict(d).items() if k != "down"}
+
+    monkeypatch.setattr("sparseflash.sfm.asdict", older)
+    pack(random_model(), tmp_path / "q8", Formats("q8", "q8", "q8"))
+    pack(random_model(), tmp_path / "r8", Formats("q8", "r8", "q8"))
+    assert Image(tmp_path / "q8").formats.down == "columns"
+    with pytest.raises(InputError, match="pack it again"):
+        Image(tmp_path / "r8")
 
 
 def guesses_choose(engine: Engine) -> None:
