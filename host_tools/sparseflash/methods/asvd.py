@@ -8,7 +8,7 @@ are priced on the grid that they are stored on. down_proj stays whole: it is rea
 neurons.
 
 The paper measures how the loss rises when one projection alone is cut, for every projection and
-share, and cuts all as far as one limit allows. That runs the rest of the model thousands of times,
+share, and cuts all as far as one limit allows. That runs the rest of the model hundreds of times,
 and the limit says nothing of what a cut saves. Here a cut costs the Fisher information along the
 change it makes to the projection's output: with g the gradient there of the log-likelihood of next
 tokens that the model drew, E[(g . (W - A B) x)^2] / 2 nats a token. Groups of 32 along a row are
