@@ -17,6 +17,7 @@ from sparseflash.errors import InputError, SparseflashError, UnsupportedError, U
 from sparseflash.methods import lowrank
 from sparseflash.methods.evaluate import evaluate, losses
 from sparseflash.methods.registry import method
+from sparseflash.methods.report import row_of
 from sparseflash.methods.study import Study
 from sparseflash.pipeline import Setting, formats_for, setting_for
 from sparseflash.predictor import Predictor, load_predictor, predictor_bytes
@@ -79,6 +80,9 @@ def test_definition(name: str, tmp_path: Path) -> None:
     assert (reads.gate_rows == reads.columns).all()
     rows = m.rank * 20 + 2 * 48 * m.rank // 32 * 20  # dim is one group of 20 bytes
     assert study.extra(m).proxy == rows == predictor_bytes(study.model.spec, m.rank)
+    result = study.measure(m, 0.5)
+    row = row_of(study, result, result.losses)
+    assert (row["method"], row["device"]) == (name, True)
 
 
 def test_signs(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 from sparseflash.calibrate import bin_edges
 from sparseflash.files import write_bytes, write_json, write_text
 from sparseflash.methods.evaluate import Losses
-from sparseflash.methods.registry import METHODS
+from sparseflash.methods.registry import method
 from sparseflash.methods.study import Result, Study
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ TARGETS = (0.95, 0.9, 0.85, 0.8, 0.75, 0.7)
 
 def row_of(study: Study, result: Result, base: Losses, percent: float | None = None) -> Row:
     """One line of the table; bytes are of one token."""
-    m, b, dense = METHODS[result.method], result.bytes, study.dense_bytes()
+    m, b, dense = method(result.method), result.bytes, study.dense_bytes()
     ratio, error = result.losses.ratio(base)
     return {
         "method": m.name,
