@@ -6,6 +6,7 @@ import os
 import shlex
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -16,6 +17,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from sparseflash.errors import Exit, SparseflashError, UsageError
+from sparseflash.sizes import parse_size
 
 app = typer.Typer(
     add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True, help=__doc__
@@ -136,7 +138,15 @@ def generate(
     method: MethodOption = "h",
     sparsity: SparsityOption = 30,
     kv_len: KvOption = None,
-    ram: Annotated[int | None, typer.Option("--ram", help="bytes to stay within")] = None,
+    ram: Annotated[
+        int | None,
+        typer.Option(
+            "--ram",
+            parser=partial(parse_size, "--ram"),
+            metavar="SIZE",
+            help="to stay within: 512K, 70M",
+        ),
+    ] = None,
     order: Annotated[str, typer.Option(help="neurons in flash: file or coactivation")] = "file",
     head: HeadOption = "exact",
     asvd: AsvdOption = 0,

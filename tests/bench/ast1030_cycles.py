@@ -19,6 +19,7 @@ import argparse
 import json
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "emulator"))
@@ -35,6 +36,7 @@ from sparseflash.generate import generate
 from sparseflash.placement import use_of
 from sparseflash.plan import make_plan, plan_digest
 from sparseflash.runners import Files, flash_files
+from sparseflash.sizes import parse_size
 
 HEADER = ("total", "compute", "flash", "stall", "bytes")
 
@@ -101,7 +103,7 @@ def main() -> None:
     p.add_argument("--ids", default="1")
     p.add_argument("--rates", default="0.125,0.25,0.5")
     p.add_argument("--kv-len", type=int, default=32)
-    p.add_argument("--ram", type=int)
+    p.add_argument("--ram", type=partial(parse_size, "--ram"))
     p.add_argument("--method", default="h")
     p.add_argument("--sparsity", type=float, default=0.0)
     p.add_argument("--ring", type=int)

@@ -27,6 +27,7 @@ from sparseflash.errors import Exit
 from sparseflash.files import root, write_bytes
 from sparseflash.host_board import start_host_device
 from sparseflash.pipeline import Places
+from sparseflash.sizes import parse_size
 
 NAME = "small"
 
@@ -467,3 +468,14 @@ def test_a_device_that_is_not_there(refuse: Refuse) -> None:
         assert "'privateuseone' is not there" in refuse(
             Exit.USAGE, *words, "--device", "privateuseone"
         )
+
+
+def test_sizes() -> None:
+    """RAM as people write it, decimal as all printed sizes are."""
+    for text, size in (("70000000", 70_000_000), ("512K", 512_000), ("1.5m", 1_500_000)):
+        assert parse_size("--ram", text) == size
+
+
+@pytest.mark.parametrize("text", ["70MB", "-5", "0", "many", ""])
+def test_a_size_that_is_none(text: str, refuse: Refuse) -> None:
+    assert f"--ram {text!r} is not a size" in refuse(Exit.USAGE, *generate(f"--ram={text}"))
