@@ -162,6 +162,9 @@ float sf_sigmoid(float x);
 void sf_silu(const float *x, uint32_t n, float *out);
 void sf_gelu_tanh(const float *x, uint32_t n, float *out);
 void sf_relu(const float *x, uint32_t n, float *out);
+/* a [n] times b; a [n] plus b. */
+void sf_multiply(float *a, const float *b, uint32_t n);
+void sf_add(float *a, const float *b, uint32_t n);
 
 /* cos and sin of pos * inc * 2pi / 2^32 for each pair: cs [half][2]. */
 void sf_rope_angles(const uint32_t *inc, uint32_t half, uint32_t pos, float *cs);

@@ -296,24 +296,6 @@ static __attribute__((noinline)) void weigh_2(struct weights *w, const int8_t *e
     weigh(w, e, estride, n, 2, false, score);
 }
 
-/* Sums become scores; the largest of each head. Not inlined: its registers are its own. */
-static __attribute__((noinline)) void scores_of_2(const int8_t *e, uint32_t estride, int32_t least,
-                                                  const uint32_t *factor, uint32_t n,
-                                                  int32_t *score, int32_t *best) {
-    const uint32_t f0 = factor[0], f1 = factor[1];
-    int32_t b0 = INT32_MIN, b1 = INT32_MIN;
-    for (int32_t *const end = score + 2u * n; score != end; score += 2) {
-        const uint32_t far = (uint32_t)(*e - least);
-        const int32_t s0 = upper(score[0], down(f0, far)), s1 = upper(score[1], down(f1, far));
-        score[0] = s0;
-        score[1] = s1;
-        b0 = s0 > b0 ? s0 : b0;
-        b1 = s1 > b1 ? s1 : b1;
-        e += estride;
-    }
-    best[0] = b0;
-    best[1] = b1;
-}
 static void scores_of_1(const int8_t *e, uint32_t estride, int32_t least, const uint32_t *factor,
                         uint32_t n, int32_t *score, int32_t *best) {
     best[0] = INT32_MIN;
@@ -321,6 +303,78 @@ static void scores_of_1(const int8_t *e, uint32_t estride, int32_t least, const 
         score[t] = upper(score[t], down(factor[0], (uint32_t)(e[t * estride] - least)));
         best[0] = score[t] > best[0] ? score[t] : best[0];
     }
+}
+
+#ifdef SF_DSP
+
+/* Scores of one position: of the sums s0 and s1, with the exponent in r8. */
+#define SCORES(s0, s1)                                                                             \
+    "sub r8, r8, r3\n\t"                                                                           \
+    "lsr r9, r10, r8\n\tlsr r8, r11, r8\n\t"                                                       \
+    "smmul " s0 ", " s0 ", r9\n\tsmmul " s1 ", " s1 ", r8\n\t"
+#define LARGER(best, s) "cmp " s ", " best "\n\tit gt\n\tmovgt " best ", " s "\n\t"
+
+/* Sums of two heads become scores; the largest of each. New largest ones are rare. */
+static void scores_of_2(const int8_t *e, uint32_t estride, int32_t least, const uint32_t *factor,
+                        uint32_t n, int32_t *score, int32_t *best) {
+    register int32_t *s __asm("r0") = score;
+    register const int8_t *at __asm("r1") = e;
+    register uint32_t stride __asm("r2") = estride;
+    register int32_t base __asm("r3") = least;
+    register uint32_t f0 __asm("r10") = factor[0];
+    register uint32_t f1 __asm("r11") = factor[1];
+    register int32_t b0 __asm("r12") = INT32_MIN;
+    register int32_t b1 __asm("lr") = INT32_MIN;
+    const float end = sf_from_bits((uint32_t)(uintptr_t)(score + n / 2u * 4u));
+    if (n >= 2u) {
+        /* clang-format off */
+        __asm volatile("1:\n\t"
+              "ldm r0, {r4, r5, r6, r7}\n\t"
+              "ldrsb r8, [r1]\n\t"
+              SCORES("r4", "r5")
+              "ldrsb r8, [r1, r2]\n\t"
+              SCORES("r6", "r7")
+              "add r1, r1, r2, lsl #1\n\t"
+              "stmia r0!, {r4, r5, r6, r7}\n\t"
+              "cmp r4, r12\n\t"
+              "ittt le\n\t"
+              "cmple r5, lr\n\tcmple r6, r12\n\tcmple r7, lr\n\t"
+              "bgt 3f\n\t"
+              "2:\n\t"
+              "vmov r8, %[end]\n\t"
+              "cmp r0, r8\n\t"
+              "bne 1b\n\t"
+              "b 4f\n\t"
+              "3:\n\t"
+              LARGER("r12", "r4") LARGER("lr", "r5") LARGER("r12", "r6") LARGER("lr", "r7")
+              "b 2b\n\t"
+              "4:"
+              : "+r"(s), "+r"(at), "+r"(b0), "+r"(b1)
+              : "r"(stride), "r"(base), "r"(f0), "r"(f1), [end] "t"(end)
+              : "r4", "r5", "r6", "r7", "r8", "r9", "cc", "memory");
+        /* clang-format on */
+    }
+    best[0] = b0;
+    best[1] = b1;
+    if (n % 2u != 0) {
+        for (uint32_t h = 0; h < 2u; h++) {
+            s[h] = upper(s[h], down(factor[h], (uint32_t)(*at - least)));
+            best[h] = s[h] > best[h] ? s[h] : best[h];
+        }
+    }
+}
+#endif
+
+INLINE void scores(const int8_t *e, uint32_t estride, int32_t least, const uint32_t *factor,
+                   uint32_t n, uint32_t heads, int32_t *score, int32_t *best) {
+#ifdef SF_DSP
+    if (heads == 2u) {
+        scores_of_2(e, estride, least, factor, n, score, best);
+        return;
+    }
+#endif
+    (void)heads;
+    scores_of_1(e, estride, least, factor, n, score, best);
 }
 
 /* `heads` at most AT_ONCE. */
@@ -339,11 +393,7 @@ INLINE void together(const sf_attn *a, uint32_t heads, const float *q, int16_t *
     }
     dots(q16, a->k + a->first * stride, stride, n, dim, heads, score);
     const int8_t *e = a->ks + a->first * estride;
-    if (heads == 2u) {
-        scores_of_2(e, estride, a->k_least, factor, n, score, w.best);
-    } else {
-        scores_of_1(e, estride, a->k_least, factor, n, score, w.best);
-    }
+    scores(e, estride, a->k_least, factor, n, heads, score, w.best);
     for (uint32_t h = 0; h < heads; h++) {
         score[n * heads + h] = w.best[h] - 0x40000000; /* weighs nothing: makes n even */
         w.best[h] += (int32_t)(headroom << 12 >> w.left[h]);

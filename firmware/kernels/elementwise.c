@@ -138,11 +138,130 @@ float sf_sigmoid(float x) {
 
 #endif
 
+#ifdef SF_DSP
+
+/* sf_sigmoid and the product; whether x is below 0 is asked of its sign, because for -0 both
+ * sides are one half. */
+void sf_silu(const float *x, uint32_t n, float *out) {
+    register const float *from __asm("r0") = x;
+    register const float *end __asm("r1") = x + n;
+    register float *to __asm("r2") = out;
+    register uint32_t a3 __asm("r3") = 453u;
+    register uint32_t a2 __asm("r4") = 3498u;
+    register uint32_t a1 __asm("r5") = 15699u;
+    register uint32_t a0 __asm("r6") = 45422u;
+    register uint32_t one __asm("r8") = 65536u;
+    register uint32_t limit __asm("r9") = 31u * 65536u;
+    if (n == 0) {
+        return;
+    }
+    /* clang-format off */
+    __asm volatile("mvn lr, #0\n\t"
+          "1:\n\t"
+          "vldmia r0!, {s14}\n\t"
+          "vabs.f32 s15, s14\n\t"
+          "vmul.f32 s15, s15, %[log2]\n\t"
+          "vcvt.u32.f32 s15, s15\n\t"
+          "vmov r10, r11, s14, s15\n\t"
+          "cmp r11, r9\n\t"
+          "bhi 4f\n\t"
+          "2:\n\t"
+          "uxth r12, r11\n\t"
+          "mul r7, r12, r3\n\t"
+          "sub r7, r4, r7, lsr #16\n\t"
+          "mul r7, r12, r7\n\t"
+          "sub r7, r5, r7, lsr #16\n\t"
+          "mul r7, r12, r7\n\t"
+          "sub r7, r6, r7, lsr #16\n\t"
+          "mul r7, r12, r7\n\t"
+          "sub r7, r8, r7, lsr #16\n\t"
+          "lsr r11, r11, #16\n\t"
+          "lsr r12, r7, r11\n\t"
+          "add r12, r12, r8\n\t"
+          "udiv r12, lr, r12\n\t"
+          "cmp r10, #0\n\t"
+          "blt 3f\n\t"
+          "vmov s15, r12\n\t"
+          "vcvt.f32.u32 s15, s15, #16\n\t"
+          "vmul.f32 s15, s14, s15\n\t"
+          "vstmia r2!, {s15}\n\t"
+          "cmp r0, r1\n\t"
+          "bne 1b\n\t"
+          "b 5f\n\t"
+          "3:\n\t"
+          "mul r7, r7, r12\n\t"
+          "rsb r11, r11, #95\n\t" /* 2^-(32 + e) */
+          "lsl r11, r11, #23\n\t"
+          "vmov s12, s13, r7, r11\n\t"
+          "vcvt.f32.u32 s15, s12\n\t"
+          "vmul.f32 s15, s15, s13\n\t"
+          "vmul.f32 s15, s14, s15\n\t"
+          "vstmia r2!, {s15}\n\t"
+          "cmp r0, r1\n\t"
+          "bne 1b\n\t"
+          "b 5f\n\t"
+          "4:\n\t"
+          "mov r11, r9\n\t"
+          "b 2b\n\t"
+          "5:"
+          : "+r"(from), "+r"(to)
+          : "r"(end), "r"(a3), "r"(a2), "r"(a1), "r"(a0), "r"(one), "r"(limit), [log2] "t"(94548.46f)
+          : "r7", "r10", "r11", "r12", "lr", "s12", "s13", "s14", "s15", "cc", "memory");
+    /* clang-format on */
+}
+
+/* Eight of a and b at a time. */
+#define EIGHT(op)                                                                                  \
+    __asm volatile("vldmia %[b]!, {s8, s9, s10, s11, s12, s13, s14, s15}\n\t"                      \
+                   "vldmia %[a], {s0, s1, s2, s3, s4, s5, s6, s7}\n\t" op " s0, s0, s8\n\t" op     \
+                   " s1, s1, s9\n\t" op " s2, s2, s10\n\t" op " s3, s3, s11\n\t" op                \
+                   " s4, s4, s12\n\t" op " s5, s5, s13\n\t" op " s6, s6, s14\n\t" op               \
+                   " s7, s7, s15\n\t"                                                              \
+                   "vstmia %[a]!, {s0, s1, s2, s3, s4, s5, s6, s7}"                                \
+                   : [a] "+r"(a), [b] "+r"(b)                                                      \
+                   :                                                                               \
+                   : "s0", "s1", "s2", "s3", "s4", "s5", "s6", "s7", "s8", "s9", "s10", "s11",     \
+                     "s12", "s13", "s14", "s15", "memory")
+
+void sf_multiply(float *a, const float *b, uint32_t n) {
+    for (const float *end = a + (n & ~7u); a != end;) {
+        EIGHT("vmul.f32");
+    }
+    for (uint32_t i = 0; i < (n & 7u); i++) {
+        a[i] *= b[i];
+    }
+}
+
+void sf_add(float *a, const float *b, uint32_t n) {
+    for (const float *end = a + (n & ~7u); a != end;) {
+        EIGHT("vadd.f32");
+    }
+    for (uint32_t i = 0; i < (n & 7u); i++) {
+        a[i] += b[i];
+    }
+}
+
+#else
+
 void sf_silu(const float *x, uint32_t n, float *out) {
     for (uint32_t i = 0; i < n; i++) {
         out[i] = x[i] * sf_sigmoid(x[i]);
     }
 }
+
+void sf_multiply(float *a, const float *b, uint32_t n) {
+    for (uint32_t i = 0; i < n; i++) {
+        a[i] *= b[i];
+    }
+}
+
+void sf_add(float *a, const float *b, uint32_t n) {
+    for (uint32_t i = 0; i < n; i++) {
+        a[i] += b[i];
+    }
+}
+
+#endif
 
 void sf_gelu_tanh(const float *x, uint32_t n, float *out) {
     /* 0.5 x (1 + tanh(u)) = x sigmoid(2u), u = sqrt(2/pi) (x + 0.044715 x^3) */

@@ -15,29 +15,37 @@ static int32_t narrow(const float *x, uint32_t n, float scale, uint32_t top, int
     if ((top & 0x7Fu) != 0x7Fu && ((uintptr_t)q & 3u) == 0) {
         const float *from = x;
         int8_t *to = q;
-        for (; i + 3u < n; i += 4u) {
-            uint32_t even, odd;
-            /* clang-format off */
-            __asm volatile("vldmia %[x]!, {s12, s13, s14, s15}\n\t"
-                  "vmul.f32 s12, s12, %[f]\n\tvmul.f32 s13, s13, %[f]\n\t"
-                  "vmul.f32 s14, s14, %[f]\n\tvmul.f32 s15, s15, %[f]\n\t"
-                  "vcvtr.s32.f32 s12, s12\n\tvcvtr.s32.f32 s13, s13\n\t"
-                  "vcvtr.s32.f32 s14, s14\n\tvcvtr.s32.f32 s15, s15\n\t"
-                  "vmov %[a], %[b], s12, s13\n\t"
-                  "vmov r12, lr, s14, s15\n\t"
-                  "pkhbt %[a], %[a], r12, lsl #16\n\t"
-                  "pkhbt %[b], %[b], lr, lsl #16\n\t"
-                  "smlad %[s], %[a], %[one], %[s]\n\t"
-                  "smlad %[s], %[b], %[one], %[s]\n\t"
-                  "uxtb16 %[a], %[a]\n\t"
-                  "uxtb16 %[b], %[b]\n\t"
-                  "orr %[a], %[a], %[b], lsl #8\n\t"
-                  "str %[a], [%[q]], #4"
-                  : [x] "+r"(from), [q] "+r"(to), [s] "+r"(sum), [a] "=&r"(even), [b] "=&r"(odd)
-                  : [f] "t"(scale), [one] "r"(0x00010001u)
-                  : "r12", "lr", "s12", "s13", "s14", "s15", "memory");
-            /* clang-format on */
+        /* clang-format off */
+#define FOUR(word, a, b, c, d) /* products of floats to bytes, and their sum with 128 added to each */ \
+    "vmul.f32 " a ", " a ", %[f]\n\tvmul.f32 " b ", " b ", %[f]\n\t"                              \
+    "vmul.f32 " c ", " c ", %[f]\n\tvmul.f32 " d ", " d ", %[f]\n\t"                              \
+    "vcvtr.s32.f32 " a ", " a "\n\tvcvtr.s32.f32 " b ", " b "\n\t"                                \
+    "vcvtr.s32.f32 " c ", " c "\n\tvcvtr.s32.f32 " d ", " d "\n\t"                                \
+    "vmov " word ", r12, " a ", " b "\n\t"                                                        \
+    "bfi " word ", r12, #8, #8\n\t"                                                               \
+    "vmov r12, lr, " c ", " d "\n\t"                                                              \
+    "bfi " word ", r12, #16, #8\n\tbfi " word ", lr, #24, #8\n\t"                                \
+    "eor r12, " word ", #0x80808080\n\t"                                                          \
+    "usada8 %[s], r12, %[zero], %[s]\n\t"
+        for (; i + 7u < n; i += 8u) {
+            __asm volatile("vldmia %[x]!, {s8, s9, s10, s11, s12, s13, s14, s15}\n\t"
+                  FOUR("r4", "s8", "s9", "s10", "s11") FOUR("r5", "s12", "s13", "s14", "s15")
+                  "strd r4, r5, [%[q]], #8"
+                  : [x] "+r"(from), [q] "+r"(to), [s] "+r"(sum)
+                  : [f] "t"(scale), [zero] "r"(0)
+                  : "r4", "r5", "r12", "lr", "s8", "s9", "s10", "s11", "s12", "s13", "s14", "s15", "memory");
         }
+        for (; i + 3u < n; i += 4u) {
+            __asm volatile("vldmia %[x]!, {s12, s13, s14, s15}\n\t"
+                  FOUR("r4", "s12", "s13", "s14", "s15")
+                  "str r4, [%[q]], #4"
+                  : [x] "+r"(from), [q] "+r"(to), [s] "+r"(sum)
+                  : [f] "t"(scale), [zero] "r"(0)
+                  : "r4", "r12", "lr", "s12", "s13", "s14", "s15", "memory");
+        }
+#undef FOUR
+        /* clang-format on */
+        sum -= 128 * (int32_t)i;
     }
     for (; i < n; i++) {
         const int32_t r = clamp(sf_nearest(x[i] * scale), 127);

@@ -28,6 +28,8 @@ void plain_rmsnorm(const float *x, const float *w, uint32_t n, float eps, float 
 float plain_sigmoid(float x);
 void plain_silu(const float *x, uint32_t n, float *out);
 void plain_gelu_tanh(const float *x, uint32_t n, float *out);
+void plain_multiply(float *a, const float *b, uint32_t n);
+void plain_add(float *a, const float *b, uint32_t n);
 
 enum { MAX_DIM = 640, GROUPS = MAX_DIM / 32, POSITIONS = 600, ROUNDS = 60, ROWS = SF_TILE };
 
@@ -291,6 +293,13 @@ static bool elementwise(uint32_t kind) {
     }
     sf_gelu_tanh(x, n, out[0]);
     plain_gelu_tanh(x, n, out[1]);
+    if (memcmp(out[0], out[1], n * sizeof(float)) != 0) {
+        return false;
+    }
+    sf_multiply(out[0], x, n);
+    plain_multiply(out[1], x, n);
+    sf_add(out[0], x + MAX_DIM / 2, n);
+    plain_add(out[1], x + MAX_DIM / 2, n);
     if (memcmp(out[0], out[1], n * sizeof(float)) != 0) {
         return false;
     }

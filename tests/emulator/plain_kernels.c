@@ -20,6 +20,8 @@
 #define sf_silu plain_silu
 #define sf_gelu_tanh plain_gelu_tanh
 #define sf_relu plain_relu
+#define sf_multiply plain_multiply
+#define sf_add plain_add
 #define sf_rope_angles plain_rope_angles
 #define sf_rope plain_rope
 #include "../../firmware/kernels/attention.c"
