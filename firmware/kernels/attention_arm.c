@@ -290,12 +290,6 @@ INLINE void weigh(struct weights *whole, const int8_t *e, uint32_t estride, uint
     *whole = w;
 }
 
-/* Not inlined: its registers are its own. */
-static __attribute__((noinline)) void weigh_2(struct weights *w, const int8_t *e, uint32_t estride,
-                                              uint32_t n, int32_t *score) {
-    weigh(w, e, estride, n, 2, false, score);
-}
-
 static void scores_of_1(const int8_t *e, uint32_t estride, int32_t least, const uint32_t *factor,
                         uint32_t n, int32_t *score, int32_t *best) {
     best[0] = INT32_MIN;
@@ -306,6 +300,64 @@ static void scores_of_1(const int8_t *e, uint32_t estride, int32_t least, const 
 }
 
 #ifdef SF_DSP
+
+/* The exponent of a value at r2, with the shift of coefficients, to r7; r2 moves on. */
+#define EXPONENT                                                                                   \
+    "vmov r6, r8, s14, s15\n\t"                                                                    \
+    "ldrsb r7, [r2]\n\t"                                                                           \
+    "add r2, r2, r6\n\tadd r7, r7, r8\n\t"
+/* A score becomes a coefficient, its weight is added to the total. */
+#define WEIGHT(x, best, total)                                                                     \
+    "sub " x ", " best ", " x "\n\t"                                                               \
+    "usat " x ", #17, " x "\n\t"                                                                   \
+    "ubfx r8, " x ", #7, #5\n\t"                                                                   \
+    "ldr r8, [r3, r8, lsl #2]\n\t"                                                                 \
+    "lsl r9, " x ", #4\n\tand r9, r9, #0x7F0\n\t"                                                  \
+    "smlabb r9, r8, r9, r8\n\t"                                                                    \
+    "lsr " x ", " x ", #12\n\tlsr r9, r9, " x "\n\t"                                               \
+    "add " total ", " total ", r9\n\t"                                                             \
+    "lsrs " x ", r9, r7\n\tadc " x ", " x ", #0\n\t"
+
+/* weigh for n >= 2 positions of two heads whose differences are not shifted. */
+static void weigh_2(struct weights *w, const int8_t *e, uint32_t estride, uint32_t n,
+                    int32_t *score) {
+    register const int32_t *from __asm("r0") = score;
+    register word *to __asm("r1") = (word *)(void *)score;
+    register const int8_t *at __asm("r2") = e;
+    register const uint32_t *steps __asm("r3") = sf_exp2_steps;
+    register uint32_t total0 __asm("r10") = w->total[0];
+    register uint32_t total1 __asm("r11") = w->total[1];
+    register int32_t best0 __asm("r12") = w->best[0];
+    register int32_t best1 __asm("lr") = w->best[1];
+    register float stride __asm("s14") = sf_from_bits(estride);
+    register float shift __asm("s15") = sf_from_bits(w->shift);
+    const float end = sf_from_bits((uint32_t)(uintptr_t)(score + n / 2u * 4u));
+    /* clang-format off */
+    __asm volatile("1:\n\t"
+          "ldrd r4, r5, [r0], #8\n\t"
+          EXPONENT
+          WEIGHT("r4", "r12", "r10") WEIGHT("r5", "lr", "r11")
+          EXPONENT
+          "ldr r6, [r0], #4\n\t"
+          WEIGHT("r6", "r12", "r10")
+          "orr r4, r4, r6, lsl #16\n\t"
+          "ldr r6, [r0], #4\n\t"
+          WEIGHT("r6", "lr", "r11")
+          "orr r5, r5, r6, lsl #16\n\t"
+          "strd r4, r5, [r1], #8\n\t"
+          "vmov r6, %[end]\n\t"
+          "cmp r0, r6\n\t"
+          "bne 1b"
+          : "+r"(from), "+r"(to), "+r"(at), "+r"(total0), "+r"(total1)
+          : "r"(steps), "r"(best0), "r"(best1), "t"(stride), "t"(shift), [end] "t"(end)
+          : "r4", "r5", "r6", "r7", "r8", "r9", "cc", "memory");
+    /* clang-format on */
+    w->total[0] = total0;
+    w->total[1] = total1;
+    if (n % 2u != 0) {
+        weigh_two(w, at, 0, 2, false, from, to);
+    }
+}
 
 /* Scores of one position: of the sums s0 and s1, with the exponent in r8. */
 #define SCORES(s0, s1)                                                                             \
@@ -401,8 +453,10 @@ INLINE void together(const sf_attn *a, uint32_t heads, const float *q, int16_t *
     e = a->vs + a->first * estride;
     if ((w.left[0] | w.left[heads - 1u]) != 0) {
         weigh(&w, e, estride, n, heads, true, score);
-    } else if (heads == 2u) {
+#ifdef SF_DSP
+    } else if (heads == 2u && n >= 2u) {
         weigh_2(&w, e, estride, n, score);
+#endif
     } else {
         weigh(&w, e, estride, n, heads, false, score);
     }

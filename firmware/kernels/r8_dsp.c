@@ -124,28 +124,65 @@ static uint32_t dot_two(const uint8_t *const *rows, uint32_t n, const sf_bfp *v,
     return n / 2u * 2u;
 }
 
-/* Sums of two rows over widened groups up to `end`, in units of the least exponent. */
+/* Sums of the rows at r7 and r8 over widened groups from r2 up to r1, in units of the least
+ * exponent, to r0 and r9. */
+#define GROUPS(label)                                                                              \
+    "mov r0, #0\n\tmov r9, #0\n\t"                                                                \
+    label ":\n\t"                                                                                 \
+    GROUP                                                                                          \
+    "ldm r2!, {r3, r4}\n\t"                                                                       \
+    "add r10, r10, r3\n\tadd r11, r11, r3\n\t"                                                   \
+    "asr r10, r10, r4\n\tasr r11, r11, r4\n\t"                                                   \
+    "add r0, r0, r10\n\tadd r9, r9, r11\n\t"                                                     \
+    "cmp r2, r1\n\t"                                                                              \
+    "bne " label "b\n\t"
+
+/* Sums of two rows over some of their groups. */
 static inline void two_rows(const uint8_t *const *row, uint32_t at, const uint32_t *activations,
                             const uint32_t *end, int32_t *sum) {
     register const uint8_t *a __asm("r7") = row[0] + at;
     register const uint8_t *b __asm("r8") = row[1] + at;
     register const uint32_t *x __asm("r2") = activations;
     register const uint32_t *to __asm("r1") = end;
-    register int32_t s0 __asm("r0") = 0;
-    register int32_t s1 __asm("r9") = 0;
-    __asm("1:\n\t"
-          GROUP
-          "ldm r2!, {r3, r4}\n\t"
-          "add r10, r10, r3\n\tadd r11, r11, r3\n\t"
-          "asr r10, r10, r4\n\tasr r11, r11, r4\n\t"
-          "add r0, r0, r10\n\tadd r9, r9, r11\n\t"
-          "cmp r2, r1\n\t"
-          "bne 1b"
-          : "+r"(a), "+r"(b), "+r"(x), "+r"(s0), "+r"(s1)
+    register int32_t s0 __asm("r0");
+    register int32_t s1 __asm("r9");
+    __asm(GROUPS("1")
+          : "+r"(a), "+r"(b), "+r"(x), "=&r"(s0), "=&r"(s1)
           : "r"(to)
           : "r3", "r4", "r5", "r6", "r10", "r11", "r12", "lr", "cc", "memory");
     sum[0] = s0;
     sum[1] = s1;
+}
+
+/* n > 0 pairs of rows over all of their groups. */
+static void whole_rows(const uint8_t *const *rows, uint32_t n, const uint32_t *activations,
+                       const uint32_t *end, float factor, float *out) {
+    register float row __asm("s8") = sf_from_bits((uint32_t)(uintptr_t)rows);
+    register float to __asm("s9") = sf_from_bits((uint32_t)(uintptr_t)out);
+    register const uint32_t *stop __asm("r1") = end;
+    const float from = sf_from_bits((uint32_t)(uintptr_t)activations);
+    const float last = sf_from_bits((uint32_t)(uintptr_t)(rows + 2u * n));
+    __asm volatile("1:\n\t"
+          "vmov r0, s8\n\t"
+          "ldm r0!, {r7, r8}\n\t"
+          "vmov s8, r0\n\t"
+          "vmov r2, %[x]\n\t"
+          GROUPS("2")
+          "vmov s14, s15, r0, r9\n\t"
+          "vldr s12, [r7]\n\tvldr s13, [r8]\n\t"
+          "vcvt.f32.s32 s14, s14\n\tvcvt.f32.s32 s15, s15\n\t"
+          "vmul.f32 s14, s14, %[f]\n\tvmul.f32 s15, s15, %[f]\n\t"
+          "vmul.f32 s14, s14, s12\n\tvmul.f32 s15, s15, s13\n\t"
+          "vmov r3, r4, s8, s9\n\t"
+          "vstmia r4!, {s14, s15}\n\t"
+          "vmov s9, r4\n\t"
+          "vmov r0, %[last]\n\t"
+          "cmp r0, r3\n\t"
+          "bne 1b"
+          : "+t"(row), "+t"(to)
+          : "r"(stop), [x] "t"(from), [f] "t"(factor), [last] "t"(last)
+          : "r0", "r2", "r3", "r4", "r5", "r6", "r7", "r8", "r9", "r10", "r11", "r12", "lr", "s12",
+            "s13", "s14", "s15", "cc", "memory");
 }
 /* clang-format on */
 
@@ -189,7 +226,11 @@ void sf_dot_r8(const uint8_t *const *row, uint32_t n, const sf_bfp *x, float *ou
         }
         const bool all = live == x->groups;
         const float factor = sf_pow2((int32_t)least - SF_SHIFT_SPAN - x->s);
-        for (uint32_t r = 0; r < n; r += 2u) {
+        const uint32_t whole = all ? n / 2u * 2u : 0u;
+        if (whole != 0) {
+            whole_rows(row, whole / 2u, wide, end, factor, out);
+        }
+        for (uint32_t r = whole; r < n; r += 2u) {
             const uint8_t *const pair[2] = {row[r], row[r + 1u < n ? r + 1u : r]};
             int32_t two[2];
             two_rows(pair, from * GROUP_BYTES, wide, end, two);
