@@ -447,7 +447,9 @@ INLINE void together(const sf_attn *a, uint32_t heads, const float *q, int16_t *
     const int8_t *e = a->ks + a->first * estride;
     scores(e, estride, a->k_least, factor, n, heads, score, w.best);
     for (uint32_t h = 0; h < heads; h++) {
-        score[n * heads + h] = w.best[h] - 0x40000000; /* weighs nothing: makes n even */
+        if (n % 2u != 0) { /* there may be no room behind an even n */
+            score[n * heads + h] = w.best[h] - 0x40000000; /* weighs nothing: makes n even */
+        }
         w.best[h] += (int32_t)(headroom << 12 >> w.left[h]);
     }
     e = a->vs + a->first * estride;
