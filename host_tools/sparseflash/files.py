@@ -20,9 +20,12 @@ def root() -> Path:
 
 @contextmanager
 def whole(path: Path) -> Iterator[Path]:
-    """A temporary name to write to: becomes ``path`` at the end, is removed on an exception."""
+    """A temporary name to write to: becomes ``path`` at the end, is removed on an exception.
+
+    The name is the process's own, so that two that make the same file do not meet.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".part")
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
         yield temporary
         os.replace(temporary, path)

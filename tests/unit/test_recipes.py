@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-from sparseflash import recipes
+from sparseflash import files, recipes
 from sparseflash.errors import InputError, SparseflashError, UsageError
 from sparseflash.recipes import fetch, load_recipe, text
 
@@ -248,3 +248,16 @@ def test_random_models_are_the_same_bytes(place: Path) -> None:
         write_yaml(place / "models" / "m.yaml", recipe_of({**entry, **wrong}))
         with pytest.raises(InputError, match="seed must be"):
             load_recipe("m")
+
+
+def test_two_processes_write_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each writes under a name of its own; the last to end is what stays."""
+    path = tmp_path / "file"
+    with files.whole(path) as ours:
+        ours.write_text("ours")
+        with monkeypatch.context() as other:
+            other.setattr(files.os, "getpid", lambda: -1)
+            with files.whole(path) as theirs:
+                theirs.write_text("theirs")
+        assert path.read_text() == "theirs" and ours.read_text() == "ours"
+    assert path.read_text() == "ours" and [p.name for p in tmp_path.iterdir()] == ["file"]
