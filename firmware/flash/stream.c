@@ -156,7 +156,7 @@ static void pick_fill(sf_stream *s) {
         const uint32_t most = rows_that_fit(p, SF_PICK_BYTES);
         const uint32_t first = s->idx ? s->idx[s->ahead] : s->ahead;
         uint32_t last = first, count = 1;
-        while (s->ahead + count < s->n && count < SF_TILE) {
+        while (s->ahead + count < s->n) {
             const uint32_t row = s->idx ? s->idx[s->ahead + count] : s->ahead + count;
             if (row - first >= most || (row - last - 1u) * p->stride > SF_FLASH_GAP) {
                 break;
