@@ -58,7 +58,10 @@ int sf_set_thresholds(uint32_t layer, const float *t) {
         }
     }
     /* What the image has columns or guesses for. */
-    uint32_t stored = SF_GUESSES ? 1u << SF_T_GUESS : 0u;
+    uint32_t stored = 0;
+#if SF_GUESSES
+    stored = (sf_parts[layer * SF_LAYER_PARTS + SF_PART_GUESS_GATE].rows != 0u) << SF_T_GUESS;
+#endif
     for (uint32_t i = 0; i < SF_LAYER_PARTS; i++) {
         stored |= 1u << sf_parts[layer * SF_LAYER_PARTS + i].input;
     }

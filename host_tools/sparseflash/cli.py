@@ -90,14 +90,7 @@ def _say_placement(plan: dict[str, Any]) -> None:
         table.add_row(name, f"{k['pinned']:,}", f"{k['streamed']:,}", f"{k['read']:,.0f}")
     console.print(table)
     if "ratio" in placement:
-        more = placement.get("ratio_with_a_megabyte", 1.0)
-        if "pinned_ffn" in placement:
-            a, o, f = (f"{placement[f'pinned_{k}']:g}" for k in ("attn", "o", "ffn"))
-            _say(f"pinned and dense: q, k, v of {a} layers, o of {o}, FFN of {f}; the rest drops")
-        _say(
-            f"expected perplexity {placement['ratio']:.4f} of dense; with one more megabyte of RAM "
-            f"at the same bytes {more:.4f}"
-        )
+        _say_expected(placement)
     if "read_seconds" in placement:
         _say(
             f"reading takes {1e3 * placement['read_seconds']:.1f} ms a token by the measured "
@@ -106,6 +99,23 @@ def _say_placement(plan: dict[str, Any]) -> None:
         )
     else:
         _say("make flash-curve measures what the reads cost on this board")
+
+
+def _say_expected(placement: dict[str, Any]) -> None:
+    """What the planner chose, and what it loses."""
+    if "ratio_predicted" not in placement:
+        _say("nothing is dropped, so perplexity is that of dense")
+        return
+    names = {"qkv": "q, k, v", "o": "o", "gate": "gate", "up": "up", "down": "down"}
+    whole = ", ".join(f"{n} of {placement[f'whole_{k}']:g}" for k, n in names.items())
+    guessed = f"; a predictor picks in {placement['guessed']:g}" if "guessed" in placement else ""
+    _say(f"of {placement['layers']:g} layers these stay whole: {whole}{guessed}")
+    _say(
+        f"perplexity {placement['ratio']:.4f} ± {placement['ratio_error']:.4f} of dense on text "
+        "that calibration did not see; the model of the loss predicted "
+        f"{placement['ratio_predicted']:.4f}, and with one more megabyte of RAM at the same bytes "
+        f"{placement['ratio_predicted_with_a_megabyte']:.4f}"
+    )
 
 
 @app.command("flash-curve")
@@ -157,20 +167,21 @@ def generate(
     """Packs the model, plans it for the board and writes its C."""
     from sparseflash import pipeline, recipes, sfm
     from sparseflash.boards import load_board
+    from sparseflash.planner import planned_for
     from sparseflash.screen import head_rows
 
     recipe, target = recipes.load_recipe(model), load_board(board)
     if method != "planned":
         pipeline.check_method(method, sparsity)
-    elif speculate or asvd or head != "exact":
-        raise UsageError("method planned takes neither --speculate nor --asvd nor --head")
+    elif speculate or asvd:
+        raise UsageError("method planned takes neither --speculate nor --asvd")
     rows = head_rows(head)
     if order not in sfm.ORDERS:
         raise UsageError(f"order {order!r} is unknown; there are {', '.join(sfm.ORDERS)}")
     loaded = pipeline.open_model(recipe)
     layout = target.raw.get("layout", "joint")
     if method == "planned":
-        setting = pipeline.planned_for(loaded, recipe, target, sparsity, kv_len, ram)
+        setting = planned_for(loaded, recipe, target, sparsity, kv_len, ram, rows)
     else:
         setting = pipeline.setting_for(loaded, recipe, method, sparsity, speculate, asvd)
     image = pipeline.pack_model(loaded, recipe, layout, order, [setting], rows > 0, asvd)
@@ -271,11 +282,14 @@ def validate(
     port: PortOption = None,
     positions: Count = 64,
 ) -> None:
-    """Compares logits and every layer of the device with the reference, bit by bit."""
+    """Compares logits and every layer of the device with the reference, bit by bit.
+
+    At most as many positions as its KV cache holds.
+    """
     from sparseflash import pipeline
 
     with pipeline.Session(model, board, port) as session, _bar() as bar:
-        ids = _validation_ids(session, model, positions)
+        ids = _validation_ids(session, model, min(positions, session.plan["kv_len"]))
         task = bar.add_task("validating", total=len(ids))
         found = pipeline.validate(
             session.device,

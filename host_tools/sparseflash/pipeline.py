@@ -112,13 +112,13 @@ def formats_for(recipe: Recipe, settings: Sequence[Setting] = ()) -> Formats:
         UsageError: one image cannot serve all of them.
     """
     f = recipe.formats
-    needs = {(s.guess, s.columns) for s in settings} - {(None, ())}
-    if len({(m and (m.proxy or m.name), c) for m, c in needs}) > 1:
+    needs = {(s.guess, s.columns, s.guessed) for s in settings} - {(None, (), ())}
+    if len({(m and (m.proxy or m.name), *rest) for m, *rest in needs}) > 1:
         raise UsageError(
             "one image has proxies of one width, one predictor or one set of matrices by columns; "
             "ask for one prox, one predictor, one teal or marginal at one sparsity at a time"
         )
-    m, columns = needs.pop() if needs else (None, ())
+    m, columns, guessed = needs.pop() if needs else (None, (), ())
     guess, rank, signs = (m.proxy, m.rank, m.signs) if m else (0, 0, False)
     # Its rows take fewer instructions than its columns where no neuron is dropped.
     rows = f["ffn"] == "r8" and settings and not any(s.drops_neurons for s in settings)
@@ -129,6 +129,7 @@ def formats_for(recipe: Recipe, settings: Sequence[Setting] = ()) -> Formats:
         guess=guess,
         signs=signs,
         rank=rank,
+        guessed=guessed,
         down="rows" if rows else "columns",
         columns=columns,
     )
@@ -157,7 +158,7 @@ def pack_model(
         formats = factors.formats(formats, model.spec.n_layers)
     for m in (s.guess for s in settings):
         if m and m.rank and predictor is None:
-            predictor = _study(model, recipe, asvd).predictor(m)
+            predictor = study_of(model, recipe, asvd).predictor(m)
             formats = replace(formats, ahead=predictor.ahead, predictor=predictor.digest)
     if path.is_file():
         try:
@@ -256,14 +257,21 @@ class Setting:
     use: Use | None = None
     """Shares of rows that a token reads, where they were measured."""
     expected: dict[str, float] = field(default_factory=dict)
-    """Of the planner: ``ratio`` of perplexity to dense, ``ratio_with_a_megabyte`` at equal bytes,
-    and numbers of layers, ``pinned_attn`` (q, k, v), ``pinned_o`` and ``pinned_ffn``."""
+    """Of the planner: ``ratio`` of perplexity to dense and its error, measured; what the model of
+    the loss predicted, now and with a megabyte more; numbers of layers by what stays whole."""
+    predictor: str = ""
+    """Method whose predictor picks the neurons of layers with a level ``proxy``."""
 
     @property
     def guess(self) -> registry.Method | None:
         """The method whose proxies or predictor the image needs."""
-        m = registry.method(self.speculate or self.method)
+        m = registry.method(self.speculate or self.predictor or self.method)
         return m if self.levels and m.guess else None
+
+    @property
+    def guessed(self) -> tuple[bool, ...]:
+        """``Formats.guessed``: not all layers use the predictor of a plan."""
+        return tuple(bool(v > 0) for v in self.levels["proxy"]) if self.predictor else ()
 
     @property
     def drops_neurons(self) -> bool:
@@ -315,63 +323,28 @@ def setting_for(
             for i in range(n):
                 out[i, THRESHOLDS.index(site)] = calibration.threshold(i, site, percent / 100)
         return Setting(method, percent, levels, out)
-    study = _study(model, recipe, asvd)
+    study = study_of(model, recipe, asvd)
     levels = study.levels(m, percent / 100)
-    return Setting(method, percent, levels, _thresholds(study, m, levels))
+    return Setting(method, percent, levels, thresholds_of(study, m, levels))
 
 
-def _thresholds(study: Study, m: registry.Method, levels: Levels) -> np.ndarray:
-    """What the rules of a method at its levels compare with, float32 (layers, 12)."""
+def thresholds_of(
+    study: Study, m: registry.Method, levels: Levels, predictor: str = ""
+) -> np.ndarray:
+    """What the rules of a method at its levels compare with, float32 (layers, 12).
+
+    predictor: of ``Setting``.
+    """
     out = np.zeros((study.model.spec.n_layers, len(THRESHOLDS)), np.float32)
     for i, rules in enumerate(study.rules(m, levels)):
         for site, rule in rules.sites.items():
             out[i, THRESHOLDS.index(site)] = rule.threshold
         if rules.proxy is not None:
             out[i, THRESHOLDS.index("guess")] = rules.proxy.rule.threshold
+    if predictor:
+        guesses = thresholds_of(study, registry.method(predictor), levels)
+        out[:, THRESHOLDS.index("guess")] = guesses[:, THRESHOLDS.index("guess")]
     return out
-
-
-def planned_for(
-    model: Model,
-    recipe: Recipe,
-    board: Board,
-    percent: float,
-    kv_len: int | None = None,
-    ram: int | None = None,
-) -> Setting:
-    """Levels for what does not fit the RAM: ``percent`` fewer streamed bytes, pinned parts dense.
-
-    Raises:
-        UsageError: the board does not stream.
-        TooSmallError: the RAM holds no plan.
-    """
-    from sparseflash.methods.planned import plan_levels, prices_of
-
-    check_method("marginal", percent)
-    if "stream" not in board.raw:
-        raise UsageError(f"board {board.id} maps its flash; planned is for boards that stream it")
-    none = np.zeros((model.spec.n_layers, len(THRESHOLDS)), np.float32)
-    image = pack_model(model, recipe, "split")
-    positions = kv_len or min(recipe.kv_len, board.kv_len_default)
-    dense = make_plan(image, with_curve(board), none, positions, ram=ram)
-    total = dense["placement"]["total"]
-    if not total["streamed"] or not percent:
-        return Setting("dense", 0.0, {}, none, expected={"ratio": 1.0})
-    study = _study(model, recipe)
-    head = float(sum(p["rows"] * p["bytes"] for p in dense["parts"] if p["kind"] == "head"))
-    budget, goal = float(total["pinned"]), (1 - percent / 100) * total["streamed"]
-    prices = prices_of(study)
-    found = plan_levels(study, prices, budget, head, goal)
-    more = None
-    if total["streamed"] > 1e6:
-        more = plan_levels(study, prices, budget + 1e6, head, goal)
-    limits = _thresholds(study, registry.method("marginal"), found.levels)
-    ratios = {
-        "ratio": float(np.exp(found.rise)),
-        "ratio_with_a_megabyte": float(np.exp(more.rise)) if more else 1.0,
-    }
-    ratios |= {f"pinned_{k}": float(v.sum()) for k, v in found.pinned.items()}
-    return Setting("marginal", percent, found.levels, limits, use=found.use, expected=ratios)
 
 
 def factors_for(model: Model, recipe: Recipe, percent: float) -> Factors:
@@ -380,7 +353,7 @@ def factors_for(model: Model, recipe: Recipe, percent: float) -> Factors:
 
     if not 0 < percent < 100:
         raise UsageError(f"--asvd {percent:g} is out of range; give 0 or up to below 100 percent")
-    return asvd(_study(model, recipe), percent / 100)
+    return asvd(study_of(model, recipe), percent / 100)
 
 
 def in_factors(model: Model, recipe: Recipe, percent: float) -> tuple[Model, Formats]:
@@ -397,7 +370,7 @@ def study_folder(recipe: Recipe, asvd: float = 0.0) -> Path:
     return Places(recipe.name).folder / (f"study.asvd{asvd:g}" if asvd else "study")
 
 
-def _study(model: Model, recipe: Recipe, asvd: float = 0.0) -> Study:
+def study_of(model: Model, recipe: Recipe, asvd: float = 0.0) -> Study:
     """A study without evaluation text, on the tokens of the calibration."""
     from sparseflash.methods.study import Study
 

@@ -1,8 +1,9 @@
 """Where each part of the weights lies: mapped, pinned in RAM, or streamed from flash.
 
 A part is a set of rows that are read together; its first rows can be pinned. Pinning a byte saves
-as many flash bytes a token as that byte is read on average, so parts that are always read whole
-come before down columns, of which a mask skips a share. Parts of equal worth are pinned to the same
+as many flash bytes a token as are read for it, so parts that are always read whole come before
+down columns, of which a mask skips a share; where flash is read in large blocks, a mask may skip
+none (``expected_reads``). Parts of equal worth are pinned to the same
 fraction: the stream is then needed at an even pace and has computing to hide behind everywhere.
 """
 
@@ -15,6 +16,7 @@ import numpy as np
 
 from sparseflash.columns import column_bytes, table_bytes, tables
 from sparseflash.errors import TooSmallError
+from sparseflash.expected_reads import Reading
 from sparseflash.factors import shape_of
 from sparseflash.proxy import proxy_row_bytes
 from sparseflash.quantize import row_bytes
@@ -39,6 +41,8 @@ class Part:
     rows: int
     ffn: bool
     use: float = 1.0
+    fetched: float = 1.0
+    """Bytes that are expected to be read from flash for each of its bytes."""
     input: str = ""
     """Site of the inputs whose columns the rows are; empty for a matrix by rows."""
     pinned: int = 0
@@ -49,11 +53,6 @@ class Part:
     @property
     def size(self) -> int:
         return (self.rows - 1) * self.stride + self.bytes
-
-    @property
-    def read(self) -> float:
-        """Bytes a token reads of it."""
-        return self.rows * self.bytes * self.use
 
 
 def kinds_of(formats: Formats) -> tuple[str, ...]:
@@ -110,7 +109,7 @@ class _Layer:
         columns."""
         name = site or kind
         use = float(self.use[name][self.layer]) if name in self.use else 1.0
-        self.parts[kind] = Part(kind, self.layer, at, stride, size, rows, ffn, use, site)
+        self.parts[kind] = Part(kind, self.layer, at, stride, size, rows, ffn, use, input=site)
         return at + rows * stride
 
     def matrix(self, name: str, at: int, stride: int = 0) -> int:
@@ -186,7 +185,7 @@ def parts_of(image: Image, use: Use | None = None, head_rows: int = 0) -> list[P
         layer = _Layer(image, i, use or {})
         layer.attention()
         layer.ffn()
-        if f.guesses:
+        if f.guesses_in(i):
             layer.guess()
         ffn = {k for k in kinds if k.split("_")[0] in ("gate", "up")}
         out += [layer.parts.get(k, Part(k, i, 0, 0, 0, 0, k in ffn)) for k in kinds]
@@ -206,12 +205,17 @@ def _padded(size: int) -> int:
     return -(-size // PIN_ALIGN) * PIN_ALIGN
 
 
-def place(parts: list[Part], budget: int, tied: bool, ram: int, board: str) -> list[Part]:
-    """Pins rows into ``budget`` bytes of RAM; the others are streamed.
+def place(
+    parts: list[Part], budget: int, tied: bool, ram: int, board: str, reading: Reading
+) -> list[Part]:
+    """Pins rows into ``budget`` bytes of RAM; the others are streamed as ``reading`` says.
 
     Raises:
         TooSmallError: working memory leaves nothing.
     """
+    parts = [
+        replace(p, fetched=float(reading.share(p.bytes, p.use))) if p.rows else p for p in parts
+    ]
     groups = [
         [p for p in parts if p.rows and p.kind.endswith("scales")],
         [p for p in parts if p.rows and not p.kind.endswith("scales") and p.kind != "embed"],
@@ -226,8 +230,8 @@ def place(parts: list[Part], budget: int, tied: bool, ram: int, board: str) -> l
     scales = groups[0] if need <= budget else []
     rows = {(p.kind, p.layer): p.rows for p in scales}
     left = budget - (need if scales else 0)
-    for use in sorted({p.use for p in groups[1]}, reverse=True):
-        some = [p for p in groups[1] if p.use == use]
+    for worth in sorted({p.fetched for p in groups[1]}, reverse=True):
+        some = [p for p in groups[1] if p.fetched == worth]
         share = min(1.0, left / sum(_padded(p.size) for p in some))
         for p in some:
             n = p.rows if share >= 1.0 else max(0, int((p.size * share - PIN_ALIGN) // p.stride))
@@ -252,7 +256,7 @@ def pinned_bytes(parts: list[Part]) -> int:
 
 
 def summary(parts: list[Part]) -> dict[str, Any]:
-    """By kind and in total: bytes pinned, bytes streamed, and those of them a token reads."""
+    """By kind and in total: bytes pinned, bytes streamed, and those a token reads for them."""
     kinds: dict[str, dict[str, float]] = {}
     for p in parts:
         if p.kind == "embed":
@@ -260,6 +264,6 @@ def summary(parts: list[Part]) -> dict[str, Any]:
         k = kinds.setdefault(p.kind, {"pinned": 0, "streamed": 0, "read": 0.0})
         k["pinned"] += p.pinned * p.bytes
         k["streamed"] += (p.rows - p.pinned) * p.bytes
-        k["read"] += (p.rows - p.pinned) * p.bytes * p.use
+        k["read"] += (p.rows - p.pinned) * p.bytes * p.fetched
     total = {n: sum(k[n] for k in kinds.values()) for n in ("pinned", "streamed", "read")}
     return {"kinds": kinds, "total": total}

@@ -12,6 +12,7 @@ import numpy as np
 from sparseflash.boards import Board
 from sparseflash.columns import padded
 from sparseflash.errors import TooSmallError, UnsupportedError, UsageError
+from sparseflash.expected_reads import Reading
 from sparseflash.placement import Part, Use, kinds_of, parts_of, pinned_bytes, place, summary
 from sparseflash.reference import INPUTS, THRESHOLDS
 from sparseflash.screen import check_rows
@@ -100,7 +101,8 @@ def _flash_and_parts(
     memory["program and stack"] = int(stream.get("program_bytes", 0))
     del memory["total"]
     budget = ram - sum(memory.values()) - sum(board.reserve.values())
-    parts = place(parts, budget, image.spec.tied_head, ram, board.id)
+    reading = Reading.of(stream)
+    parts = place(parts, budget, image.spec.tied_head, ram, board.id, reading)
     memory["pinned weights"] = flash["pinned_bytes"] = pinned_bytes(parts)
     memory["total"] = sum(memory.values())
     return {"mode": "stream", **flash}, parts
@@ -113,7 +115,8 @@ def _expectation(parts: list[Part], board: Board) -> dict[str, Any]:
     if curve:
         b = curve["seconds_per_byte"]
         out["read_seconds"] = out["total"]["read"] * b
-        out["seconds_saved_by_a_megabyte"] = 1e6 * b * max(p.use for p in parts if p.use < 2)
+        streamed = [p.fetched for p in parts if p.pinned < p.rows and p.kind != "embed"]
+        out["seconds_saved_by_a_megabyte"] = 1e6 * b * max(streamed, default=0.0)
     return out
 
 
@@ -177,10 +180,11 @@ def make_plan(
             raise UnsupportedError(
                 f"the image of {image.name} has rows where {method} needs columns; pack again"
             )
-    if not f.guesses and np.asarray(thresholds)[:, THRESHOLDS.index("guess")].any():
+    guesses = np.asarray(thresholds)[:, THRESHOLDS.index("guess")]
+    if any(t > 0 and not f.guesses_in(i) for i, t in enumerate(guesses)):
         raise UnsupportedError(
-            f"the image of {image.name} has nothing that guesses neurons, and method {method} "
-            "needs it; pack again"
+            f"the image of {image.name} has nothing that guesses neurons in a layer where method "
+            f"{method} needs it; pack again"
         )
     vectors: dict[str, int] = {}
     at = 0

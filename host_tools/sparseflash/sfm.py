@@ -98,6 +98,8 @@ class Formats:
     """It reads the normed input of attention, not of the FFN."""
     predictor: str = ""
     """Its digest, so that an image of another one is packed again."""
+    guessed: tuple[bool, ...] = ()
+    """Layers that have such a proxy or predictor; empty when all have."""
     down: str = "columns"
     """down_proj by ``columns``, so that those of dropped neurons are not read, or by ``rows``."""
     columns: tuple[str, ...] = ()
@@ -125,6 +127,10 @@ class Formats:
     def guesses(self) -> bool:
         """Neurons are chosen before they are read."""
         return self.guess > 0 or self.rank > 0 or self.signs
+
+    def guesses_in(self, layer: int) -> bool:
+        """Whether a layer's neurons can be chosen before they are read."""
+        return self.guesses and (not self.guessed or self.guessed[layer])
 
     def by_columns(self, layer: int, matrix: str) -> bool:
         """Whether a layer stores one of MATRICES by columns."""
@@ -404,6 +410,10 @@ def pack(
         sections.append((Section.RECORDS, i, records))
         if formats.down == "columns":
             sections.append((Section.SCALES, i, pack_tables(down).tobytes()))
+        if factors is not None:
+            sections.append((Section.FACTORS, i, _factors(factors, i, order)))
+        if not formats.guesses_in(i):
+            continue
         if formats.signs:
             signs = pack_signs(as_float32(layer.gate_proj))
             signs = signs if order is None else signs[order[i]]
@@ -412,8 +422,6 @@ def pack(
             sections.append(
                 (Section.GUESS, i, _guess(layer.gate_proj, layer.up_proj, formats, i, order))
             )
-        if factors is not None:
-            sections.append((Section.FACTORS, i, _factors(factors, i, order)))
         if predictor is not None:
             sections.append((Section.GUESS, i, _predictor(predictor, i, order)))
     _write(path, spec, formats, sections)  # whole, or not at all
@@ -522,6 +530,7 @@ class Image:
             if "down" not in formats and "r8" in formats.values():
                 raise ValueError("rows of r8 as they were before they held sums of products")
             formats["columns"] = tuple(formats["columns"])
+            formats["guessed"] = tuple(formats.get("guessed", ()))
             formats["ranks"] = tuple(tuple(r) for r in formats["ranks"])
             self.formats = Formats(**formats)
             self.name: str = meta["name"]

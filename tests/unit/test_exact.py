@@ -21,7 +21,7 @@ from sparseflash.methods.masks import Reads
 from sparseflash.plan import make_plan
 from sparseflash.predictor import Predictor
 from sparseflash.reference import Reference
-from sparseflash.sfm import Formats, Image, pack
+from sparseflash.sfm import Formats, Image, Section, pack
 from sparseflash.spec import Activation, LayerSpec, Model
 
 POSITIONS = 64
@@ -190,6 +190,28 @@ def test_predictors_choose_neurons(ahead: bool, level: str, host: Board, tmp_pat
         formats = Formats(rank=rank)
         engine = engine_for(model, host, tmp_path / shape, formats, "cc", level.split(), predictor)
         guesses_choose(engine)
+
+
+@pytest.mark.parametrize("rank", [0, 32])
+def test_guesses_in_some_layers(rank: int, host: Board, tmp_path: Path) -> None:
+    """Only the last layer stores a guess: the others are exact, and refuse a limit on it."""
+    model = random_model(**SHAPES["llama"])
+    last = model.spec.n_layers - 1
+    formats = Formats(rank=rank, guess=0 if rank else 2, guessed=(*[False] * last, True))
+    predictor = random_predictor(model.spec, rank) if rank else None
+    engine = engine_for(model, host, tmp_path, formats, "cc", ["-O1"], predictor)
+    with pytest.raises(InputError, match="GUESS"):
+        engine.image.section(Section.GUESS, 0)
+    t = dense_thresholds(engine.image)
+    t[0, :4] = (0.1, 0.05, 0, 0.02)
+    t[last, 5] = 0.2
+    compare(engine, t)
+    assert 0 < engine.counters()["neurons"] < POSITIONS * (last + 1) * model.spec.ffn_dim
+    t[0, 5] = 0.1
+    with pytest.raises(SparseflashError, match="layer 0: thresholds"):
+        engine.set_thresholds(t)
+    with pytest.raises(UnsupportedError, match="guesses neurons in a layer"):
+        make_plan(engine.image, host, t)
 
 
 @pytest.mark.parametrize(

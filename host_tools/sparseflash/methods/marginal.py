@@ -242,6 +242,17 @@ class Drift:
     mean: dict[str, np.ndarray]
     error: dict[str, np.ndarray]
 
+    @classmethod
+    def over_windows(cls, found: dict[str, np.ndarray]) -> Drift:
+        """From values (windows, layers, ...) by kind."""
+        return cls(
+            {k: v.mean(0) for k, v in found.items()},
+            {
+                k: v.std(0, ddof=1) / np.sqrt(len(v)) if len(v) > 1 else np.abs(v[0])
+                for k, v in found.items()
+            },
+        )
+
     def plain(self) -> dict[str, Any]:
         return {
             n: {k: np.round(v, 9).tolist() for k, v in t.items()} for n, t in vars(self).items()
@@ -250,6 +261,16 @@ class Drift:
     @classmethod
     def of_plain(cls, d: dict[str, Any]) -> Drift:
         return cls(*({k: np.array(v) for k, v in d[n].items()} for n in ("mean", "error")))
+
+    def sure(self) -> dict[str, np.ndarray]:
+        """The means, of those that lower the loss only what two standard errors leave.
+
+        A plan picks the lowest of thousands, and so those whose error helps them most.
+        """
+        out = {}
+        for k, mean in self.mean.items():
+            out[k] = np.where(mean < 0, np.minimum(mean + 2 * self.error[k], 0), mean)
+        return out
 
     def shrunk(self) -> dict[str, np.ndarray]:
         """The means, each drawn to zero by the share of its square that is error."""
@@ -289,11 +310,7 @@ def measure_drift(study: Study, m: Method) -> Drift:
                 table = torch.zeros(size * size).scatter_add_(0, cell.flatten(), value.flatten())
                 live = table.view(size, size).flip(0, 1).cumsum(0).cumsum(1).flip(0, 1)
                 found["ffn"][w, b.layer] = -(value.sum() - live).double().cpu().numpy() / len(row)
-    root = np.sqrt(max(len(ids), 1))
-    return Drift(
-        {k: v.mean(0) for k, v in found.items()},
-        {k: v.std(0, ddof=1) / root if len(ids) > 1 else np.abs(v[0]) for k, v in found.items()},
-    )
+    return Drift.over_windows(found)
 
 
 # --- choosing -----------------------------------------------------------------------------------
@@ -514,15 +531,13 @@ def fit_rises(points: dict[str, list[list[float]]]) -> Rises:
     return out
 
 
-def model_of(study: Study, m: Method) -> tuple[Curves, dict[str, np.ndarray], Rises]:
-    """What drops cost: curves, shrunk drifts and fitted rises, measured once for a model."""
+def model_of(study: Study, m: Method) -> tuple[Curves, Drift, Rises]:
+    """What drops cost: curves, drifts and fitted rises, measured once for a model."""
     study.need_scores([key(s, m.score) for s in m.sites])
     name = f"marginal-{m.score}-{'-'.join(m.sites)}"
     curves = Curves.of_plain(study.table(name, lambda: measure_curves(study, m).plain()))
-    drift = Drift.of_plain(
-        study.table(f"{name}-drift", lambda: measure_drift(study, m).plain())
-    ).shrunk()
-    points = study.table(f"{name}-rise", lambda: measure_rises(study, m, curves, drift))
+    drift = Drift.of_plain(study.table(f"{name}-drift", lambda: measure_drift(study, m).plain()))
+    points = study.table(f"{name}-rise", lambda: measure_rises(study, m, curves, drift.shrunk()))
     return curves, drift, fit_rises(points)
 
 
@@ -531,7 +546,7 @@ def marginal_levels(study: Study, m: Method, level: float) -> Levels:
     curves, drift, rises = model_of(study, m)
     size = choices(study, m, curves)
     saved = level * study.dense_bytes().layers
-    found = allocate(curves, size, rises, saved, drift)
+    found = allocate(curves, size, rises, saved, drift.shrunk())
     if -found.size < saved * (1 - 1e-9):
         reach = -found.size / study.dense_bytes().layers
         raise UsageError(f"{m.name} saves at most {100 * reach:.0f} % of the layers' bytes")

@@ -1,267 +1,205 @@
 """Budget for a device that pins part of its weights: pinned bytes cost nothing, for none is read.
 
-Each unit (q, k, v; o; the FFN of a layer) is either pinned and dense, or streamed at one of the
-levels of ``marginal``. Pinned it takes RAM for its rows; streamed by columns it takes RAM for its
-tables of scales, which are pinned first. What is left is a sum of costs under two sums, bytes
+Each unit takes one of its ``options``. What remains is a sum of costs under two sums, bytes
 streamed a token and RAM, so it has two prices: for a price of streamed bytes the price of RAM is
 bisected until the pinned units fit, and the first price until the streamed bytes are as asked. The
-head is pinned before all units: it has no sparse form, and no unit saves more bytes for its RAM.
+choice is then improved two units at a time under the same two limits, for prices reach only some
+of the choices. The head is pinned before all units: it has no sparse form, and no unit saves more
+bytes for its RAM.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
 
 import numpy as np
 
-from sparseflash.columns import column_bytes
-from sparseflash.methods.bytes import bytes_a_token
-from sparseflash.methods.marginal import (
-    GRID,
-    KINDS,
-    LEAST_SLOPE,
-    Curves,
-    Rises,
-    model_of,
-)
-from sparseflash.methods.masks import Reads
-from sparseflash.methods.registry import method
-from sparseflash.quantize import row_bytes
-from sparseflash.reference import INPUTS
+from sparseflash.errors import UsageError
+from sparseflash.methods.marginal import LEAST_SLOPE, RISE_COSTS, Rises
+from sparseflash.methods.options import Units
 
-if TYPE_CHECKING:
-    from sparseflash.methods.study import Levels, Study
+STEPS = 20
+SWEEPS = 10
+STARTS = 3
+REACH = 2 * max(RISE_COSTS)
+"""Nats that a kind may cost by prediction: the fits of true rises end not far below."""
+MOST_RISE = 0.3
+"""Nats; what loses more than a third of the perplexity is no plan."""
 
-STEPS = 24
+Pick = dict[str, np.ndarray]
+"""An option of each layer, (layers,) by kind of unit."""
 
 
 @dataclass
-class Units:
-    """Choices of a kind of unit; the first is pinned. (layers, choices) each."""
+class Solved:
+    """An option of each layer, the bytes it streams a token and its predicted rise in nats."""
 
-    cost: dict[str, np.ndarray]
-    """Predicted nats by kind of ``marginal``."""
-    drift: np.ndarray
-    streamed: np.ndarray
-    ram: np.ndarray
-
-
-@dataclass
-class Planned:
-    """What was chosen: levels, shares of rows read, and what they should cost."""
-
-    levels: Levels
-    use: dict[str, np.ndarray]
-    pinned: dict[str, np.ndarray]
-    """Units that are pinned and dense, bool (layers,) by kind."""
+    pick: Pick
     streamed: float
-    """Bytes a token, head included."""
     rise: float
-    """Of the loss, nats a token."""
 
 
 @dataclass
-class Prices:
-    """What does not depend on the RAM: the model of the loss and the units' choices."""
+class Problem:
+    """Units, fits of true rises by kind of cost, and the limits of RAM and of bytes a token."""
 
-    curves: Curves
-    rises: Rises
     units: dict[str, Units]
+    rises: Rises
+    budget: float
+    goal: float
 
+    def sum(self, pick: Pick, name: str) -> float:
+        """Of ``drift``, ``streamed`` or ``ram``."""
+        at = np.arange(len(next(iter(pick.values()))))
+        return float(sum(getattr(self.units[k], name)[at, p].sum() for k, p in pick.items()))
 
-class _Stored:
-    """Bytes of an image that stores the matrices ``columns`` by columns in every layer."""
+    def costs(self, pick: Pick) -> dict[str, float]:
+        at = np.arange(len(next(iter(pick.values()))))
+        return {
+            k: float(c[at, pick[u]].sum())
+            for u in self.units
+            for k, c in self.units[u].cost.items()
+        }
 
-    def __init__(self, study: Study, columns: str) -> None:
-        self.spec = spec = study.model.spec
-        lines = (columns,) * spec.n_layers if columns else ()
-        self.formats = replace(study.formats, columns=lines)
-        self.none = {s: np.zeros(spec.n_layers) for s in INPUTS}
-        dense = Reads.dense(spec.n_layers, spec.ffn_dim)
-        bare = replace(dense, blocks=self.none)
-        self.tables = self._of(dense) - self._of(bare)
-        """Of scales of input columns, (layers,)."""
+    def rise(self, pick: Pick) -> float:
+        """Predicted nats; infinite beyond what the fits were measured for."""
+        costs = self.costs(pick)
+        if max(costs.values()) > REACH:
+            return np.inf
+        found = sum(a * costs[k] + b * costs[k] ** 2 for k, (a, b) in self.rises.items())
+        found += self.sum(pick, "drift")
+        return found if found <= MOST_RISE else np.inf
 
-    def _of(self, reads: Reads) -> np.ndarray:
-        return bytes_a_token(self.spec, self.formats, reads).by_layer
+    def cheapest(self, slopes: dict[str, float], price: float) -> Pick:
+        """The options at a price of streamed bytes; the price of RAM is bisected."""
+        value = {
+            kind: sum(slopes[k] * c for k, c in u.cost.items()) + u.drift + price * u.streamed
+            for kind, u in self.units.items()
+        }
 
-    def streamed(self, reads: Reads) -> np.ndarray:
-        """(layers,), every table being pinned."""
-        blocks = np.zeros(self.spec.n_layers)
-        return self._of(replace(reads, blocks=self.none, column_blocks=blocks))
+        def at(ram_price: float) -> Pick:
+            return {
+                k: np.argmin(v + ram_price * self.units[k].ram, axis=1) for k, v in value.items()
+            }
 
-
-def units_of(study: Study, curves: Curves, drift: dict[str, np.ndarray]) -> dict[str, Units]:
-    """The units ``attn``, ``o`` and ``ffn``; choice 0 is pinned, choice 1 streamed and dense."""
-    spec = study.model.spec
-    n, size = spec.n_layers, len(GRID)
-    dense = Reads.dense(n, spec.ffn_dim)
-    base = _Stored(study, "").streamed(dense)
-    widths = {"attn": ("qkv", spec.dim), "o": ("o", spec.q_dim)}
-    matrices = {"attn": spec.q_dim + 2 * spec.kv_dim, "o": spec.dim}
-    out = {}
-    rest = base.copy()
-    for kind, (name, width) in widths.items():
-        cols = spec.dim if kind == "attn" else spec.q_dim
-        row = np.full(n, float(matrices[kind] * row_bytes(cols, study.formats.attn)))
-        stored = _Stored(study, name)
-        streamed, ram = np.zeros((n, size + 1)), np.zeros((n, size + 1))
-        ram[:, 0] = streamed[:, 1] = row
-        for j in range(1, size):
-            kept = {s: curves.kept[kind][:, j] * width for s in KINDS[kind]}
-            one = stored.streamed(replace(dense, kept=kept))
-            streamed[:, 1 + j], ram[:, 1 + j] = row + one - base, stored.tables
-        out[kind] = Units(
-            {kind: np.pad(curves.cost[kind], ((0, 0), (1, 0)))},
-            np.pad(drift[kind], ((0, 0), (1, 0))),
-            streamed,
-            ram,
-        )
-        rest -= row
-    shape = (n, size, size, size)
-    streamed, ram = np.zeros(shape), np.zeros(shape)
-    by_rows, *by_columns = (_Stored(study, names) for names in ("", "gate", "gate up"))
-    for j in range(size):
-        for a in range(size):
-            for s in range(size):
-                kept = {i: curves.kept["x"][:, j] * spec.dim for i in KINDS["x"]} if j else {}
-                reads = replace(
-                    dense,
-                    kept=kept,
-                    up_rows=curves.rows[:, a] * spec.ffn_dim,
-                    columns=curves.columns[:, a, s] * spec.ffn_dim,
-                )
-                ways = by_columns if j else [by_rows]
-                found = [w.streamed(reads) for w in ways]
-                which = np.argmin(found, axis=0)
-                streamed[:, j, a, s] = np.choose(which, found) - (base - rest)
-                ram[:, j, a, s] = np.choose(which, [w.tables for w in ways])
-
-    def flat(x: np.ndarray) -> np.ndarray:
-        return np.pad(np.broadcast_to(x, shape).reshape(n, -1), ((0, 0), (1, 0)))
-
-    ram = flat(ram)
-    ram[:, 0] = rest
-    x = curves.cost["x"][:, :, None, None]
-    out["ffn"] = Units(
-        {"x": flat(x), "ffn": flat(curves.cost["ffn"][:, None])},
-        flat(drift["x"][:, :, None, None] + drift["ffn"][:, None]),
-        flat(streamed),
-        ram,
-    )
-    return out
-
-
-def _pick(
-    units: dict[str, Units], slopes: dict[str, float], price: float, budget: float
-) -> dict[str, np.ndarray]:
-    """Choices (layers,) by kind at a price of streamed bytes; the price of RAM is bisected."""
-    value = {
-        kind: sum(slopes[k] * c for k, c in u.cost.items()) + u.drift + price * u.streamed
-        for kind, u in units.items()
-    }
-
-    def at(ram_price: float) -> dict[str, np.ndarray]:
-        return {k: np.argmin(v + ram_price * units[k].ram, axis=1) for k, v in value.items()}
-
-    def fits(pick: dict[str, np.ndarray]) -> bool:
-        return _sum(units, pick, "ram") <= budget
-
-    best = at(0.0)
-    if fits(best):
+        more = at(0.0)
+        if self.sum(more, "ram") <= self.budget:
+            return more
+        low, high = np.log10(price) - 8.0, np.log10(price) + 4.0
+        best = at(10.0**high)
+        for _ in range(STEPS):
+            middle = (low + high) / 2
+            pick = at(10.0**middle)
+            fits = self.sum(pick, "ram") <= self.budget
+            low, high = (low, middle) if fits else (middle, high)
+            best, more = (pick, more) if fits else (best, pick)
+        # Units of equal worth change together: as many as fit.
+        left = self.budget - self.sum(best, "ram")
+        for kind, u in self.units.items():
+            for i in np.flatnonzero(best[kind] != more[kind]):
+                needs = u.ram[i, more[kind][i]] - u.ram[i, best[kind][i]]
+                if needs <= left:
+                    best[kind][i] = more[kind][i]
+                    left -= needs
         return best
-    low, high = np.log10(price) - 8.0, np.log10(price) + 4.0
-    best = at(10.0**high)
-    for _ in range(STEPS):
-        middle = (low + high) / 2
-        pick = at(10.0**middle)
-        best, low, high = (pick, low, middle) if fits(pick) else (best, middle, high)
-    return best
+
+    def settle(self, price: float) -> Pick:
+        """The choice at a price when costs have the slopes of the true rises at that choice."""
+        slopes = dict.fromkeys(self.rises, 1.0)
+        for _ in range(STEPS):
+            costs = self.costs(self.cheapest(slopes, price))
+            for k, (a, b) in self.rises.items():
+                slopes[k] = 0.6 * slopes[k] + 0.4 * max(a + 2 * b * costs[k], LEAST_SLOPE)
+        return self.cheapest(slopes, price)
+
+    def worth(self, pick: Pick) -> list[tuple[str, int, np.ndarray]]:
+        """Kind, layer and the options that are cheapest at some prices; last the one it has."""
+        costs = self.costs(pick)
+        slopes = {k: max(a + 2 * b * costs[k], LEAST_SLOPE) for k, (a, b) in self.rises.items()}
+        prices = 10.0 ** np.linspace(-12, -3, 19)
+        out = []
+        for kind, u in self.units.items():
+            value = sum(slopes[k] * c for k, c in u.cost.items()) + u.drift
+            found = [
+                np.argmin(value + stream * u.streamed + ram * u.ram, axis=1)
+                for stream in prices
+                for ram in (0.0, *prices)
+            ]
+            for i, old in enumerate(pick[kind]):
+                best = {int(f[i]) for f in found} - {int(old)}
+                out.append((kind, i, np.array([*sorted(best), old])))
+        return out
+
+    def improve(self, pick: Pick) -> Pick:
+        """Two units at a time the best options that keep both limits, until none are better."""
+        pick = {k: v.copy() for k, v in pick.items()}
+        units, names = self.worth(pick), list(self.rises)
+        factors = np.array([self.rises[k] for k in names])
+
+        def row(kind: str, i: int, options: np.ndarray) -> np.ndarray:
+            """Streamed, RAM, drift and every cost of options, (3 + kinds, options)."""
+            u = self.units[kind]
+            none = np.zeros(len(options))
+            costs = [u.cost[k][i, options] if k in u.cost else none for k in names]
+            return np.stack(
+                [u.streamed[i, options], u.ram[i, options], u.drift[i, options], *costs]
+            )
+
+        rows = [row(*u) for u in units]
+        at = [len(options) - 1 for _, _, options in units]
+        total = sum((r[:, j] for r, j in zip(rows, at, strict=True)), np.zeros(3 + len(names)))
+        rise = self.rise(pick)
+        for _ in range(SWEEPS):
+            before = rise
+            for m in range(len(units)):
+                for n in range(m + 1, len(units)):
+                    rest = total - rows[m][:, at[m]] - rows[n][:, at[n]]
+                    both = rest[:, None, None] + rows[m][:, :, None] + rows[n][:, None, :]
+                    fits = (both[0] <= self.goal) & (both[1] <= self.budget)
+                    c = both[3:]
+                    fits &= (c <= REACH).all(0)
+                    value = both[2] + np.tensordot(factors.T[0], c, 1)
+                    value += np.tensordot(factors.T[1], c * c, 1)
+                    value = np.where(fits, value, np.inf)
+                    best = int(np.argmin(value))
+                    if value.flat[best] < rise - 1e-9:
+                        rise = float(value.flat[best])
+                        at[m], at[n] = (int(v) for v in np.unravel_index(best, value.shape))
+                        total = rest + rows[m][:, at[m]] + rows[n][:, at[n]]
+            if rise >= before:
+                break
+        for (kind, i, options), j in zip(units, at, strict=True):
+            pick[kind][i] = options[j]
+        return pick
 
 
-def _sum(units: dict[str, Units], pick: dict[str, np.ndarray], name: str) -> float:
-    at = np.arange(len(next(iter(pick.values()))))
-    return float(sum(getattr(units[k], name)[at, p].sum() for k, p in pick.items()))
+def solve(problem: Problem) -> Solved:
+    """The options that stream at most the goal for the least rise.
 
-
-def _costs(units: dict[str, Units], pick: dict[str, np.ndarray]) -> dict[str, float]:
-    at = np.arange(len(next(iter(pick.values()))))
-    return {k: float(c[at, pick[u]].sum()) for u in units for k, c in units[u].cost.items()}
-
-
-def settle(
-    units: dict[str, Units], rises: Rises, price: float, budget: float
-) -> dict[str, np.ndarray]:
-    """The choice at a price when costs have the slopes of the true rises at that choice."""
-    slopes = dict.fromkeys(rises, 1.0)
-    for _ in range(STEPS):
-        costs = _costs(units, _pick(units, slopes, price, budget))
-        for k, (a, b) in rises.items():
-            slopes[k] = 0.6 * slopes[k] + 0.4 * max(a + 2 * b * costs[k], LEAST_SLOPE)
-    return _pick(units, slopes, price, budget)
-
-
-def prices_of(study: Study) -> Prices:
-    """The model of the loss of ``marginal``, and what each choice costs by it."""
-    curves, drift, rises = model_of(study, method("marginal"))
-    return Prices(curves, rises, units_of(study, curves, drift))
-
-
-def plan_levels(study: Study, prices: Prices, budget: float, head: float, goal: float) -> Planned:
-    """Levels that stream at most ``goal`` bytes a token, head included, for the least loss.
-
-    budget: bytes of RAM for weights; head: those of the head. If no levels stream so little, those
-    that stream least.
+    Raises:
+        UsageError: none does; it says what can be reached.
     """
-    spec, units, rises = study.model.spec, prices.units, prices.rises
-    tables = bytes_a_token(
-        spec, study.formats, Reads.dense(spec.n_layers, spec.ffn_dim)
-    ).down - spec.n_layers * spec.ffn_dim * column_bytes(spec.dim, study.formats.ffn)
-    left = budget - tables
-    rest = max(0.0, head - max(left, 0.0))
-    left = max(0.0, left - head)
-
-    def rise_of(pick: dict[str, np.ndarray]) -> float:
-        costs = _costs(units, pick)
-        fitted = sum(a * costs[k] + b * costs[k] ** 2 for k, (a, b) in rises.items())
-        return fitted + _sum(units, pick, "drift")
-
     low, high = -16.0, 0.0
-    seen = [settle(units, rises, 10.0**p, left) for p in (low, high)]
+    seen = [problem.settle(10.0**p) for p in (low, high)]
     for _ in range(STEPS):
         middle = (low + high) / 2
-        seen.append(settle(units, rises, 10.0**middle, left))
-        enough = _sum(units, seen[-1], "streamed") + rest <= goal
+        seen.append(problem.settle(10.0**middle))
+        enough = problem.sum(seen[-1], "streamed") <= problem.goal
+        enough |= not np.isfinite(problem.rise(seen[-1]))
         low, high = (low, middle) if enough else (middle, high)
-    good = [p for p in seen if _sum(units, p, "streamed") + rest <= goal]
-    best = min(good or seen[1:2], key=rise_of)
-    out = _levels(study, prices.curves, best)
-    out.streamed, out.rise = _sum(units, best, "streamed") + rest, rise_of(best)
-    return out
+    sound = [p for p in seen if np.isfinite(problem.rise(p))]
+    good = [p for p in sound if problem.sum(p, "streamed") <= problem.goal]
+    if not good:
+        least = min((problem.sum(p, "streamed") for p in sound), default=np.inf)
+        raise TooMuchError(least)
+    starts = sorted(good, key=problem.rise)[:STARTS]
+    best = min((problem.improve(p) for p in starts), key=problem.rise)
+    return Solved(best, problem.sum(best, "streamed"), problem.rise(best))
 
 
-def _levels(study: Study, curves: Curves, pick: dict[str, np.ndarray]) -> Planned:
-    """Levels of the choices, and what they leave to read."""
-    spec, size, grid = study.model.spec, len(GRID), np.array(GRID)
-    at = np.arange(spec.n_layers)
-    j = {k: np.maximum(pick[k] - 1, 0) for k in ("attn", "o")}
-    x, a, s = np.unravel_index(np.maximum(pick["ffn"] - 1, 0), (size, size, size))
-    up_rows = curves.rows[at, a]
-    # As units_of prices it: up by rows where that reads less.
-    by_rows = up_rows * row_bytes(spec.dim, study.formats.ffn) * spec.ffn_dim < (
-        curves.kept["x"][at, x] * spec.dim * column_bytes(spec.ffn_dim, study.formats.ffn)
-    )
-    levels = {site: grid[j["attn"]] for site in KINDS["attn"]}
-    levels |= {"o": grid[j["o"]], "xg": grid[x], "xu": np.where(by_rows, 0.0, grid[x])}
-    levels |= {"act": grid[a], "h": grid[s]}
-    kept, blocks = curves.kept, curves.blocks
-    use = {site: kept["attn"][at, j["attn"]] for site in KINDS["attn"]}
-    use |= {f"{site}_scales": blocks["attn"][at, j["attn"]] for site in KINDS["attn"]}
-    use |= {"o": kept["o"][at, j["o"]], "o_scales": blocks["o"][at, j["o"]]}
-    use |= {"xg": kept["x"][at, x], "xu": kept["x"][at, x], "up": up_rows}
-    use |= {f"{m}_scales": blocks["x"][at, x] for m in ("gate", "up")}
-    use |= {"down": curves.columns[at, a, s], "scales": curves.column_blocks[at, a, s]}
-    use = {k: np.minimum(v, 1.0) for k, v in use.items()}
-    pinned = {k: p == 0 for k, p in pick.items()}
-    return Planned({k: v for k, v in levels.items() if v.any()}, use, pinned, 0.0, 0.0)
+class TooMuchError(UsageError):
+    """More bytes than can be saved; ``least`` is what can still be reached."""
+
+    def __init__(self, least: float) -> None:
+        super().__init__(f"no plan streams so little; the least is {least:,.0f} bytes a token")
+        self.least = least

@@ -1,0 +1,128 @@
+"""What it costs to let a predictor choose a layer's neurons, at every level of ``marginal``'s grid.
+
+The model of the loss is that of ``marginal``: the Fisher information along what the dropped neurons
+change, and a fit of the true rise when every layer is guessed alike. There is no drift: a trained
+predictor has seen the text that it would be measured on.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sparseflash.methods.evaluate import losses, spread
+from sparseflash.methods.gradients import SEED, Branch, walk
+from sparseflash.methods.marginal import (
+    GRID,
+    RISE_COSTS,
+    RISE_WINDOWS,
+    TOKENS,
+    fit_rises,
+)
+from sparseflash.methods.masks import Masked, guess_of, live_blocks
+
+if TYPE_CHECKING:
+    from sparseflash.methods.registry import Method
+    from sparseflash.methods.study import Study
+
+KIND = "guess"
+"""Of choice, beside ``marginal.KINDS``."""
+
+
+@dataclass
+class Guessed:
+    """A predictor's prices: nats and shares of reads a token, (layers, G) each."""
+
+    method: Method
+    cost: np.ndarray
+    rise: tuple[float, float]
+    """As ``marginal.Rises``."""
+    kept: np.ndarray
+    """Of neurons: gate rows, up rows and down columns."""
+    blocks: np.ndarray
+    """Of groups of 32 neurons."""
+    size: float
+    """Bytes of a layer's predictor."""
+
+
+class _Layers:
+    """The guesses of every layer, in bins of the grid's levels."""
+
+    def __init__(self, study: Study, m: Method) -> None:
+        self.study = study
+        name = study.guess_key(m)
+        study.need_scores([name], m)
+        self.pairs = study.copies(m)
+        self.limits = [
+            torch.tensor([study.scores.threshold(i, name, level) for level in GRID])
+            for i in range(study.model.spec.n_layers)
+        ]
+
+    def bins(self, b: Branch) -> Tensor:
+        """Highest level at which each neuron lives, int (T, ffn)."""
+        gate, up = self.pairs[b.layer]
+        guess = guess_of(self.study.model.spec.activation, b.at["ffn_in"][0], gate, up)
+        found = torch.bucketize(guess.abs().float(), self.limits[b.layer], right=True) - 1
+        return found.clamp_min(0)
+
+    @staticmethod
+    def dropped(bins: Tensor, value: Tensor) -> Tensor:
+        """Sums (T, G) of ``value`` (T, ffn) over the neurons that each level drops."""
+        sums = torch.zeros(len(value), len(GRID)).scatter_add_(1, bins, value.float())
+        return sums.cumsum(1) - sums
+
+
+def _measure(study: Study, m: Method) -> dict[str, Any]:
+    """Costs and reads, (layers, G) each."""
+    layers, runner = _Layers(study, m), study.runner
+    n, size, ffn = study.model.spec.n_layers, len(GRID), study.model.spec.ffn_dim
+    cost, kept, blocks = (np.zeros((n, size)) for _ in range(3))
+    ids = spread(study.calibration_ids, -(-TOKENS // study.calibration_ids.shape[1]))
+    draw = torch.Generator(runner.device).manual_seed(SEED)
+    for row in ids:
+        study.progress(f"costs of what {m.name} drops")
+        for b in walk(runner, row, draw):
+            if b.kind == "ffn":
+                bins = layers.bins(b)
+                moved = layers.dropped(bins, b.at["h"][0] * b.grad["h"][0])
+                cost[b.layer] += (moved**2).sum(0).double().cpu().numpy() / 2
+                for j in range(size):
+                    kept[b.layer, j] += float((bins >= j).sum()) / ffn
+                    blocks[b.layer, j] += live_blocks(bins >= j) / -(-ffn // 32)
+    cost, kept, blocks = cost / ids.size, kept / ids.size, blocks / ids.size
+    return {"cost": cost.tolist(), "kept": kept.tolist(), "blocks": blocks.tolist()}
+
+
+def _rises(study: Study, m: Method, cost: np.ndarray) -> list[list[float]]:
+    """Points (predicted cost, 0, true rise) of the same level in every layer."""
+    windows = spread(study.calibration_ids, RISE_WINDOWS)
+    base = losses(study.runner, windows).mean
+    out = []
+    for goal in RISE_COSTS:
+        j = max(1, int(np.searchsorted(cost.sum(0), goal)) - 1)
+        study.progress(f"rise of the loss by {m.name} alone")
+        levels = {"proxy": np.full(len(cost), GRID[j])}
+        hooks = Masked(study.runner, study.rules(m, levels), count=False)
+        rise = losses(study.runner, windows, hooks).mean - base
+        out.append([float(cost[:, j].sum()), 0.0, rise])
+    return out
+
+
+def guessed(study: Study, m: Method) -> Guessed:
+    """The prices of a predictor that reads the FFN's input, measured once for a model."""
+    name = f"picked-{study.guess_key(m).replace('/', '-')}"
+    found = study.table(name, lambda: _measure(study, m))
+    cost = np.array(found["cost"])
+    points = study.table(f"{name}-rise", lambda: _rises(study, m, cost))
+    return Guessed(
+        m,
+        cost,
+        fit_rises({KIND: points})[KIND],
+        np.array(found["kept"]),
+        np.array(found["blocks"]),
+        study.extra(m).proxy,
+    )
