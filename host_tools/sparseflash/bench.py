@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import statistics
 import time
+from pathlib import Path
 from typing import Any
 
 from sparseflash.link.client import Device
@@ -75,3 +77,15 @@ def bench(
         "share_waiting": counters["time_wait"] / total if time_model != "none" else None,
         "digest": digests[0] if len(set(digests)) == 1 else "differs between repetitions",
     }
+
+
+def computing_seconds(path: Path) -> float | None:
+    """Seconds a token takes without its waits for flash, by a bench.json.
+
+    None when there is none that can be read, or its board has no clock.
+    """
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        return (1 - found["share_waiting"]) / found["tokens_per_second"]
+    except (OSError, ValueError, KeyError, TypeError, ZeroDivisionError):
+        return None

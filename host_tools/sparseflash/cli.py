@@ -81,7 +81,10 @@ def calibrate(model: ModelOption = "smollm2-135m") -> None:
 
 
 def _say_placement(plan: dict[str, Any]) -> None:
-    """Where the weights lie, for a board that streams them."""
+    """Where the weights lie, for a board that streams them, and what reading them costs."""
+    from sparseflash import pipeline
+    from sparseflash.bench import computing_seconds
+
     placement = plan.get("placement")
     if not placement:
         return
@@ -97,6 +100,17 @@ def _say_placement(plan: dict[str, Any]) -> None:
             f"curve; one more megabyte of RAM saves "
             f"{1e3 * placement['seconds_saved_by_a_megabyte']:.2f} ms"
         )
+        computing = computing_seconds(
+            pipeline.Places(plan["name"], plan["board"]).target / "bench.json"
+        )
+        if computing is None:
+            _say("make bench measures what computing takes beside it, and so the stalls")
+        else:
+            stall = max(0.0, placement["read_seconds"] - computing)
+            _say(
+                f"the last bench computed for {1e3 * computing:.1f} ms a token beside its waits: "
+                f"expect stalls of {1e3 * stall:.1f} ms at the least"
+            )
     else:
         _say("make flash-curve measures what the reads cost on this board")
 

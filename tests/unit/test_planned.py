@@ -13,11 +13,13 @@ import numpy as np
 import pytest
 
 from conftest import data_folder
-from sparseflash import pipeline, planner
+from sparseflash import cli, pipeline, planner
+from sparseflash.bench import computing_seconds
 from sparseflash.boards import Board
 from sparseflash.build import build_library
 from sparseflash.engine import Engine
 from sparseflash.errors import TooSmallError, UsageError
+from sparseflash.files import write_json
 from sparseflash.generate import generate
 from sparseflash.methods.options import Units
 from sparseflash.methods.planned import Problem, TooMuchError, solve
@@ -143,3 +145,22 @@ def test_too_much_is_refused() -> None:
     with pytest.raises(TooMuchError) as e:
         solve(replace(p, goal=0.05 * p.goal))
     assert 0.05 * p.goal < e.value.least <= 2 * p.goal
+
+
+def test_stalls_by_the_last_bench(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Reading that computing does not hide: 30 ms beside (1 - 0.5) / 20 seconds."""
+    monkeypatch.setenv("SPARSEFLASH_ROOT", str(tmp_path))
+    total = {"pinned": 1, "streamed": 2, "read": 2.0}
+    costs = {"read_seconds": 0.03, "seconds_saved_by_a_megabyte": 0.001}
+    plan = {"name": "m", "board": "host", "placement": {"kinds": {}, "total": total, **costs}}
+    cli._say_placement(plan)
+    assert "make bench measures what computing takes" in capsys.readouterr().out
+    path = tmp_path / "build" / "host" / "m" / "bench.json"
+    write_json(path, {"tokens_per_second": 20.0, "share_waiting": 0.5})
+    cli._say_placement(plan)
+    out = " ".join(capsys.readouterr().out.split())
+    assert "computed for 25.0 ms" in out and "stalls of 5.0 ms" in out
+    write_json(path, {"tokens_per_second": None, "share_waiting": None})
+    assert computing_seconds(path) is None
