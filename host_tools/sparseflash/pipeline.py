@@ -44,7 +44,8 @@ from sparseflash.sfm import Formats, Image, pack
 from sparseflash.spec import Model
 
 if TYPE_CHECKING:
-    from sparseflash.methods.study import Levels, Study
+    from sparseflash.methods.masks import LayerRules
+    from sparseflash.methods.study import Study
 
 DEVICE_METHODS = tuple(m.name for m in registry.METHODS.values() if m.device)
 """Methods that thresholds of a layer express."""
@@ -325,25 +326,17 @@ def setting_for(
         return Setting(method, percent, levels, out)
     study = study_of(model, recipe, asvd)
     levels = study.levels(m, percent / 100)
-    return Setting(method, percent, levels, thresholds_of(study, m, levels))
+    return Setting(method, percent, levels, thresholds_of(study.rules(m, levels)))
 
 
-def thresholds_of(
-    study: Study, m: registry.Method, levels: Levels, predictor: str = ""
-) -> np.ndarray:
-    """What the rules of a method at its levels compare with, float32 (layers, 12).
-
-    predictor: of ``Setting``.
-    """
-    out = np.zeros((study.model.spec.n_layers, len(THRESHOLDS)), np.float32)
-    for i, rules in enumerate(study.rules(m, levels)):
+def thresholds_of(layers: Sequence[LayerRules]) -> np.ndarray:
+    """What the rules of every layer compare with, float32 (layers, 12)."""
+    out = np.zeros((len(layers), len(THRESHOLDS)), np.float32)
+    for i, rules in enumerate(layers):
         for site, rule in rules.sites.items():
             out[i, THRESHOLDS.index(site)] = rule.threshold
         if rules.proxy is not None:
             out[i, THRESHOLDS.index("guess")] = rules.proxy.rule.threshold
-    if predictor:
-        guesses = thresholds_of(study, registry.method(predictor), levels)
-        out[:, THRESHOLDS.index("guess")] = guesses[:, THRESHOLDS.index("guess")]
     return out
 
 

@@ -30,6 +30,7 @@ from sparseflash.reference import THRESHOLDS
 from sparseflash.spec import Model
 
 if TYPE_CHECKING:
+    from sparseflash.methods.masks import LayerRules
     from sparseflash.methods.options import Chosen
     from sparseflash.methods.study import Study
 
@@ -95,7 +96,7 @@ def planned_for(
         return Setting("dense", 0.0, {}, none, expected={"ratio": 1.0})
     study = study_of(model, recipe)
     curves, drift, rises = model_of(study, marginal)
-    reading, layers = Reading.of(board.raw["stream"]), model.spec.n_layers
+    reading = Reading.of(board.raw["stream"])
     size = {
         k: sum(p["rows"] * p["bytes"] for p in dense["parts"] if p["kind"] == k)
         for k in ("head_proxy", "head", "scales")
@@ -122,7 +123,7 @@ def planned_for(
         fits = rises if guess is None else rises | {KIND: guess.rise}
         problem = Problem(options.units, fits, budget, goal - streams)
         try:
-            found.append((solve(problem), options, problem, m))
+            found.append((solve(problem), options, problem))
         except TooMuchError as e:
             least = min(least, e.least)
     if not found:
@@ -132,27 +133,32 @@ def planned_for(
             f"{reading.gap:,}; dropping can bring that down to {least + streams:,.0f} at the "
             f"least, not to {goal:,.0f}: ask for a lower sparsity, or give more RAM"
         )
-    best, options, problem, m = min(found, key=lambda f: f[0].rise)
+    best, options, problem = min(found, key=lambda f: f[0].rise)
     more = solve(replace(problem, budget=problem.budget + 1e6))
     chosen = options.spell(best.pick)
-    predictor = m.name if m is not None and "proxy" in chosen.levels else ""
-    setting = Setting(
-        marginal.name,
-        percent,
-        chosen.levels,
-        thresholds_of(study, marginal, chosen.levels, predictor),
-        use=chosen.use,
-        predictor=predictor,
-    )
-    ratio, error = _measured(study, setting, held_out_windows(model, recipe))
+    rules, predictor = study.rules(marginal, chosen.levels), ""
+    if options.guessed is not None and "proxy" in chosen.levels:
+        predictor = options.guessed.method.name
+        guesses = study.rules(options.guessed.method, chosen.levels)
+        for i, level in enumerate(chosen.levels["proxy"]):
+            rules[i].proxy = guesses[i].proxy if level > 0 else None
+    ratio, error = _measured(study, rules, held_out_windows(model, recipe))
     expected = {
         "ratio": ratio,
         "ratio_error": error,
         "ratio_predicted": float(np.exp(best.rise)),
         "ratio_predicted_with_a_megabyte": float(np.exp(more.rise)),
-        "layers": float(layers),
+        "layers": float(model.spec.n_layers),
     }
-    return replace(setting, expected=expected | _summary(chosen))
+    return Setting(
+        marginal.name,
+        percent,
+        chosen.levels,
+        thresholds_of(rules),
+        use=chosen.use,
+        expected=expected | _summary(chosen),
+        predictor=predictor,
+    )
 
 
 def _summary(chosen: Chosen) -> dict[str, float]:
@@ -163,16 +169,11 @@ def _summary(chosen: Chosen) -> dict[str, float]:
     return out
 
 
-def _measured(study: Study, setting: Setting, windows: np.ndarray) -> tuple[float, float]:
-    """Perplexity under the masks over that without, on ``windows``, and its paired error."""
+def _measured(study: Study, rules: list[LayerRules], windows: np.ndarray) -> tuple[float, float]:
+    """Perplexity under the rules over that without, on ``windows``, and its paired error."""
     from sparseflash.methods.evaluate import losses
     from sparseflash.methods.masks import Masked
 
-    rules = study.rules(registry.method(setting.method), setting.levels)
-    if setting.guess is not None:
-        guesses = study.rules(setting.guess, setting.levels)
-        for i, level in enumerate(setting.levels["proxy"]):
-            rules[i].proxy = guesses[i].proxy if level > 0 else None
     base = losses(study.runner, windows)
     hooks = Masked(study.runner, rules, count=False)
     return losses(study.runner, windows, hooks).ratio(base)

@@ -12,15 +12,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from sparseflash.methods.evaluate import losses, spread
-from sparseflash.methods.gradients import SEED, Branch, walk
+from sparseflash.methods.gradients import SEED, walk
 from sparseflash.methods.marginal import (
     GRID,
     RISE_COSTS,
     RISE_WINDOWS,
     TOKENS,
+    bins_of,
+    dropped_sums,
     fit_rises,
 )
 from sparseflash.methods.masks import Masked, guess_of, live_blocks
@@ -49,37 +50,13 @@ class Guessed:
     """Bytes of a layer's predictor."""
 
 
-class _Layers:
-    """The guesses of every layer, in bins of the grid's levels."""
-
-    def __init__(self, study: Study, m: Method) -> None:
-        self.study = study
-        name = study.guess_key(m)
-        study.need_scores([name], m)
-        self.pairs = study.copies(m)
-        self.limits = [
-            torch.tensor([study.scores.threshold(i, name, level) for level in GRID])
-            for i in range(study.model.spec.n_layers)
-        ]
-
-    def bins(self, b: Branch) -> Tensor:
-        """Highest level at which each neuron lives, int (T, ffn)."""
-        gate, up = self.pairs[b.layer]
-        guess = guess_of(self.study.model.spec.activation, b.at["ffn_in"][0], gate, up)
-        found = torch.bucketize(guess.abs().float(), self.limits[b.layer], right=True) - 1
-        return found.clamp_min(0)
-
-    @staticmethod
-    def dropped(bins: Tensor, value: Tensor) -> Tensor:
-        """Sums (T, G) of ``value`` (T, ffn) over the neurons that each level drops."""
-        sums = torch.zeros(len(value), len(GRID)).scatter_add_(1, bins, value.float())
-        return sums.cumsum(1) - sums
-
-
 def _measure(study: Study, m: Method) -> dict[str, Any]:
     """Costs and reads, (layers, G) each."""
-    layers, runner = _Layers(study, m), study.runner
-    n, size, ffn = study.model.spec.n_layers, len(GRID), study.model.spec.ffn_dim
+    runner, spec, name = study.runner, study.model.spec, study.guess_key(m)
+    n, size, ffn = spec.n_layers, len(GRID), spec.ffn_dim
+    study.need_scores([name], m)
+    pairs = study.copies(m)
+    limits = [torch.tensor([study.scores.threshold(i, name, t) for t in GRID]) for i in range(n)]
     cost, kept, blocks = (np.zeros((n, size)) for _ in range(3))
     ids = spread(study.calibration_ids, -(-TOKENS // study.calibration_ids.shape[1]))
     draw = torch.Generator(runner.device).manual_seed(SEED)
@@ -87,8 +64,9 @@ def _measure(study: Study, m: Method) -> dict[str, Any]:
         study.progress(f"costs of what {m.name} drops")
         for b in walk(runner, row, draw):
             if b.kind == "ffn":
-                bins = layers.bins(b)
-                moved = layers.dropped(bins, b.at["h"][0] * b.grad["h"][0])
+                guess = guess_of(spec.activation, b.at["ffn_in"][0], *pairs[b.layer])
+                bins = bins_of(guess.abs(), limits[b.layer])
+                moved = dropped_sums(bins, (b.at["h"][0] * b.grad["h"][0]).float())
                 cost[b.layer] += (moved**2).sum(0).double().cpu().numpy() / 2
                 for j in range(size):
                     kept[b.layer, j] += float((bins >= j).sum()) / ffn

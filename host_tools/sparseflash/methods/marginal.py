@@ -94,9 +94,15 @@ def _limits(study: Study, m: Method, layer: int, site: str) -> tuple[Tensor, Ten
     return torch.tensor(t), study.weights(layer, name)
 
 
-def _bins(score: Tensor, limits: Tensor) -> Tensor:
+def bins_of(score: Tensor, limits: Tensor) -> Tensor:
     """Number of grid levels that keep an entry, minus one: it is dropped at levels above it."""
     return torch.bucketize(score.float(), limits, right=True) - 1
+
+
+def dropped_sums(bins: Tensor, value: Tensor) -> Tensor:
+    """Sums (T, G) of ``value`` (T, n) over the entries that each grid level drops."""
+    sums = torch.zeros(len(value), len(GRID)).scatter_add_(1, bins, value)
+    return sums.cumsum(1) - sums
 
 
 def measure_curves(study: Study, m: Method) -> Curves:
@@ -139,10 +145,8 @@ def measure_curves(study: Study, m: Method) -> Curves:
     def o_costs(b: Branch) -> None:
         heads, g = b.at["heads"][0], b.grad["heads"][0]
         limits, w = _limits(study, m, b.layer, "o")
-        bins = _bins(heads.abs() if w is None else heads.abs() * w, limits)
-        sums = torch.zeros(len(heads), size).scatter_add_(1, bins, heads * g)
-        dropped = sums.cumsum(1) - sums
-        cost["o"][b.layer] += (dropped**2).sum(0).cpu().numpy() / 2
+        bins = bins_of(heads.abs() if w is None else heads.abs() * w, limits)
+        cost["o"][b.layer] += (dropped_sums(bins, heads * g) ** 2).sum(0).cpu().numpy() / 2
         for j in range(size):
             rule = Rule(threshold=float(limits[j]), weight=w)
             _count_kept("o", b.layer, j, b.at["heads"], rule)
@@ -192,10 +196,10 @@ def _cells(study: Study, m: Method, layer: int, act: Tensor, h: Tensor) -> Tenso
     a = s = torch.full_like(h, size - 1, dtype=torch.long)
     if "act" in m.sites:
         limits, w = _limits(study, m, layer, "act")
-        a = _bins(act.abs() if w is None else act.abs() * w, limits)
+        a = bins_of(act.abs() if w is None else act.abs() * w, limits)
     if "h" in m.sites:
         limits, w = _limits(study, m, layer, "h")
-        s = _bins(h.abs() if w is None else h.abs() * w, limits)
+        s = bins_of(h.abs() if w is None else h.abs() * w, limits)
     return a * size + s
 
 
@@ -242,17 +246,6 @@ class Drift:
     mean: dict[str, np.ndarray]
     error: dict[str, np.ndarray]
 
-    @classmethod
-    def over_windows(cls, found: dict[str, np.ndarray]) -> Drift:
-        """From values (windows, layers, ...) by kind."""
-        return cls(
-            {k: v.mean(0) for k, v in found.items()},
-            {
-                k: v.std(0, ddof=1) / np.sqrt(len(v)) if len(v) > 1 else np.abs(v[0])
-                for k, v in found.items()
-            },
-        )
-
     def plain(self) -> dict[str, Any]:
         return {
             n: {k: np.round(v, 9).tolist() for k, v in t.items()} for n, t in vars(self).items()
@@ -292,7 +285,7 @@ def measure_drift(study: Study, m: Method) -> Drift:
 
     def line(kind: str, layer: int, x: Tensor, g: Tensor) -> np.ndarray:
         limits, w = _limits(study, m, layer, kinds[kind][0])
-        bins = _bins(x.abs() if w is None else x.abs() * w, limits).flatten()
+        bins = bins_of(x.abs() if w is None else x.abs() * w, limits).flatten()
         sums = torch.zeros(size).scatter_add_(0, bins, (x * g).flatten())
         return -(sums.cumsum(0) - sums).double().cpu().numpy() / len(x)
 
@@ -310,7 +303,11 @@ def measure_drift(study: Study, m: Method) -> Drift:
                 table = torch.zeros(size * size).scatter_add_(0, cell.flatten(), value.flatten())
                 live = table.view(size, size).flip(0, 1).cumsum(0).cumsum(1).flip(0, 1)
                 found["ffn"][w, b.layer] = -(value.sum() - live).double().cpu().numpy() / len(row)
-    return Drift.over_windows(found)
+    root = np.sqrt(max(len(ids), 1))
+    return Drift(
+        {k: v.mean(0) for k, v in found.items()},
+        {k: v.std(0, ddof=1) / root if len(ids) > 1 else np.abs(v[0]) for k, v in found.items()},
+    )
 
 
 # --- choosing -----------------------------------------------------------------------------------

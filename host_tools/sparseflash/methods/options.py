@@ -70,6 +70,11 @@ def ffn_options(inputs: bool, guess: bool) -> Iterator[FfnOption]:
         yield FfnOption(frozenset({"guess"}), guess=g)
 
 
+def indices(options: list[FfnOption]) -> list[np.ndarray]:
+    """Of the input, act, h and guess, int (options,) each."""
+    return [np.array([getattr(o, n) for o in options]) for n in ("x", "act", "h", "guess")]
+
+
 @dataclass
 class Chosen:
     """Options of every layer, spelled out."""
@@ -129,9 +134,7 @@ class Options:
 
     def _ffn(self) -> Units:
         spec, c, reading = self.spec, self.curves, self.reading
-        x, a, s, g = (
-            np.array([getattr(o, n) for o in self.ffn]) for n in ("x", "act", "h", "guess")
-        )
+        x, a, s, g = indices(self.ffn)
         held = {
             n: np.array([n in o.held for o in self.ffn]) for n in ("all", "gate", "up", "guess")
         }
@@ -169,11 +172,10 @@ class Options:
         return Units(cost, drift, streamed, ram)
 
     def spell(self, pick: dict[str, np.ndarray]) -> Chosen:
-        """Levels, reads and what is pinned for an option of each layer, (layers,) by unit."""
+        """Levels, reads and what stays whole for an option of each layer, (layers,) by unit."""
         grid, c = np.array(GRID), self.curves
         at = np.arange(self.spec.n_layers)
-        ffn = [self.ffn[i] for i in pick["ffn"]]
-        x, a, s, g = (np.array([getattr(o, n) for o in ffn]) for n in ("x", "act", "h", "guess"))
+        x, a, s, g = indices([self.ffn[i] for i in pick["ffn"]])
         by_rows = self.up_by_rows[at, pick["ffn"]]
         levels = {"xg": grid[x], "xu": np.where(by_rows, 0.0, grid[x])}
         levels |= {"act": grid[a], "h": grid[s], "proxy": grid[g]}
