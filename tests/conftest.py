@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sparseflash.boards import Board, load_board
-from sparseflash.factors import FACTORED, Factors, shape_of
-from sparseflash.files import root
-from sparseflash.predictor import Predictor
-from sparseflash.quantize import pack_rows, quantize, to_q4
-from sparseflash.spec import Layer, LayerSpec, Model, ModelSpec
+from sparseflash.base.files import root
+from sparseflash.image.factors import FACTORED, Factors, shape_of
+from sparseflash.image.predictor import Predictor
+from sparseflash.image.quantize import pack_rows, quantize, to_q4
+from sparseflash.model.spec import Layer, LayerSpec, Model, ModelSpec
+from sparseflash.plan.boards import Board, load_board
 
 
 def data_folder() -> Path:

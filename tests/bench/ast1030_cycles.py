@@ -26,17 +26,18 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "emulator"))
 
 import cycles
 
-from sparseflash import pipeline, recipes
-from sparseflash.boards import Board, load_board
-from sparseflash.build import build_firmware
-from sparseflash.dma_model import FlashTiming, Timeline, simulate
-from sparseflash.errors import SparseflashError
-from sparseflash.files import root, write_json
-from sparseflash.generate import generate
-from sparseflash.placement import use_of
-from sparseflash.plan import make_plan, plan_digest
-from sparseflash.runners import Files, flash_files
-from sparseflash.sizes import parse_size
+from sparseflash.base.errors import SparseflashError
+from sparseflash.base.files import root, write_json
+from sparseflash.base.sizes import parse_size
+from sparseflash.codegen.build import build_firmware
+from sparseflash.codegen.generate import generate
+from sparseflash.device.dma_model import FlashTiming, Timeline, simulate
+from sparseflash.device.runners import Files, flash_files
+from sparseflash.model import recipes
+from sparseflash.pipeline import stages as pipeline
+from sparseflash.plan.boards import Board, load_board
+from sparseflash.plan.placement import use_of
+from sparseflash.plan.plan import make_plan, plan_digest
 
 HEADER = ("total", "compute", "flash", "stall", "bytes")
 

@@ -17,9 +17,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from sparseflash import pipeline, recipes
-from sparseflash.calibrate import calibrate, calibration_windows
-from sparseflash.torch_model import TorchModel
+from sparseflash.model import recipes
+from sparseflash.model.torch_model import TorchModel
+from sparseflash.pipeline import stages as pipeline
+from sparseflash.sparsity.calibrate import calibrate, calibration_windows
 
 
 def peak_rss() -> int:

@@ -20,10 +20,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from sparseflash import pipeline, recipes
-from sparseflash.engine import Engine, dense_thresholds
-from sparseflash.sfm import Image
-from sparseflash.torch_model import TorchModel
+from sparseflash.image.sfm import Image
+from sparseflash.measure.engine import Engine, dense_thresholds
+from sparseflash.model import recipes
+from sparseflash.model.torch_model import TorchModel
+from sparseflash.pipeline import stages as pipeline
 
 _engine: Engine
 

@@ -23,14 +23,15 @@ import tarfile
 import time
 from pathlib import Path
 
-from sparseflash import pipeline, recipes
-from sparseflash.boards import load_board
-from sparseflash.errors import TooSmallError
-from sparseflash.files import root, write_json
-from sparseflash.host_board import start_host_device
-from sparseflash.link.client import Device
-from sparseflash.plan import plan_digest
-from sparseflash.screen import head_rows
+from sparseflash.base.errors import TooSmallError
+from sparseflash.base.files import root, write_json
+from sparseflash.device.host_board import start_host_device
+from sparseflash.device.link.client import Device
+from sparseflash.image.screen import head_rows
+from sparseflash.model import recipes
+from sparseflash.pipeline import stages as pipeline
+from sparseflash.plan.boards import load_board
+from sparseflash.plan.plan import plan_digest
 
 PEER = "llama-cpp-python==0.3.36"
 TOKENS = 32

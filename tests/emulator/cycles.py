@@ -6,13 +6,13 @@ import subprocess
 from dataclasses import replace
 from pathlib import Path
 
-from sparseflash.boards import Board
-from sparseflash.dma_model import parse
-from sparseflash.emulator import start_emulator
-from sparseflash.errors import ToolError
-from sparseflash.link.client import Device
-from sparseflash.programs import missing, run
-from sparseflash.runners import reply_seconds
+from sparseflash.base.errors import ToolError
+from sparseflash.base.programs import missing, run
+from sparseflash.device.dma_model import parse
+from sparseflash.device.emulator import start_emulator
+from sparseflash.device.link.client import Device
+from sparseflash.device.runners import reply_seconds
+from sparseflash.plan.boards import Board
 
 HERE = Path(__file__).parent
 MARKS = {"S": "sf_step", "L": "sf_count_time", "T": "sf_count_token"}

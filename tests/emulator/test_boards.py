@@ -12,22 +12,22 @@ import numpy as np
 import pytest
 
 from conftest import data_folder, random_factors, random_model, random_predictor
-from sparseflash.boards import Board, board_ids, load_board
-from sparseflash.build import build_firmware, build_library
-from sparseflash.emulator import EmulatorProcess
-from sparseflash.engine import Engine, dense_thresholds
-from sparseflash.errors import SparseflashError
-from sparseflash.footprint import SECTIONS, sizes, stack
-from sparseflash.generate import generate
-from sparseflash.link.client import Device
-from sparseflash.load import load_model
-from sparseflash.pipeline import validate
-from sparseflash.plan import make_plan, plan_digest
-from sparseflash.programs import missing
-from sparseflash.reference import Reference
-from sparseflash.runners import Files, flash_files, reply_seconds, start_board
-from sparseflash.sfm import Formats, Image, pack
-from sparseflash.spec import Model
+from sparseflash.base.errors import SparseflashError
+from sparseflash.base.programs import missing
+from sparseflash.codegen.build import build_firmware, build_library
+from sparseflash.codegen.footprint import SECTIONS, sizes, stack
+from sparseflash.codegen.generate import generate
+from sparseflash.device.emulator import EmulatorProcess
+from sparseflash.device.link.client import Device
+from sparseflash.device.runners import Files, flash_files, reply_seconds, start_board
+from sparseflash.image.reference import Reference
+from sparseflash.image.sfm import Formats, Image, pack
+from sparseflash.measure.engine import Engine, dense_thresholds
+from sparseflash.model.load import load_model
+from sparseflash.model.spec import Model
+from sparseflash.pipeline.stages import validate
+from sparseflash.plan.boards import Board, board_ids, load_board
+from sparseflash.plan.plan import make_plan, plan_digest
 
 POSITIONS = 64
 TOKENS = 32

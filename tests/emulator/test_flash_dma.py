@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 
 from conftest import random_model
-from sparseflash.boards import load_board
-from sparseflash.build import build_firmware
-from sparseflash.emulator import start_emulator
-from sparseflash.engine import dense_thresholds
-from sparseflash.generate import generate
-from sparseflash.plan import make_plan
-from sparseflash.programs import missing
-from sparseflash.sfm import Formats, Image, pack
+from sparseflash.base.programs import missing
+from sparseflash.codegen.build import build_firmware
+from sparseflash.codegen.generate import generate
+from sparseflash.device.emulator import start_emulator
+from sparseflash.image.sfm import Formats, Image, pack
+from sparseflash.measure.engine import dense_thresholds
+from sparseflash.plan.boards import load_board
+from sparseflash.plan.plan import make_plan
 
 HERE = Path(__file__).parent
 PLACES = (0, 16, (1 << 24) - 4096, 1 << 24, (1 << 26) + 20, (1 << 27) - 65536)

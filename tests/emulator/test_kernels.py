@@ -9,16 +9,16 @@ from pathlib import Path
 import pytest
 
 from conftest import random_model
-from sparseflash.boards import Board, board_ids, load_board
-from sparseflash.build import STRICT, build_firmware
-from sparseflash.emulator import EmulatorProcess
-from sparseflash.engine import dense_thresholds
-from sparseflash.files import root
-from sparseflash.generate import generate
-from sparseflash.plan import make_plan
-from sparseflash.programs import missing, run
-from sparseflash.runners import Files, flash_files, start_board
-from sparseflash.sfm import Formats, Image, pack
+from sparseflash.base.files import root
+from sparseflash.base.programs import missing, run
+from sparseflash.codegen.build import STRICT, build_firmware
+from sparseflash.codegen.generate import generate
+from sparseflash.device.emulator import EmulatorProcess
+from sparseflash.device.runners import Files, flash_files, start_board
+from sparseflash.image.sfm import Formats, Image, pack
+from sparseflash.measure.engine import dense_thresholds
+from sparseflash.plan.boards import Board, board_ids, load_board
+from sparseflash.plan.plan import make_plan
 
 HERE = Path(__file__).parent
 SOURCES = [HERE / "kernels_main.c", HERE / "plain_kernels.c"]

@@ -12,21 +12,21 @@ import numpy as np
 import pytest
 
 from conftest import random_model
-from sparseflash.boards import Board, load_board
-from sparseflash.build import build_firmware
-from sparseflash.emulator import EmulatorProcess
-from sparseflash.engine import dense_thresholds
-from sparseflash.errors import InputError, ToolError
-from sparseflash.generate import generate
-from sparseflash.link.client import Device
-from sparseflash.pipeline import open_model, setting_for, validate
-from sparseflash.plan import make_plan, plan_digest
-from sparseflash.programs import missing
-from sparseflash.recipes import load_recipe
-from sparseflash.rp2040 import boot_crc, seal
-from sparseflash.runners import Files, flash_files, runner_commands, start_board
-from sparseflash.sfm import Formats, Image, pack
-from sparseflash.uf2 import uf2_bytes, uf2_regions
+from sparseflash.base.errors import InputError, ToolError
+from sparseflash.base.programs import missing
+from sparseflash.codegen.build import build_firmware
+from sparseflash.codegen.generate import generate
+from sparseflash.device.emulator import EmulatorProcess
+from sparseflash.device.link.client import Device
+from sparseflash.device.rp2040 import boot_crc, seal
+from sparseflash.device.runners import Files, flash_files, runner_commands, start_board
+from sparseflash.device.uf2 import uf2_bytes, uf2_regions
+from sparseflash.image.sfm import Formats, Image, pack
+from sparseflash.measure.engine import dense_thresholds
+from sparseflash.model.recipes import load_recipe
+from sparseflash.pipeline.stages import open_model, setting_for, validate
+from sparseflash.plan.boards import Board, load_board
+from sparseflash.plan.plan import make_plan, plan_digest
 
 
 @pytest.fixture(scope="module")
@@ -172,11 +172,11 @@ def test_commands_of_the_runners(small: Flashed, tmp_path: Path, monkeypatch: An
 
     assert commands("uf2", drive="/media/me/RPI-RP2") == [["cp", uf2, "/media/me/RPI-RP2/"]]
     assert commands("picotool") == [["picotool", "load", "--verify", uf2], ["picotool", "reboot"]]
-    monkeypatch.setattr("sparseflash.runners.find_drive", lambda label: tmp_path)
+    monkeypatch.setattr("sparseflash.device.runners.find_drive", lambda label: tmp_path)
     assert commands("uf2") == [["cp", uf2, f"{tmp_path}/"]]
     flash_files(small.board, small.files, tmp_path / "flashed", "uf2")
     assert (tmp_path / "firmware.uf2").read_bytes() == small.uf2.read_bytes()
-    monkeypatch.setattr("sparseflash.runners.find_drive", lambda label: None)
+    monkeypatch.setattr("sparseflash.device.runners.find_drive", lambda label: None)
     with pytest.raises(ToolError, match="BOOTSEL"):
         flash_files(small.board, small.files, tmp_path / "flashed", "uf2")
     dry = flash_files(small.board, small.files, tmp_path / "flashed", "uf2", dry=True)

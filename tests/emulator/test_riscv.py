@@ -11,15 +11,15 @@ import numpy as np
 import pytest
 
 from conftest import random_model
-from sparseflash.boards import load_board
-from sparseflash.build import build_firmware
-from sparseflash.engine import dense_thresholds
-from sparseflash.files import root
-from sparseflash.generate import generate
-from sparseflash.plan import make_plan
-from sparseflash.programs import missing, run
-from sparseflash.runners import Files, runner_commands
-from sparseflash.sfm import Formats, Image, pack
+from sparseflash.base.files import root
+from sparseflash.base.programs import missing, run
+from sparseflash.codegen.build import build_firmware
+from sparseflash.codegen.generate import generate
+from sparseflash.device.runners import Files, runner_commands
+from sparseflash.image.sfm import Formats, Image, pack
+from sparseflash.measure.engine import dense_thresholds
+from sparseflash.plan.boards import load_board
+from sparseflash.plan.plan import make_plan
 
 FREESTANDING = root() / "firmware" / "port" / "common" / "freestanding"
 

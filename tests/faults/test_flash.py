@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 
 from conftest import random_factors, random_model, random_predictor
-from sparseflash.boards import Board
-from sparseflash.build import build_library
-from sparseflash.engine import Engine, dense_thresholds
-from sparseflash.errors import SparseflashError, TooSmallError
-from sparseflash.generate import generate
-from sparseflash.plan import make_plan
-from sparseflash.reference import Reference
-from sparseflash.sfm import Formats, Image, pack
+from sparseflash.base.errors import SparseflashError, TooSmallError
+from sparseflash.codegen.build import build_library
+from sparseflash.codegen.generate import generate
+from sparseflash.image.reference import Reference
+from sparseflash.image.sfm import Formats, Image, pack
+from sparseflash.measure.engine import Engine, dense_thresholds
+from sparseflash.plan.boards import Board
+from sparseflash.plan.plan import make_plan
 
 POSITIONS = 12
 STREAM = {

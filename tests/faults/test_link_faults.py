@@ -16,11 +16,11 @@ import numpy as np
 import pytest
 import serial
 
-from sparseflash.errors import LinkError
-from sparseflash.host_board import HostProcess, start_host_device
-from sparseflash.link.client import Device
+from sparseflash.base.errors import LinkError
+from sparseflash.device.host_board import HostProcess, start_host_device
+from sparseflash.device.link.client import Device
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "unit"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "device"))
 from test_link import Fake, build_fake
 
 KINDS = ("drop", "cut", "flip", "duplicate")

@@ -1,0 +1,5 @@
+"""``python -m sparseflash.cli``."""
+
+from sparseflash.cli import main
+
+main()

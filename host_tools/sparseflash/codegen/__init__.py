@@ -1,0 +1,1 @@
+"""Plan to C, C to firmware, and the size of the result."""

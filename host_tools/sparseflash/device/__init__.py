@@ -1,0 +1,1 @@
+"""Boards as they run: runners, emulators, the serial link, bench and chat."""

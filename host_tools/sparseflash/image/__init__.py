@@ -1,0 +1,1 @@
+"""The flash image: grids, writer and checked reader, integer reference."""

@@ -1,0 +1,94 @@
+"""k-bit copies of gate_proj and up_proj that guess h before a row is read (docs/SPEC.md).
+
+Prox, arXiv 2607.27591: neurons are chosen by a low-bit proxy, survivors are computed exactly. A
+weight is d*q in groups of 32 with a binary16 d; q is -1 or 1 with 1 bit, and within
+2^(bits-1) - 1 of 0 with 2 to 4. With 1 bit d is the mean magnitude of the group, else the one of a
+few tried that has the least squared error.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from sparseflash.image.quantize import GROUP
+from sparseflash.model.spec import Q8Blocks
+
+BITS = (1, 2, 3, 4)
+SCALES = tuple(np.float32(1.0 - 0.05 * i) for i in range(11))
+"""Shares of the largest magnitude that are tried as the end of the grid."""
+
+
+def proxy_blocks(w: np.ndarray, bits: int) -> Q8Blocks:
+    """float32 (out, in) on the proxy's grid, ``in`` a multiple of 32; its integers are int8."""
+    rows, cols = w.shape
+    x = np.asarray(w, np.float32).reshape(rows, cols // GROUP, GROUP)
+    if bits == 1:
+        d = np.abs(x).mean(-1, dtype=np.float64).astype(np.float16)
+        return Q8Blocks(np.where(x < 0, -1, 1).astype(np.int8).reshape(rows, cols), d)
+    top = 2 ** (bits - 1) - 1
+    largest = np.abs(x).max(-1)
+    d = np.zeros(largest.shape, np.float16)
+    q = np.zeros(x.shape, np.int8)
+    least = np.full(largest.shape, np.inf, np.float32)
+    for share in SCALES:
+        tried = (largest * share / np.float32(top)).astype(np.float16)
+        step = tried.astype(np.float32)[..., None]
+        inverse = np.divide(np.float32(1), step, out=np.zeros_like(step), where=step != 0)
+        y = np.clip(np.rint(x * inverse), -top, top)
+        error = ((x - y * step) ** 2).sum(-1)
+        better = error < least
+        least = np.where(better, error, least)
+        d = np.where(better, tried, d)
+        q = np.where(better[..., None], y.astype(np.int8), q)
+    return Q8Blocks(q.reshape(rows, cols), d)
+
+
+def proxy_row_bytes(cols: int, bits: int) -> int:
+    """Bytes of a stored row of ``cols`` weights."""
+    groups = -(-cols // GROUP)
+    return -(-groups * (4 * bits + 2) // 4) * 4
+
+
+def _offset(bits: int) -> tuple[int, int]:
+    """q = factor*u - less for the stored u of ``bits`` bits."""
+    return (2, 1) if bits == 1 else (1, 2 ** (bits - 1) - 1)
+
+
+def pack_proxy(blocks: Q8Blocks, bits: int) -> np.ndarray:
+    """Stored rows, uint8 (out, row bytes): for each group a word a bit of u, low first; then d."""
+    rows, cols = blocks.q.shape
+    factor, less = _offset(bits)
+    u = ((blocks.q.astype(np.int16) + less) // factor).astype(np.uint8).reshape(rows, -1, 1, GROUP)
+    planes = (u >> np.arange(bits, dtype=np.uint8)[:, None]) & 1  # (rows, groups, bits, 32)
+    words = np.packbits(planes, axis=-1, bitorder="little").reshape(rows, -1)
+    d = np.ascontiguousarray(blocks.d.astype("<f2")).view(np.uint8).reshape(rows, -1)
+    out = np.zeros((rows, proxy_row_bytes(cols, bits)), np.uint8)
+    out[:, : words.shape[1]] = words
+    out[:, words.shape[1] : words.shape[1] + d.shape[1]] = d
+    return out
+
+
+def unpack_proxy(data: np.ndarray, cols: int, bits: int) -> Q8Blocks:
+    """Inverse of :func:`pack_proxy`, from uint8 (out, row bytes)."""
+    rows, groups = data.shape[0], cols // GROUP
+    factor, less = _offset(bits)
+    words = np.ascontiguousarray(data[:, : groups * 4 * bits]).reshape(rows, groups, bits, 4)
+    planes = np.unpackbits(words, axis=-1, bitorder="little").astype(np.int16)
+    u = (planes << np.arange(bits, dtype=np.int16)[:, None]).sum(2, dtype=np.int16)
+    d = np.ascontiguousarray(data[:, groups * 4 * bits : groups * (4 * bits + 2)]).view("<f2")
+    return Q8Blocks((factor * u - less).astype(np.int8).reshape(rows, cols), d)
+
+
+def pack_signs(w: np.ndarray) -> np.ndarray:
+    """Signs of float32 (out, in), uint8 (out, in/8): a word a group, a bit set below zero."""
+    return np.packbits(w < 0, axis=-1, bitorder="little")
+
+
+def agreeing_signs(signs: np.ndarray, x: np.ndarray) -> np.ndarray:
+    """How many signs of each row are those of x: float32 (T, out).
+
+    signs: uint8 (out, in/8) of :func:`pack_signs`; x: float32 (T, in). Zero is not below zero.
+    """
+    w = np.unpackbits(signs, axis=-1, bitorder="little").astype(np.float32) * -2 + 1
+    v = np.where(x < 0, np.float32(-1), np.float32(1))
+    return np.asarray((v @ w.T + np.float32(x.shape[-1])) / 2, np.float32)

@@ -1,0 +1,404 @@
+"""The integer reference: docs/SPEC.md "Numbers" in numpy, from the bytes of a flash image.
+
+It runs all positions of a sequence at once but defines each of them alone; the
+C in ``firmware/`` must give the same bits. Every sum is an integer sum, so no
+order of additions can change a result; floats are only ever elementwise.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from sparseflash.image.proxy import agreeing_signs
+from sparseflash.image.quantize import GROUP, Blocks
+from sparseflash.image.screen import screened
+from sparseflash.image.sfm import Image
+from sparseflash.model.spec import Activation, Q4Blocks, R8Blocks
+
+SHIFT_SPAN = 12
+S_MIN, S_MAX = -40, 80
+SITES = ("attn_in", "q", "attn", "ffn_in", "h", "ffn_out", "residual")
+INPUTS = ("q", "k", "v", "o", "xg", "xu")
+THRESHOLDS = ("gate", "act", "up", "h", "down", "guess", *INPUTS)
+HASH_MULTIPLIER = 0x01000193
+
+F32 = np.float32
+
+
+def pow2(e: np.ndarray) -> np.ndarray:
+    """2^e as float32, exact, for -126 <= e <= 127."""
+    return ((np.asarray(e, np.int64) + 127).astype(np.uint32) << np.uint32(23)).view(F32)
+
+
+def half_units(h: np.ndarray) -> np.ndarray:
+    """float16 to int64 in units of 2^-24, exact."""
+    return np.rint(h.astype(np.float64) * 2.0**24).astype(np.int64)
+
+
+def _magnitude(x: np.ndarray) -> np.ndarray:
+    return x.view(np.uint32) & np.uint32(0x7FFFFFFF)
+
+
+def _exponent_for(top: np.ndarray, bits: int, limit: int) -> np.ndarray:
+    return np.clip(bits - ((top >> np.uint32(23)).astype(np.int64) - 127), S_MIN, limit)
+
+
+@dataclass
+class Bfp:
+    """Quantised activations of T positions: value = q * 2^-(s + span - k)."""
+
+    q: np.ndarray  # int8 (T, G, 32)
+    sum: np.ndarray  # int64 (T, G), of q << k
+    k: np.ndarray  # int64 (T, G)
+    s: np.ndarray  # int64 (T,)
+
+
+def quantize_bfp(x: np.ndarray) -> Bfp:
+    """float32 (T, n) to groups of 32 with power-of-two scales."""
+    t, n = x.shape
+    x = np.pad(x, ((0, 0), (0, -n % GROUP))).reshape(t, -1, GROUP)
+    top = _magnitude(x).max(-1)
+    live = top >= 0x00800000
+    s = _exponent_for(top, 6, S_MAX)
+    lowest = np.where(live, s, S_MAX).min(-1)
+    s = np.where(live, np.minimum(s, lowest[:, None] + SHIFT_SPAN), lowest[:, None])
+    scale = np.where(live, pow2(s), F32(0))
+    q = np.clip(np.rint(x * scale[..., None]), -127, 127).astype(np.int8)
+    k = lowest[:, None] + SHIFT_SPAN - s
+    return Bfp(q, q.astype(np.int64).sum(-1) << k, k, lowest)
+
+
+def quantize_vector(x: np.ndarray, bits: int) -> tuple[np.ndarray, np.ndarray]:
+    """float32 (..., n) to integers with one exponent a vector: (q int64, s int64 (...))."""
+    top = _magnitude(np.ascontiguousarray(x)).max(-1)
+    live = top >= 0x00800000
+    s = np.where(live, _exponent_for(top, bits - 2, 60), 60)
+    scale = np.where(live, pow2(s), F32(0))
+    limit = 2 ** (bits - 1) - 1
+    q = np.clip(np.rint(x * scale[..., None]), -limit, limit).astype(np.int64)
+    return q, s
+
+
+class Linear:
+    """y = W x for W on one of the grids, exact in integers."""
+
+    def __init__(self, blocks: Blocks) -> None:
+        rows, cols = blocks.shape
+        self.weights = np.ascontiguousarray(
+            blocks.q.reshape(rows, cols // GROUP, GROUP).transpose(1, 2, 0)
+        )  # (G, 32, rows)
+        self.row_scale: np.ndarray | None = None
+        if isinstance(blocks, R8Blocks):
+            self.row_scale = blocks.d
+            self.d = np.ones((cols // GROUP, rows), np.int64)
+        else:
+            self.d = np.ascontiguousarray(half_units(blocks.d).T)  # (G, rows)
+        self.m = (
+            np.ascontiguousarray(half_units(blocks.m).T) if isinstance(blocks, Q4Blocks) else None
+        )
+
+    def __call__(self, v: Bfp) -> np.ndarray:
+        """float32 (T, rows)."""
+        acc = np.zeros((v.q.shape[0], self.d.shape[1]), np.int64)
+        for g in range(self.d.shape[0]):
+            # Products stay under 2^19 and float32 holds integers to 2^24: the sum is exact.
+            isum = v.q[:, g].astype(F32) @ self.weights[g].astype(F32)
+            acc += (isum.astype(np.int64) << v.k[:, g, None]) * self.d[g]
+            if self.m is not None:
+                acc += v.sum[:, g, None] * self.m[g]
+        if self.row_scale is not None:
+            return np.asarray(acc.astype(F32) * pow2(-(SHIFT_SPAN + v.s))[:, None] * self.row_scale)
+        return acc.astype(F32) * pow2(-(24 + SHIFT_SPAN + v.s))[:, None]
+
+
+def embed_rows(blocks: Blocks, ids: np.ndarray) -> np.ndarray:
+    """Rows of the embedding, float32 (T, dim)."""
+    n = len(ids)
+    if isinstance(blocks, R8Blocks):
+        return np.ascontiguousarray(blocks.d[ids][:, None] * blocks.q[ids].astype(F32))
+    q = blocks.q[ids].reshape(n, -1, GROUP).astype(F32)
+    x = blocks.d[ids].astype(F32)[..., None] * q
+    if isinstance(blocks, Q4Blocks):
+        x = x + blocks.m[ids].astype(F32)[..., None]
+    return np.ascontiguousarray(x.reshape(n, -1))
+
+
+def rmsnorm(x: np.ndarray, w: np.ndarray, eps: float) -> np.ndarray:
+    """x / rms(x) * w over the last axis."""
+    n = x.shape[-1]
+    s = np.clip(14 - ((_magnitude(x).max(-1) >> np.uint32(23)).astype(np.int64) - 127), S_MIN, 60)
+    q = np.rint(x * pow2(s)[..., None]).astype(np.int64)
+    mean = (q * q).sum(-1).astype(F32) / F32(n) * pow2(-2 * s)
+    inverse = F32(1) / np.sqrt(mean + F32(eps))
+    return np.asarray(x * inverse[..., None] * w, F32)
+
+
+def exp2n(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """2^-(x/65536) = m * 2^-(16+e) for integers x: (m, e)."""
+    f = x & 0xFFFF
+    t = 3498 - ((f * 453) >> 16)
+    t = 15699 - ((f * t) >> 16)
+    t = 45422 - ((f * t) >> 16)
+    return 65536 - ((f * t) >> 16), x >> 16
+
+
+def sigmoid(x: np.ndarray) -> np.ndarray:
+    t = np.minimum(np.abs(x) * F32(94548.46), F32(2031616))
+    m, e = exp2n(t.astype(np.int64))
+    inverse = 0xFFFFFFFF // (65536 + (m >> e))
+    negative = (m * inverse).astype(F32) * pow2(-32 - e)
+    return np.where(x < 0, negative, inverse.astype(F32) * F32(2.0**-16))
+
+
+def activate(kind: Activation, x: np.ndarray) -> np.ndarray:
+    if kind is Activation.SILU:
+        return x * sigmoid(x)
+    if kind is Activation.GELU_TANH:
+        return x * sigmoid(x * (F32(0.07135481) * (x * x) + F32(1.5957691)))
+    return np.where(x > 0, x, F32(0))
+
+
+def rope_angles(inc: np.ndarray, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """cos and sin, float32 (T, head_dim/2)."""
+    phase = positions.astype(np.uint32)[:, None] * inc[None]
+    quadrant = (phase + np.uint32(0x20000000)) >> np.uint32(30)
+    r = (phase - (quadrant << np.uint32(30))).view(np.int32)
+    x = r.astype(F32) * F32(1.4629180793e-9)
+    z = x * x
+    s = z * F32(-1.9515296e-4)
+    s = (s + F32(8.332161e-3)) * z
+    s = (s - F32(1.6666655e-1)) * z
+    s = s * x + x
+    c = z * F32(2.4433157e-5)
+    c = (c - F32(1.3887316e-3)) * z
+    c = (c + F32(4.1666646e-2)) * z
+    c = (c - F32(0.5)) * z + F32(1)
+    odd = (quadrant & np.uint32(1)).astype(bool)
+    cos, sin = np.where(odd, s, c), np.where(odd, c, s)
+    cos = np.where((quadrant == 1) | (quadrant == 2), -cos, cos)
+    sin = np.where(quadrant >= 2, -sin, sin)
+    return cos, sin
+
+
+def rope(x: np.ndarray, cos: np.ndarray, sin: np.ndarray) -> np.ndarray:
+    """Rotates heads (T, H, head_dim), half-split pairs."""
+    half = x.shape[-1] // 2
+    a, b = x[..., :half], x[..., half:]
+    cos, sin = cos[:, None], sin[:, None]
+    return np.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
+
+
+_V = np.rint(32766 * 2.0 ** (-np.arange(33) / 32)).astype(np.int64)
+_SLOPE = -32 * (_V[:-1] - _V[1:])
+_STEP = (_V[:-1] << 16) + (_SLOPE & 0xFFFF)
+X_LIMIT = 2**17 - 1
+
+
+def attend(
+    q: np.ndarray,
+    kq: np.ndarray,
+    ks: np.ndarray,
+    vq: np.ndarray,
+    vs: np.ndarray,
+    least: tuple[np.ndarray, np.ndarray],
+    scale: np.float32,
+) -> np.ndarray:
+    """One position: q (H, hd) over n cached positions kq, vq (n, H, hd), ks, vs (n, H).
+
+    least: exponents (H,) that none of ks, vs is below.
+    """
+    q16, sq = quantize_vector(q, 16)
+    dot = np.einsum("hd,nhd->nh", q16, kq)
+    bits = int(np.asarray(scale, F32).view(np.uint32))
+    c = ((bits & 0x7FFFFF) | 0x800000) << 7
+    right = sq + least[0] - ((bits >> 23) - 127) - 14
+    factor = c >> np.minimum(ks - least[0] + np.maximum(right, 0), 31)
+    score = (dot * factor) >> 32
+    x = (score.max(0)[None] - score) << np.clip(-right, 0, 10)
+    x = np.minimum(x, X_LIMIT)
+    step = x >> 7 & 31
+    n = len(score)
+    headroom = 0
+    while n > 2 << headroom:
+        headroom += 1
+    p = (_STEP[step] + 16 * (x & 127) * _SLOPE[step]) >> ((x >> 12) + headroom)
+    shift = max(16 - headroom, 8)
+    far = np.minimum(vs - least[1] + shift, 40)
+    coefficient = (p + (1 << (far - 1))) >> far
+    acc = np.einsum("nh,nhd->hd", coefficient, vq)
+    unit = pow2(shift - least[1]) / p.sum(0).astype(F32)
+    return np.asarray(acc.astype(F32) * unit[:, None], F32)
+
+
+def site_hash(x: np.ndarray) -> np.ndarray:
+    """h = h * multiplier + word over the float bits of each row: uint32 (T,)."""
+    words = np.ascontiguousarray(x, F32).view(np.uint32)
+    n = words.shape[-1]
+    powers = np.ones(n, np.uint32)
+    powers[1:] = HASH_MULTIPLIER
+    powers = np.multiply.accumulate(powers)[::-1]
+    return (words * powers).sum(-1, dtype=np.uint32)
+
+
+@dataclass
+class Run:
+    """What a run of T tokens gave."""
+
+    logits: np.ndarray  # float32 (T, vocab)
+    sites: list[dict[str, np.ndarray]] = field(default_factory=list)
+    """By layer and site, float32 (T, n)."""
+    neurons: int = 0
+    """FFN neurons that contributed, over all tokens and layers."""
+
+    def hashes(self) -> np.ndarray:
+        """Trace as the device gives it: uint32 (T, layers, sites)."""
+        return np.stack(
+            [np.stack([site_hash(layer[s]) for s in SITES], axis=-1) for layer in self.sites],
+            axis=1,
+        )
+
+
+class Reference:
+    """Integer reference of one image."""
+
+    def __init__(self, image: Image) -> None:
+        self.image = image
+        self.spec = image.spec
+        self.vectors, self.final_norm = image.vectors()
+
+    def run(
+        self,
+        ids: np.ndarray,
+        thresholds: np.ndarray | None = None,
+        keep_sites: bool = True,
+        logits_from: int = 0,
+        head_rows: int = 0,
+    ) -> Run:
+        """Teacher-forced pass over ``ids`` (T,) from position 0.
+
+        thresholds: float32 (layers, 12) in the order of THRESHOLDS; None is dense.
+        head_rows: rows that a screened head computes exactly; 0 is the exact head.
+        """
+        spec = self.spec
+        ids = np.asarray(ids)
+        t = len(ids)
+        x = embed_rows(self.image.embed(), ids)
+        if spec.embed_scale != 1.0:
+            x = x * F32(spec.embed_scale)
+        if thresholds is None:
+            thresholds = np.zeros((spec.n_layers, len(THRESHOLDS)), F32)
+        inc = self.image.rope()
+        out = Run(np.empty(0, F32))
+        scale = F32(spec.score_scale * 1.4426950408889634)
+        for i in range(spec.n_layers):
+            site: dict[str, np.ndarray] = {}
+            x, alive = self._layer(i, x, thresholds[i], inc[i], scale, t, site)
+            out.neurons += alive
+            if keep_sites:
+                out.sites.append(site)
+        x = rmsnorm(x[logits_from:], self.final_norm, spec.norm_eps)
+        b = quantize_bfp(x)
+        out.logits = Linear(self.image.head())(b)
+        if head_rows:
+            out.logits = screened(Linear(self.image.head_proxy())(b), out.logits, head_rows)
+        return out
+
+    def guess(self, i: int, site: dict[str, np.ndarray]) -> np.ndarray:
+        """What t_guess of layer ``i`` is compared with, float32 (T, ffn).
+
+        The |h| that proxies or the low-rank predictor guess, or how many signs agree.
+        """
+        formats = self.image.formats
+        if formats.signs:
+            return agreeing_signs(self.image.signs(i), site["ffn_in"])
+        x = quantize_bfp(site["attn_in" if formats.ahead else "ffn_in"])
+        if formats.rank:
+            b, gate, up = self.image.predictor(i)
+            x = quantize_bfp(Linear(b)(x))
+        else:
+            gate, up = self.image.guess(i)
+        return np.abs(activate(self.spec.activation, Linear(gate)(x)) * Linear(up)(x))
+
+    def _layer(
+        self,
+        i: int,
+        x: np.ndarray,
+        limit: np.ndarray,
+        inc: np.ndarray,
+        scale: np.float32,
+        t: int,
+        site: dict[str, np.ndarray],
+    ) -> tuple[np.ndarray, int]:
+        spec, vec = self.spec, self.vectors[i]
+        eps = spec.norm_eps
+        wq, wk, wv, wo = self.image.attention(i)
+        y = rmsnorm(x, vec["attn_norm"], eps)
+        site["attn_in"] = y
+        dropped = dict(zip(INPUTS, limit[len(THRESHOLDS) - len(INPUTS) :]))
+
+        def masked(site: str, x: np.ndarray) -> Bfp:
+            """The input without the entries below its matrix's threshold."""
+            return quantize_bfp(np.where(np.abs(x) >= dropped[site], x, F32(0)))
+
+        def product(name: str, site: str, w: Blocks, x: np.ndarray) -> np.ndarray:
+            """W x, or A (B x) of a projection in factors."""
+            pair, v = self.image.factors(i, name), masked(site, x)
+            return Linear(w)(v if pair is None else quantize_bfp(Linear(pair[0])(v)))
+
+        q, k, v = (product(n, n, w, y) for n, w in zip("qkv", (wq, wk, wv)))
+        if spec.attn_bias:
+            q, k, v = q + vec["q_bias"], k + vec["k_bias"], v + vec["v_bias"]
+        q = q.reshape(t, spec.n_heads, spec.head_dim)
+        k = k.reshape(t, spec.n_kv_heads, spec.head_dim)
+        v = v.reshape(t, spec.n_kv_heads, spec.head_dim)
+        if spec.qk_norm:
+            q, k = rmsnorm(q, vec["q_norm"], eps), rmsnorm(k, vec["k_norm"], eps)
+        cos, sin = rope_angles(inc, np.arange(t))
+        q, k = rope(q, cos, sin), rope(k, cos, sin)
+        site["q"] = q.reshape(t, -1)
+        kq, ks = quantize_vector(k, 8)
+        vq, vs = quantize_vector(v, 8)
+        repeat = spec.n_heads // spec.n_kv_heads
+        kq, ks = kq.repeat(repeat, 1), ks.repeat(repeat, 1)
+        vq, vs = vq.repeat(repeat, 1), vs.repeat(repeat, 1)
+        k_least, v_least = np.minimum.accumulate(ks), np.minimum.accumulate(vs)
+        window = spec.layers[i].window
+        heads = np.empty_like(q)
+        for p in range(t):
+            first = max(0, p + 1 - window) if window else 0
+            s = slice(first, p + 1)
+            least = k_least[p], v_least[p]
+            heads[p] = attend(q[p], kq[s], ks[s], vq[s], vs[s], least, scale)
+        y = heads.reshape(t, -1)
+        site["attn"] = y
+        y = product("o", "o", wo, y)
+        if spec.sandwich_norms:
+            y = rmsnorm(y, vec["post_attn_norm"], eps)
+        x = x + y
+
+        gate_proj, up_proj, down_proj = self.image.ffn(i)
+        y = rmsnorm(x, vec["ffn_norm"], eps)
+        site["ffn_in"] = y
+        gate, up = product("gate", "xg", gate_proj, y), product("up", "xu", up_proj, y)
+        act = activate(spec.activation, gate)
+        h = act * up
+        alive = (
+            (np.abs(gate) >= limit[0])
+            & (np.abs(act) >= limit[1])
+            & (np.abs(up) >= limit[2])
+            & (np.abs(h) >= limit[3])
+        )
+        if limit[5] > 0:
+            alive &= self.guess(i, site) >= limit[5]
+        h = np.where(alive, h, F32(0))
+        site["h"] = h
+        y = Linear(down_proj)(quantize_bfp(h))
+        y = np.where(np.abs(y) >= limit[4], y, F32(0))
+        site["ffn_out"] = y
+        if spec.sandwich_norms:
+            y = rmsnorm(y, vec["post_ffn_norm"], eps)
+        x = x + y
+        site["residual"] = x
+        return x, int(alive.sum())

@@ -1,0 +1,1 @@
+"""What the C computes, measured in this process: perplexity and statistics."""

@@ -1,0 +1,218 @@
+"""The architecture of a model, as one frozen value, and the model in memory.
+
+Every loader produces a :class:`Model`; every later stage reads only that.
+Names follow Hugging Face: ``gate_proj``, ``up_proj``, ``down_proj``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields, replace
+from enum import StrEnum
+from typing import TYPE_CHECKING, Self
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from sparseflash.model.tokenizer import Tokenizer
+
+
+class Activation(StrEnum):
+    SILU = "silu"
+    GELU_TANH = "gelu_tanh"
+    GELU = "gelu"
+    RELU = "relu"
+
+
+class Norm(StrEnum):
+    RMS = "rms"
+    LAYER = "layer"
+
+
+class Position(StrEnum):
+    ROPE = "rope"
+    LEARNED = "learned"
+
+
+@dataclass(frozen=True)
+class LayerSpec:
+    """What differs between layers."""
+
+    window: int = 0
+    """Sliding window in positions; 0 attends to the whole past."""
+    rope_theta: float = 10000.0
+    rope_scale: float = 1.0
+    """Linear position scaling: angle = position / rope_scale * frequency."""
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """Architecture. Shapes in comments are (out, in) as Hugging Face stores them."""
+
+    family: str
+    vocab: int
+    dim: int
+    ffn_dim: int
+    n_layers: int
+    n_heads: int
+    n_kv_heads: int
+    head_dim: int
+    context: int
+    """Longest sequence the model was trained for, in tokens."""
+    layers: tuple[LayerSpec, ...]
+    activation: Activation = Activation.SILU
+    gated: bool = True
+    """True: down(act(gate(x)) * up(x)); False: down(act(up(x)))."""
+    norm: Norm = Norm.RMS
+    norm_eps: float = 1e-5
+    position: Position = Position.ROPE
+    position_offset: int = 0
+    """Added to the position before the learned table is read (OPT: 2)."""
+    qk_norm: bool = False
+    """RMSNorm on every q and k head before RoPE (Qwen3, Gemma 3)."""
+    sandwich_norms: bool = False
+    """Norms after attention and after the FFN, before the residual add (Gemma 3)."""
+    attn_bias: bool = False
+    """Bias on q, k, v (Qwen2); with ``out_bias`` also on o and the FFN."""
+    out_bias: bool = False
+    embed_scale: float = 1.0
+    """Embedding rows are multiplied by this (Gemma: sqrt(dim))."""
+    attn_scale: float = 0.0
+    """Scores are multiplied by this; 0 means 1/sqrt(head_dim)."""
+    tied_head: bool = True
+    bos_id: int = -1
+    eos_ids: tuple[int, ...] = ()
+    """Ids that end a generation."""
+    chat_template: str = ""
+
+    @property
+    def q_dim(self) -> int:
+        return self.n_heads * self.head_dim
+
+    @property
+    def kv_dim(self) -> int:
+        return self.n_kv_heads * self.head_dim
+
+    @property
+    def score_scale(self) -> float:
+        return self.attn_scale or self.head_dim**-0.5
+
+
+@dataclass(frozen=True)
+class _Grid:
+    """A matrix of integers ``q`` (out, in); every field has a row for each output."""
+
+    q: np.ndarray
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return (int(self.q.shape[0]), int(self.q.shape[1]))
+
+    def rows(self, index: np.ndarray) -> Self:
+        """The rows ``index``, in that order (used to undo RoPE permutations)."""
+        return replace(self, **{f.name: getattr(self, f.name)[index] for f in fields(self)})
+
+
+@dataclass(frozen=True)
+class Q4Blocks(_Grid):
+    """A matrix whose groups of 32 along ``in`` are already affine 4-bit: w = d*q + m.
+
+    ``q`` uint8 (out, in) in 0..15; ``d``, ``m`` float16 (out, in/32).
+    GGUF Q4_1 and Q4_0 arrive so, bit for bit.
+    """
+
+    d: np.ndarray
+    m: np.ndarray
+
+    def float32(self) -> np.ndarray:
+        out, cols = self.shape
+        q = self.q.reshape(out, cols // 32, 32).astype(np.float32)
+        w = self.d.astype(np.float32)[:, :, None] * q + self.m.astype(np.float32)[:, :, None]
+        return np.ascontiguousarray(w.reshape(out, cols))
+
+
+@dataclass(frozen=True)
+class Q8Blocks(_Grid):
+    """A matrix in symmetric 8-bit groups of 32 along ``in``: w = d*q (GGUF Q8_0).
+
+    ``q`` int8 (out, in); ``d`` float16 (out, in/32).
+    """
+
+    d: np.ndarray
+
+    def float32(self) -> np.ndarray:
+        out, cols = self.shape
+        q = self.q.reshape(out, cols // 32, 32).astype(np.float32)
+        return np.ascontiguousarray((self.d.astype(np.float32)[:, :, None] * q).reshape(out, cols))
+
+
+@dataclass(frozen=True)
+class R8Blocks(_Grid):
+    """A matrix in symmetric 8-bit rows: w = d*q, one d for each output.
+
+    ``q`` int8 (out, in); ``d`` float32 (out,).
+    """
+
+    d: np.ndarray
+
+    def float32(self) -> np.ndarray:
+        return np.ascontiguousarray(self.d[:, None] * self.q.astype(np.float32))
+
+
+Matrix = np.ndarray | Q4Blocks | Q8Blocks | R8Blocks
+"""float32 (out, in), or blocks that are already on a grid the pack keeps."""
+
+
+def as_float32(matrix: Matrix) -> np.ndarray:
+    """The matrix dequantised, float32 (out, in)."""
+    return matrix if isinstance(matrix, np.ndarray) else matrix.float32()
+
+
+@dataclass
+class Layer:
+    """One decoder layer. Vectors are float32; optional ones are None when absent.
+
+    RoPE convention is Hugging Face's half-split: loaders of interleaved formats
+    (llama2.c, GGUF ``llama``) permute the rows of q and k.
+    """
+
+    attn_norm: np.ndarray  # (dim,)
+    q_proj: Matrix  # (q_dim, dim)
+    k_proj: Matrix  # (kv_dim, dim)
+    v_proj: Matrix  # (kv_dim, dim)
+    o_proj: Matrix  # (dim, q_dim)
+    ffn_norm: np.ndarray  # (dim,)
+    up_proj: Matrix  # (ffn_dim, dim)
+    down_proj: Matrix  # (dim, ffn_dim)
+    gate_proj: Matrix | None = None  # (ffn_dim, dim)
+    q_norm: np.ndarray | None = None  # (head_dim,)
+    k_norm: np.ndarray | None = None  # (head_dim,)
+    post_attn_norm: np.ndarray | None = None  # (dim,)
+    post_ffn_norm: np.ndarray | None = None  # (dim,)
+    q_bias: np.ndarray | None = None
+    k_bias: np.ndarray | None = None
+    v_bias: np.ndarray | None = None
+    o_bias: np.ndarray | None = None
+    up_bias: np.ndarray | None = None
+    down_bias: np.ndarray | None = None
+    attn_norm_bias: np.ndarray | None = None
+    ffn_norm_bias: np.ndarray | None = None
+
+
+@dataclass
+class Model:
+    """A model in memory.
+
+    Norm weights are the factor applied: Gemma's ``1 + w`` is folded by the loader.
+    """
+
+    spec: ModelSpec
+    embed: Matrix  # (vocab, dim)
+    layers: list[Layer]
+    final_norm: np.ndarray  # (dim,)
+    head: Matrix | None = None  # (vocab, dim); None when tied
+    final_norm_bias: np.ndarray | None = None
+    positions: np.ndarray | None = None  # (context + offset, dim), learned
+    tokenizer: Tokenizer | None = None
+    name: str = ""
+    source: dict[str, str] = field(default_factory=dict)
+    """Where the weights come from: ``kind``, ``file``, ``sha256``."""

@@ -1,0 +1,1 @@
+"""The stages, artefact in, artefact out."""

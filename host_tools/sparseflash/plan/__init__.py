@@ -1,0 +1,1 @@
+"""Decisions for a board: what is resident, what streams, and whether it fits."""

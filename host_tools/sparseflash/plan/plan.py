@@ -1,0 +1,257 @@
+"""The plan: every decision the generated C only spells out, checked against the board."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+
+from sparseflash.base.errors import TooSmallError, UnsupportedError, UsageError
+from sparseflash.image.columns import padded
+from sparseflash.image.reference import INPUTS, THRESHOLDS
+from sparseflash.image.screen import check_rows
+from sparseflash.image.sfm import MATRICES, Formats, Image, Section, vector_layout
+from sparseflash.plan.boards import Board
+from sparseflash.plan.placement import Part, Use, kinds_of, parts_of, pinned_bytes, place, summary
+from sparseflash.plan.reads import Reading
+
+RUNTIME_VERSION = 5
+PART_BYTES = 28
+"""Of ``sf_part``."""
+
+
+def outputs_of(image: Image) -> int:
+    """The most outputs of a matrix stored by columns, down_proj among them; 0 without any."""
+    s, f = image.spec, image.formats
+    sizes = {"qkv": max(s.q_dim, s.kv_dim), "gate": s.ffn_dim, "up": s.ffn_dim}
+    sizes["o"] = s.dim
+    by_columns = [n for m, n in sizes.items() if f.stored(m) != "rows"]
+    return padded(max([*by_columns, *([s.dim] * (f.down == "columns"))], default=0))
+
+
+def memory_table(image: Image, kv_len: int, head_rows: int = 0) -> dict[str, int]:
+    """SRAM by category, bytes; the sizes of the generated arrays."""
+    s = image.spec
+    rank = image.formats.most_rank
+    longest = max(s.ffn_dim, s.dim, s.q_dim, rank)
+    groups = longest // 32 + 1
+    table = {
+        "residual and branch": 4 * (s.dim + max(s.dim, s.q_dim)),
+        "q, k, v": 4 * (s.q_dim + 2 * s.kv_dim),
+        "gate, up and mask": 10 * s.ffn_dim,
+        "logits": 4 * s.vocab,
+        "KV cache": s.n_layers * kv_len * 2 * (s.kv_dim + s.n_kv_heads),
+        "attention scratch": 8 * (kv_len + kv_len % 2)
+        + (4 + 8 + 4) * s.head_dim
+        + 2 * s.n_layers * s.n_kv_heads,
+        "down sums": 12 * outputs_of(image),
+        "quantised activations": groups * (32 + 4 + 1),
+    }
+    if image.formats.columns:
+        table["input masks"] = 6 * max(s.dim, s.q_dim)
+    if rank:
+        table["products of factors"] = 4 * rank
+    if image.formats.signs:
+        table["signs"] = s.dim // 8
+    if head_rows:
+        table["picked head rows"] = 2 * head_rows
+    table["total"] = sum(table.values())
+    return table
+
+
+def _flash_and_parts(
+    image: Image,
+    board: Board,
+    memory: dict[str, int],
+    ram: int,
+    use: Use,
+    head_rows: int,
+    speculates: bool,
+) -> tuple[dict[str, Any], list[Part]]:
+    """How weights are reached, and where each part lies; adds its buffers to ``memory``."""
+    parts = parts_of(image, use, head_rows)
+    stream = board.raw.get("stream")
+    if stream is None:
+        return {"mode": "map"}, parts
+    if image.formats.layout != "split":
+        raise UnsupportedError(
+            f"board {board.id} streams its flash in blocks and needs the split layout; generate "
+            "the model for this board again"
+        )
+    names = ("align", "gap", "ring_buffers", "ring_bytes", "pick_buffers", "pick_bytes")
+    flash = {k: int(stream[k]) for k in names}
+    flash["row_bytes"] = max(p.bytes for p in parts) // flash["align"] * flash["align"]
+    flash["row_bytes"] += 3 * flash["align"]
+    memory["flash buffers"] = (
+        flash["ring_buffers"] * flash["ring_bytes"]
+        + flash["pick_buffers"] * flash["pick_bytes"]
+        + (3 if speculates else 2) * flash["row_bytes"]
+    )
+    flash["constants"] = 0
+    if stream.get("constants"):
+        start, end = image.offset(Section.VECTORS), image.offset(Section.ROPE)
+        flash["constants"] = end + image.section(Section.ROPE).size - start
+        memory["vectors and tables"] = flash["constants"]
+    more = len(kinds_of(image.formats)) - len(kinds_of(Formats()))
+    if more and "code and constants" in board.reserve:  # which holds the parts of a model by rows
+        memory["parts by columns or guesses"] = PART_BYTES * more * image.spec.n_layers
+    memory["program and stack"] = int(stream.get("program_bytes", 0))
+    del memory["total"]
+    budget = ram - sum(memory.values()) - sum(board.reserve.values())
+    reading = Reading.of(stream)
+    parts = place(parts, budget, image.spec.tied_head, ram, board.id, reading)
+    memory["pinned weights"] = flash["pinned_bytes"] = pinned_bytes(parts)
+    memory["total"] = sum(memory.values())
+    return {"mode": "stream", **flash}, parts
+
+
+def _expectation(parts: list[Part], board: Board) -> dict[str, Any]:
+    """Placement by kind, and what reading it costs by the board's measured curve."""
+    out = summary(parts)
+    curve = board.raw["stream"].get("curve")
+    if curve:
+        b = curve["seconds_per_byte"]
+        out["read_seconds"] = out["total"]["read"] * b
+        streamed = [p.fetched for p in parts if p.pinned < p.rows and p.kind != "embed"]
+        out["seconds_saved_by_a_megabyte"] = 1e6 * b * max(streamed, default=0.0)
+    return out
+
+
+def make_plan(
+    image: Image,
+    board: Board,
+    thresholds: np.ndarray,
+    kv_len: int | None = None,
+    method: str = "dense",
+    sparsity: float = 0.0,
+    ram: int | None = None,
+    head_rows: int = 0,
+    speculate: str = "",
+    use: Use | None = None,
+) -> dict[str, Any]:
+    """The plan as plain data; ``thresholds`` float32 (layers, 12), ``ram`` bytes to stay within,
+    ``head_rows`` the rows that a screened head computes exactly (0: the exact head),
+    ``speculate`` the method whose guess only reads early what the mask of true values may ask for,
+    ``use`` what a token is expected to read (by default everything).
+
+    Raises:
+        TooSmallError: SRAM or flash of the board does not hold it; names the line that overflows.
+    """
+    s, f = image.spec, image.formats
+    kv_len = min(kv_len or board.kv_len_default, s.context)
+    if s.ffn_dim > 65535:
+        raise UnsupportedError(f"ffn_dim {s.ffn_dim} exceeds the 65535 that masks can index")
+    if image.size > board.flash_bytes:
+        raise TooSmallError(
+            f"board {board.id}: the image takes {image.size:,} bytes of flash and the board has "
+            f"{board.flash_bytes:,}; choose a smaller model or a board with more flash"
+        )
+    head_rows = check_rows(head_rows, s.vocab, f.head_proxy)
+    memory = memory_table(image, kv_len, head_rows)
+    kept = sum(board.reserve.values())
+    if memory["total"] + kept > board.sram_bytes:
+        over = memory["total"] + kept - board.sram_bytes
+        worst = max((k for k in memory if k != "total"), key=lambda k: memory[k])
+        beside = ", ".join(f"{k} {v:,}" for k, v in board.reserve.items())
+        a_position = memory["KV cache"] // kv_len + 8
+        most = kv_len + (-over) // a_position
+        advice = f"--kv-len {most} fits" if most >= 16 else "choose a smaller model"
+        raise TooSmallError(
+            f"board {board.id}: the plan takes {memory['total']:,} bytes of SRAM and the board has "
+            f"{board.sram_bytes - kept:,}{f' beside {beside}' if beside else ''}; the largest line "
+            f"is {worst!r} with {memory[worst]:,}: {advice}"
+        )
+    ram = min(ram or board.sram_bytes, board.sram_bytes)
+    if speculate and not f.guesses:
+        raise UsageError(
+            f"the image of {image.name} has nothing that guesses neurons to speculate with; give "
+            "--speculate a prox, svd, lowrank or signs method and generate again"
+        )
+    flash, parts = _flash_and_parts(
+        image, board, memory, ram, use or {}, head_rows, bool(speculate)
+    )
+    stored = {(p.layer, p.input) for p in parts}
+    for i, row in enumerate(np.asarray(thresholds)):
+        limits = dict(zip(THRESHOLDS, row, strict=True))
+        if any(limits[site] > 0 and (i, site) not in stored for site in INPUTS):
+            raise UnsupportedError(
+                f"the image of {image.name} has rows where {method} needs columns; pack again"
+            )
+    guesses = np.asarray(thresholds)[:, THRESHOLDS.index("guess")]
+    if any(t > 0 and not f.guesses_in(i) for i, t in enumerate(guesses)):
+        raise UnsupportedError(
+            f"the image of {image.name} has nothing that guesses neurons in a layer where method "
+            f"{method} needs it; pack again"
+        )
+    vectors: dict[str, int] = {}
+    at = 0
+    for name, size in vector_layout(s):
+        vectors[name] = at
+        at += size
+    return {
+        "name": image.name,
+        "board": board.id,
+        "runtime_version": RUNTIME_VERSION,
+        "model_sha": image.sha256.hex(),
+        "method": method,
+        "sparsity": sparsity,
+        "kv_len": kv_len,
+        "ffn_blocks": -(-s.ffn_dim // 32),
+        "head_rows": head_rows,
+        "formats": {"attn": f.attn, "ffn": f.ffn, "embed": f.embed, "head_proxy": f.head_proxy},
+        "kinds": list(kinds_of(f)),
+        "guess_bits": f.guess,
+        "signs": f.signs,
+        "guesses": f.guesses,
+        "rank": f.rank,
+        "ahead": f.ahead,
+        "factored": bool(f.ranks),
+        "speculate": speculate,
+        "speculates": bool(speculate),
+        "most_rank": f.most_rank,
+        "down": f.down,
+        "stored": {m: f.stored(m) for m in MATRICES},
+        "outputs": outputs_of(image),
+        "score_scale": float(np.float32(s.score_scale * 1.4426950408889634)),
+        "model": {
+            "family": s.family,
+            "vocab": s.vocab,
+            "dim": s.dim,
+            "ffn_dim": s.ffn_dim,
+            "n_layers": s.n_layers,
+            "n_heads": s.n_heads,
+            "n_kv_heads": s.n_kv_heads,
+            "head_dim": s.head_dim,
+            "activation": s.activation.value,
+            "norm_eps": s.norm_eps,
+            "qk_norm": s.qk_norm,
+            "sandwich_norms": s.sandwich_norms,
+            "attn_bias": s.attn_bias,
+            "embed_scale": s.embed_scale,
+            "eos_ids": list(s.eos_ids),
+        },
+        "image": {
+            "file": image.path.name,
+            "bytes": image.size,
+            "tokens": image.offset(Section.TOKENS),
+            "vectors": image.offset(Section.VECTORS),
+            "rope": image.offset(Section.ROPE),
+        },
+        "vectors": vectors,
+        "vector_layer": at,
+        "windows": any(x.window for x in s.layers),
+        "layers": [{"window": s.layers[i].window} for i in range(s.n_layers)],
+        "thresholds": [[float(v) for v in row] for row in np.asarray(thresholds, np.float32)],
+        "memory": memory,
+        "flash": flash,
+        "parts": [asdict(p) for p in parts],
+        "placement": _expectation(parts, board) if flash["mode"] == "stream" else {},
+    }
+
+
+def plan_digest(plan: dict[str, Any]) -> bytes:
+    """SHA-256 of the canonical JSON of a plan."""
+    return hashlib.sha256(json.dumps(plan, sort_keys=True).encode()).digest()

@@ -1,0 +1,1 @@
+"""Ways to share a budget over layers and sites."""

@@ -1,0 +1,1 @@
+"""What tells the mask early, and its training."""

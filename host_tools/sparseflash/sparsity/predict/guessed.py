@@ -1,0 +1,106 @@
+"""What it costs to let a predictor choose a layer's neurons, at every level of ``marginal``'s grid.
+
+The model of the loss is that of ``marginal``: the Fisher information along what the dropped neurons
+change, and a fit of the true rise when every layer is guessed alike. There is no drift: a trained
+predictor has seen the text that it would be measured on.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from sparseflash.sparsity.budgets.marginal import (
+    GRID,
+    RISE_COSTS,
+    RISE_WINDOWS,
+    TOKENS,
+    bins_of,
+    dropped_sums,
+    fit_rises,
+)
+from sparseflash.sparsity.evaluate import losses, spread
+from sparseflash.sparsity.gradients import SEED, walk
+from sparseflash.sparsity.masks import Masked, guess_of, live_blocks
+
+if TYPE_CHECKING:
+    from sparseflash.sparsity.registry import Method
+    from sparseflash.sparsity.study import Study
+
+KIND = "guess"
+"""Of choice, beside ``marginal.KINDS``."""
+
+
+@dataclass
+class Guessed:
+    """A predictor's prices: nats and shares of reads a token, (layers, G) each."""
+
+    method: Method
+    cost: np.ndarray
+    rise: tuple[float, float]
+    """As ``marginal.Rises``."""
+    kept: np.ndarray
+    """Of neurons: gate rows, up rows and down columns."""
+    blocks: np.ndarray
+    """Of groups of 32 neurons."""
+    size: float
+    """Bytes of a layer's predictor."""
+
+
+def _measure(study: Study, m: Method) -> dict[str, Any]:
+    """Costs and reads, (layers, G) each."""
+    runner, spec, name = study.runner, study.model.spec, study.guess_key(m)
+    n, size, ffn = spec.n_layers, len(GRID), spec.ffn_dim
+    study.need_scores([name], m)
+    pairs = study.copies(m)
+    limits = [torch.tensor([study.scores.threshold(i, name, t) for t in GRID]) for i in range(n)]
+    cost, kept, blocks = (np.zeros((n, size)) for _ in range(3))
+    ids = spread(study.calibration_ids, -(-TOKENS // study.calibration_ids.shape[1]))
+    draw = torch.Generator(runner.device).manual_seed(SEED)
+    for row in ids:
+        study.progress(f"costs of what {m.name} drops")
+        for b in walk(runner, row, draw):
+            if b.kind == "ffn":
+                guess = guess_of(spec.activation, b.at["ffn_in"][0], *pairs[b.layer])
+                bins = bins_of(guess.abs(), limits[b.layer])
+                moved = dropped_sums(bins, (b.at["h"][0] * b.grad["h"][0]).float())
+                cost[b.layer] += (moved**2).sum(0).double().cpu().numpy() / 2
+                for j in range(size):
+                    kept[b.layer, j] += float((bins >= j).sum()) / ffn
+                    blocks[b.layer, j] += live_blocks(bins >= j) / -(-ffn // 32)
+    cost, kept, blocks = cost / ids.size, kept / ids.size, blocks / ids.size
+    return {"cost": cost.tolist(), "kept": kept.tolist(), "blocks": blocks.tolist()}
+
+
+def _rises(study: Study, m: Method, cost: np.ndarray) -> list[list[float]]:
+    """Points (predicted cost, 0, true rise) of the same level in every layer."""
+    windows = spread(study.calibration_ids, RISE_WINDOWS)
+    base = losses(study.runner, windows).mean
+    out = []
+    for goal in RISE_COSTS:
+        j = max(1, int(np.searchsorted(cost.sum(0), goal)) - 1)
+        study.progress(f"rise of the loss by {m.name} alone")
+        levels = {"proxy": np.full(len(cost), GRID[j])}
+        hooks = Masked(study.runner, study.rules(m, levels), count=False)
+        rise = losses(study.runner, windows, hooks).mean - base
+        out.append([float(cost[:, j].sum()), 0.0, rise])
+    return out
+
+
+def guessed(study: Study, m: Method) -> Guessed:
+    """The prices of a predictor that reads the FFN's input, measured once for a model."""
+    name = f"picked-{study.guess_key(m).replace('/', '-')}"
+    found = study.table(name, lambda: _measure(study, m))
+    cost = np.array(found["cost"])
+    points = study.table(f"{name}-rise", lambda: _rises(study, m, cost))
+    return Guessed(
+        m,
+        cost,
+        fit_rises({KIND: points})[KIND],
+        np.array(found["kept"]),
+        np.array(found["blocks"]),
+        study.extra(m).proxy,
+    )

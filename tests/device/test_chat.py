@@ -1,0 +1,114 @@
+"""The conversation: what the device is given in each turn, against a device of one list."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from sparseflash.base.errors import UsageError
+from sparseflash.device.chat import Chat
+
+USER, ANSWER, END = 1, 2, 3
+
+
+class Words:
+    """One token a character; a turn is its mark, its text and an end."""
+
+    def chat(self, messages: list[dict[str, str]]) -> list[int]:
+        ids: list[int] = []
+        for m in messages:
+            mark = USER if m["role"] == "user" else ANSWER
+            ids += [mark, *m["content"].encode(), END]
+        return [*ids, ANSWER]
+
+
+class Parrot:
+    """Says the last user's text in capitals, then the end token."""
+
+    def __init__(self, kv_len: int = 200) -> None:
+        self.cache: list[int] = []
+        self.given: list[int] = []
+        self._kv_len = kv_len
+
+    @property
+    def position(self) -> int:
+        return len(self.cache)
+
+    def info(self) -> Any:
+        return SimpleNamespace(kv_len=self._kv_len)
+
+    def reset(self) -> None:
+        self.cache.clear()
+
+    def generate(self, prompt: Sequence[int], most: int, *_: float) -> Iterator[tuple[int, bytes]]:
+        self.given = list(prompt)
+        self.cache += prompt
+        assert len(self.cache) <= self._kv_len
+        start = len(self.cache) - self.cache[::-1].index(USER)
+        said = bytes(self.cache[start:-2]).upper()
+        out = [(b, bytes([b])) for b in said] + [(END, b"<end>")]
+        for i, pair in enumerate(out[:most]):
+            if i:
+                self.cache.append(out[i - 1][0])
+            yield pair
+
+
+def ask(talk: Chat, text: str, most: int = 50) -> bytes:
+    return b"".join(talk.ask(text, most))
+
+
+def conversation(kv_len: int = 200) -> tuple[Chat, Parrot]:
+    device = Parrot(kv_len)
+    return Chat(device, Words(), [END]), device  # type: ignore[arg-type]
+
+
+def test_end_token_is_not_shown() -> None:
+    talk, _ = conversation()
+    assert ask(talk, "hello") == b"HELLO"
+
+
+def test_a_turn_adds_to_the_cache() -> None:
+    talk, device = conversation()
+    ask(talk, "hello")
+    assert ask(talk, "you") == b"YOU"
+    assert bytes(device.given) == b"\3\1you\3\2"
+    assert bytes(device.cache) == b"\1hello\3\2HELLO\3\1you\3\2YOU"
+
+
+def test_an_answer_that_was_cut_goes_on() -> None:
+    talk, device = conversation()
+    assert ask(talk, "hello", 3) == b"HEL"
+    assert ask(talk, "you") == b"YOU"
+    assert bytes(device.given) == b"L\3\1you\3\2"
+
+
+def test_a_device_at_another_place_starts_again() -> None:
+    talk, device = conversation()
+    ask(talk, "hello")
+    device.reset()
+    ask(talk, "you")
+    assert bytes(device.given) == b"\1hello\3\2HELLO\3\1you\3\2"
+
+
+def test_abandoned_answer() -> None:
+    talk, device = conversation()
+    next(talk.ask("hello", 50))
+    assert ask(talk, "you") == b"YOU"
+    assert bytes(device.cache).endswith(b"\1you\3\2YOU")
+
+
+def test_oldest_turns_are_forgotten() -> None:
+    talk, device = conversation(kv_len=60)
+    for i in range(12):
+        assert ask(talk, f"turn {i}") == f"TURN {i}".encode()
+    assert b"turn 0" not in bytes(device.cache) and b"turn 10" in bytes(device.cache)
+
+
+def test_message_that_does_not_fit() -> None:
+    talk, _ = conversation(kv_len=60)
+    with pytest.raises(UsageError, match="write a shorter one"):
+        ask(talk, "x" * 80)
+    assert ask(talk, "short") == b"SHORT"

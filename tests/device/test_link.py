@@ -1,0 +1,321 @@
+"""The link end to end over a pty and a socket, with a fake runtime behind the real C."""
+
+from __future__ import annotations
+
+import ctypes
+import itertools
+import os
+import random
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from cobs import cobs
+
+from sparseflash.base.errors import LinkError, MismatchError, ToolError, UsageError
+from sparseflash.base.files import root
+from sparseflash.codegen.build import STRICT
+from sparseflash.device.host_board import HostProcess, start_host_device
+from sparseflash.device.link import protocol
+from sparseflash.device.link.client import Device
+from sparseflash.device.link.protocol import DeviceError, Type
+
+VOCAB, LAYERS, KV, EOS = 700, 50, 900, 2
+SHA, PLAN = "a5" * 32, "5a" * 32
+
+
+class Fake:
+    """fake_runtime.c in Python."""
+
+    def __init__(self) -> None:
+        self.state = 0
+
+    def run(self, *tokens: int) -> Fake:
+        for t in tokens:
+            self.state = (self.state * 1664525 + t + 1013904223) % 2**32
+        return self
+
+    def logits(self) -> np.ndarray:
+        i = np.arange(VOCAB, dtype=np.uint64)
+        x = np.uint64(self.state) ^ (i * np.uint64(2654435761) & np.uint64(0xFFFFFFFF))
+        return (x >> np.uint64(8) & np.uint64(0xFFFF)).astype(np.float32)
+
+    def greedy(self) -> int:
+        return int(np.argmax(self.logits()))
+
+    def generate(self, n: int) -> list[tuple[int, bytes]]:
+        out: list[tuple[int, bytes]] = []
+        while len(out) < n:
+            t = self.greedy()
+            text = bytes((t + i) & 0xFF for i in range(1 + t % 8))
+            out.append((t, b"" if t == EOS else text))
+            if t == EOS:
+                break
+            self.run(t)
+        return out
+
+
+def build_fake(folder: Path, *flags: str) -> Path:
+    """The device program around fake_runtime.c."""
+    fw = root() / "firmware"
+    sources = [
+        *sorted((fw / "link").glob("*.c")),
+        *sorted((fw / "port" / "host").glob("*.c")),
+        Path(__file__).with_name("fake_runtime.c"),
+    ]
+    exe = folder / "sparseflash-device"
+    includes = [f"-I{fw / 'include'}", f"-I{fw / 'link'}"]
+    subprocess.run(
+        ["cc", *STRICT, "-O2", *flags, *includes, *map(str, sources), "-o", str(exe)], check=True
+    )
+    return exe
+
+
+@pytest.fixture(scope="module")
+def exe(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_fake(
+        tmp_path_factory.mktemp("device"), "-fsanitize=address,undefined", "-fno-sanitize-recover"
+    )
+
+
+@pytest.fixture(scope="module")
+def image(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("image") / "flash.bin"
+    path.write_bytes(b"FAKE" + bytes(100))
+    return path
+
+
+@pytest.fixture(scope="module", params=["pty", "tcp"])
+def process(request: pytest.FixtureRequest, exe: Path, image: Path) -> Iterator[HostProcess]:
+    with start_host_device(exe, image, request.param) as host:
+        yield host
+
+
+@pytest.fixture
+def device(process: HostProcess) -> Iterator[Device]:
+    with Device.open(process.url, SHA, bytes.fromhex(PLAN)) as d:
+        yield d
+
+
+def test_info(device: Device) -> None:
+    info = device.info()
+    assert (info.board, info.model, info.model_sha) == ("host", "fake", SHA)
+    assert (info.vocab, info.n_layers, info.kv_len) == (VOCAB, LAYERS, KV)
+    assert info.ticks_per_second == 10**9
+
+
+def test_steps_and_logits(device: Device) -> None:
+    fake = Fake()
+    for t in (1, 5, 699, 0):
+        assert device.step(t) == fake.run(t).greedy()
+        np.testing.assert_array_equal(device.logits(), fake.logits())
+    assert device.position == 4
+    device.reset()
+    assert device.position == 0
+    assert device.step(7) == Fake().run(7).greedy()
+
+
+def test_long_prefill(device: Device) -> None:
+    tokens = [i % VOCAB for i in range(801)]
+    device.prefill(tokens, logits=True)
+    np.testing.assert_array_equal(device.logits(), Fake().run(*tokens).logits())
+    assert device.position == 801
+    device.prefill([3])
+    with pytest.raises(DeviceError, match="no logits"):
+        device.logits()
+
+
+def test_trace_and_tap(device: Device) -> None:
+    device.trace(True)
+    device.tap(3, 4)
+    device.step(9)
+    state = Fake().run(9).state
+    expect = state + 100 * np.arange(LAYERS)[:, None] + np.arange(7)
+    np.testing.assert_array_equal(device.read_trace(), (expect % 2**32).astype(np.uint32))
+    np.testing.assert_array_equal(
+        device.read_tap(), np.arange(600, dtype=np.float32) + np.float32(3004.5)
+    )
+    device.trace(False)
+    assert not device.read_trace().any()
+
+
+def test_counters_and_thresholds(device: Device) -> None:
+    device.counters(clear=True)
+    device.prefill([1, 2, 3])
+    device.set_thresholds(10, [float(i + 1) for i in range(12)])
+    c = device.counters(clear=True)
+    assert (c["tokens"], c["bytes"], c["neurons"]) == (3, 3 << 33, 25)
+    assert not any(device.counters().values())
+    with pytest.raises(DeviceError):
+        device.set_thresholds(10, (float("nan"), *[0] * 11))
+    with pytest.raises(UsageError):
+        device.set_thresholds(LAYERS, [0] * 12)
+
+
+@pytest.mark.parametrize("n", [0, 1, 31, 32, 33, 500])
+def test_generate(device: Device, n: int) -> None:
+    assert list(device.generate([1, 2], n)) == Fake().run(1, 2).generate(n)
+
+
+def test_generate_sampled_repeats(device: Device) -> None:
+    first = list(device.generate([1], 40, 0.7, 0.9, 11))
+    device.reset()
+    assert list(device.generate([1], 40, 0.7, 0.9, 11)) == first
+    device.reset()
+    assert list(device.generate([1], 40, 0.7, 0.9, 12)) != first
+
+
+def test_generate_stops_at_context(device: Device) -> None:
+    device.prefill([1] * (KV - 3))
+    out = [t for t, _ in device.generate([4], 100)]
+    assert 1 <= len(out) <= 3
+    assert device.position <= KV
+
+
+def test_generation_left_early(device: Device) -> None:
+    stream = device.generate([1, 2], 400)
+    next(stream)
+    stream.close()
+    device.reset()
+    assert device.step(8) == Fake().run(8).greedy()
+
+
+def test_refusals(device: Device) -> None:
+    with pytest.raises(UsageError):
+        device.step(VOCAB)
+    with pytest.raises(UsageError):
+        device.prefill([-1])
+    device.prefill([0] * KV)
+    with pytest.raises(DeviceError, match="KV cache") as e:
+        device.step(0)
+    assert e.value.device_code == -3
+    device.reset()
+    assert device.step(1) == Fake().run(1).greedy()
+
+
+def test_any_payload_is_answered(process: HostProcess) -> None:
+    kinds = [*(t for t in Type if t != Type.QUIT), 0, 0x0F, 0x80, 0xFF]
+    sizes = (0, 1, 2, 5, 6, 7, 8, 9, 24, 1023, 1024)
+    with Device.open(process.url) as d:
+        for kind, n, fill in itertools.product(kinds, sizes, (0, 255)):
+            d._failed = None
+            try:
+                d._request(_AnyType(kind), bytes([fill]) * n, lambda _: None)
+            except (DeviceError, LinkError) as e:
+                assert "refused" in str(e), (kind, n, fill)
+
+
+class _AnyType(int):
+    """A request type that no command has."""
+
+    name = "ANY"
+
+
+def test_wrong_model_and_plan(process: HostProcess) -> None:
+    with pytest.raises(MismatchError, match="model"):
+        Device.open(process.url, "00" * 32)
+    with pytest.raises(MismatchError, match="plan"):
+        Device.open(process.url, SHA, "00" * 32)
+
+
+def test_quit_and_death(exe: Path, image: Path) -> None:
+    for way in ("pty", "tcp"):
+        with start_host_device(exe, image, way) as host, Device.open(host.url) as d:
+            d.quit()
+            assert host.process.wait(5) == 0
+        with start_host_device(exe, image, way) as host:
+            with Device.open(host.url, timeout=0.2) as d:
+                host.process.kill()
+                host.process.wait()
+                with pytest.raises(LinkError):
+                    d.step(1)
+                with pytest.raises(LinkError, match="open the port again"):
+                    d.step(1)
+            with pytest.raises(LinkError):
+                Device.open(host.url, timeout=0.1)
+
+
+def test_client_leaves_before_the_reply(exe: Path, image: Path) -> None:
+    with start_host_device(exe, image, "tcp") as host:
+        for _ in range(5):
+            with socket.create_connection(("127.0.0.1", int(host.url.rsplit(":", 1)[1]))) as s:
+                s.sendall(protocol.encode_frame(1, Type.HELLO, protocol.hello(1)) * 500)
+        with Device.open(host.url) as d:
+            assert d.step(1) == Fake().run(1).greedy()
+
+
+def test_process_follows_its_parent(exe: Path, image: Path) -> None:
+    with start_host_device(exe, image) as host:
+        assert host.process.stdin is not None
+        host.process.stdin.close()
+        assert host.process.wait(5) == 0
+
+
+def test_start_failures(exe: Path, image: Path, tmp_path: Path) -> None:
+    wrong = tmp_path / "wrong.bin"
+    wrong.write_bytes(b"other")
+    with pytest.raises(MismatchError, match="not the image"):
+        start_host_device(exe, wrong)
+    with pytest.raises(ToolError, match="cannot map"):
+        start_host_device(exe, tmp_path / "none.bin")
+    with pytest.raises(ToolError, match="cannot start"):
+        start_host_device(tmp_path / "none", image)
+    for args in (["--flash"], ["--nonsense"], []):
+        assert subprocess.run([exe, *args], capture_output=True, check=False).returncode == 2
+
+
+def test_missing_silent_and_echoing_ports() -> None:
+    with pytest.raises(LinkError, match="cannot open"):
+        Device.open("/dev/none")
+    with pytest.raises(LinkError, match="cannot open"):
+        Device.open("nonsense://x")
+    started = time.monotonic()
+    with pytest.raises(LinkError, match=r"no Sparseflash firmware.*something else"):
+        Device.open("loop://", timeout=0.1)
+    master, slave = os.openpty()
+    with pytest.raises(LinkError, match=r"no Sparseflash firmware.*silent"):
+        Device.open(os.ttyname(slave), timeout=0.1)
+    os.close(master)
+    os.close(slave)
+    assert time.monotonic() - started < 5
+
+
+def test_c_and_python_agree(tmp_path: Path) -> None:
+    fw = root() / "firmware" / "link"
+    lib_path = tmp_path / "frame.so"
+    subprocess.run(
+        ["cc", *STRICT, "-shared", "-fPIC", fw / "cobs.c", fw / "crc16.c", "-o", lib_path],
+        check=True,
+    )
+    lib = ctypes.CDLL(str(lib_path))
+    size = ctypes.c_size_t
+    lib.sf_cobs_encode.restype = lib.sf_cobs_decode.restype = size
+    lib.sf_crc16.restype = ctypes.c_uint16
+    assert lib.sf_crc16(0xFFFF, b"123456789", size(9)) == 0x29B1
+    rng = random.Random(1)
+    cases = [bytes([1]) * n + tail for n in (253, 254, 255, 508) for tail in (b"", b"\0", b"\1")]
+    cases += [b"", b"\0", b"\0\0"]
+    for _ in range(2000):
+        n = rng.randrange(1029)
+        zeros = rng.choice((0.0, 0.004, 0.2))
+        cases.append(bytes(0 if rng.random() < zeros else rng.randrange(1, 256) for _ in range(n)))
+    out = ctypes.create_string_buffer(2048)
+    for data in cases:
+        assert lib.sf_crc16(0xFFFF, data, size(len(data))) == protocol.crc16(data)
+        n = lib.sf_cobs_encode(data, size(len(data)), out)
+        wire = out.raw[:n]
+        assert wire == cobs.encode(data)
+        assert n <= len(data) + len(data) // 254 + 1
+        n = lib.sf_cobs_decode(wire, size(len(wire)), out)
+        assert out.raw[:n] == data
+        damaged = bytearray(wire)
+        damaged[rng.randrange(len(damaged))] = rng.randrange(256)
+        n = lib.sf_cobs_decode(bytes(damaged), size(len(damaged)), out)
+        try:
+            assert cobs.decode(bytes(damaged)) == out.raw[:n]
+        except cobs.DecodeError:
+            assert n == 2 ** (8 * ctypes.sizeof(size)) - 1

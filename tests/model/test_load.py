@@ -1,0 +1,491 @@
+"""Loaders against transformers, and the files they must refuse."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import pytest
+import torch
+import transformers
+
+from conftest import data_folder, random_model
+from sparseflash.base.errors import InputError, UnsupportedError, UsageError
+from sparseflash.base.files import root
+from sparseflash.model.load import load_model
+from sparseflash.model.spec import Layer, Model, Q4Blocks, Q8Blocks, as_float32
+from sparseflash.model.torch_model import Hooks, TorchModel
+
+COMMON: dict[str, Any] = {
+    "vocab_size": 160,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
+}
+
+CONFIGS: dict[str, Any] = {
+    "llama": lambda: transformers.LlamaConfig(**COMMON, tie_word_embeddings=True),
+    "llama untied": lambda: transformers.LlamaConfig(
+        **COMMON, rope_scaling={"rope_type": "linear", "factor": 2.0}
+    ),
+    "mistral": lambda: transformers.MistralConfig(**COMMON, sliding_window=8),
+    "qwen2": lambda: transformers.Qwen2Config(**COMMON),
+    "qwen3": lambda: transformers.Qwen3Config(**COMMON, head_dim=32),
+    "gemma3_text": lambda: transformers.Gemma3TextConfig(
+        **{**COMMON, "num_hidden_layers": 7, "num_key_value_heads": 1},
+        head_dim=32,
+        sliding_window=8,
+        query_pre_attn_scalar=48,
+    ),
+    "gpt2": lambda: transformers.GPT2Config(
+        vocab_size=160, n_embd=64, n_layer=2, n_head=4, n_positions=64
+    ),
+    "opt": lambda: transformers.OPTConfig(
+        vocab_size=160,
+        hidden_size=64,
+        ffn_dim=96,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=64,
+        word_embed_proj_dim=64,
+    ),
+}
+
+
+def peer(config: Any, seed: int = 3) -> Any:
+    """A transformers model whose norms and biases are random too."""
+    torch.manual_seed(seed)
+    model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager")
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(torch.randn_like(p) * (0.15 if p.ndim == 1 else 0.05))
+    return model.eval()
+
+
+def some_ids(vocab: int, length: int = 40, batch: int = 2) -> torch.Tensor:
+    return torch.randint(3, vocab, (batch, length), generator=torch.Generator().manual_seed(5))
+
+
+def decode_all(runner: TorchModel, ids: torch.Tensor) -> torch.Tensor:
+    cache = runner.new_cache(len(ids))
+    return torch.stack([runner.step(int(i), cache) for i in ids])
+
+
+@pytest.fixture
+def llama_folder(tmp_path: Path) -> Path:
+    peer(CONFIGS["llama"]()).save_pretrained(tmp_path / "m")
+    return tmp_path / "m"
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_logits_agree_with_transformers(name: str, tmp_path: Path) -> None:
+    theirs = peer(CONFIGS[name]())
+    theirs.save_pretrained(tmp_path)
+    model = load_model(tmp_path)
+    runner = TorchModel(model)
+    ids = some_ids(160)
+    ours = runner.forward(ids)
+    with torch.no_grad():
+        want = theirs(ids).logits
+    assert float(want.std()) > 0.05
+    torch.testing.assert_close(ours, want, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(decode_all(runner, ids[0]), ours[0], atol=1e-4, rtol=1e-4)
+    assert model.source["kind"] == "hf"
+    assert len(model.source["sha256"]) == 64
+
+
+def test_sharded_bfloat16(tmp_path: Path) -> None:
+    theirs = peer(CONFIGS["qwen3"]()).to(torch.bfloat16)
+    theirs.save_pretrained(tmp_path, max_shard_size="50KB")
+    assert len(list(tmp_path.glob("*.safetensors"))) > 1
+    model = load_model(tmp_path)
+    want = theirs.model.layers[1].mlp.down_proj.weight.detach().float().numpy()
+    np.testing.assert_array_equal(as_float32(model.layers[1].down_proj), want)
+    next(tmp_path.glob("*-of-*.safetensors")).unlink()
+    with pytest.raises(InputError, match="missing"):
+        load_model(tmp_path)
+
+
+def test_end_ids_come_from_generation_config_too(llama_folder: Path) -> None:
+    (llama_folder / "generation_config.json").write_text('{"eos_token_id": [7, 9]}')
+    assert load_model(llama_folder).spec.eos_ids == (2, 7, 9)
+
+
+# Hooks ----------------------------------------------------------------------
+
+
+def test_hooks_see_and_replace(llama_folder: Path) -> None:
+    model = load_model(llama_folder)
+    runner = TorchModel(model)
+    ids = some_ids(160, 6, 1)
+
+    class Look(Hooks):
+        def __init__(self) -> None:
+            self.seen: list[str] = []
+
+        def attn_in(self, layer: int, x: torch.Tensor) -> torch.Tensor:
+            self.seen.append(f"attn_in{layer}{tuple(x.shape)}")
+            return x
+
+        def attn_out(self, layer: int, heads: torch.Tensor) -> torch.Tensor:
+            self.seen.append(f"attn_out{layer}{tuple(heads.shape)}")
+            return heads
+
+        def ffn_in(self, layer: int, x: torch.Tensor) -> torch.Tensor:
+            self.seen.append(f"ffn_in{layer}{tuple(x.shape)}")
+            return x
+
+        def ffn(
+            self, layer: int, gate: torch.Tensor, up: torch.Tensor, h: torch.Tensor
+        ) -> torch.Tensor:
+            torch.testing.assert_close(h, torch.nn.functional.silu(gate) * up)
+            self.seen.append(f"ffn{layer}{tuple(h.shape)}")
+            return torch.zeros_like(h)
+
+        def ffn_out(self, layer: int, o: torch.Tensor) -> torch.Tensor:
+            assert not o.any()
+            self.seen.append(f"ffn_out{layer}{tuple(o.shape)}")
+            return o
+
+    look = Look()
+    masked = runner.forward(ids, look)
+    sites = (("attn_in", 64), ("attn_out", 64), ("ffn_in", 64), ("ffn", 96), ("ffn_out", 64))
+    assert look.seen == [f"{s}{i}{(1, 6, n)}" for i in range(2) for s, n in sites]
+    for layer in model.layers:
+        layer.down_proj = np.zeros_like(as_float32(layer.down_proj))
+    torch.testing.assert_close(masked, TorchModel(model).forward(ids))
+
+
+def test_positions_and_caches_have_ends(tmp_path: Path) -> None:
+    peer(CONFIGS["gpt2"]()).save_pretrained(tmp_path)
+    runner = TorchModel(load_model(tmp_path))
+    with pytest.raises(UsageError, match="64 positions"):
+        runner.forward(some_ids(160, 65, 1))
+    cache = runner.new_cache(1)
+    runner.step(3, cache)
+    with pytest.raises(UsageError, match="full"):
+        runner.step(3, cache)
+
+
+# llama2.c -------------------------------------------------------------------
+
+
+def write_llama2c(path: Path, model: Model, tied: bool = True) -> None:
+    """The inverse of the loader, for a model with equal q and model dimensions."""
+    s = model.spec
+
+    def interleave(w: np.ndarray, heads: int) -> np.ndarray:
+        return w.reshape(heads, 2, s.head_dim // 2, -1).swapaxes(1, 2).reshape(w.shape)
+
+    def all_layers(get: Any) -> np.ndarray:
+        return np.stack([get(layer) for layer in model.layers])
+
+    header = [s.dim, s.ffn_dim, s.n_layers, s.n_heads, s.n_kv_heads]
+    header += [s.vocab if tied else -s.vocab, s.context]
+    parts = [
+        model.embed,
+        all_layers(lambda x: x.attn_norm),
+        all_layers(lambda x: interleave(x.q_proj, s.n_heads)),
+        all_layers(lambda x: interleave(x.k_proj, s.n_kv_heads)),
+        *(all_layers(lambda x, n=n: getattr(x, n)) for n in ("v_proj", "o_proj", "ffn_norm")),
+        *(all_layers(lambda x, n=n: getattr(x, n)) for n in ("gate_proj", "down_proj", "up_proj")),
+        model.final_norm,
+        np.zeros((s.context, s.head_dim), np.float32),
+    ]
+    if not tied:
+        parts.append(model.head)
+    data = np.array(header, "<i4").tobytes()
+    path.write_bytes(data + b"".join(np.asarray(p, "<f4").tobytes() for p in parts))
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_llama2c_round_trip(tied: bool, tmp_path: Path) -> None:
+    model = random_model(tied_head=tied)
+    write_llama2c(tmp_path / "m.bin", model, tied)
+    back = load_model(tmp_path / "m.bin")
+    assert back.spec.tied_head is tied
+    assert back.tokenizer is None
+    ids = some_ids(160, 12)
+    torch.testing.assert_close(TorchModel(back).forward(ids), TorchModel(model).forward(ids))
+
+
+def test_stories_agree_with_transformers() -> None:
+    data = data_folder()
+    if not (data / "stories260K_hf").is_dir():
+        pytest.skip(f"no stories260K_hf in {data}")
+    model = load_model(data / "stories260K.bin")
+    assert model.tokenizer is not None
+    ids = torch.tensor([model.tokenizer.encode("Once upon a time, there was a cat.", bos=True)])
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(data / "stories260K_hf").eval()
+    with torch.no_grad():
+        want = theirs(ids).logits
+    torch.testing.assert_close(TorchModel(model).forward(ids), want, atol=1e-4, rtol=1e-4)
+    hf = load_model(data / "stories260K_hf")
+    torch.testing.assert_close(TorchModel(hf).forward(ids), want, atol=1e-4, rtol=1e-4)
+    assert model.spec.eos_ids == (1, 2)
+
+
+# GGUF -----------------------------------------------------------------------
+
+KINDS = {
+    "F16": gguf.GGMLQuantizationType.F16,
+    "Q4_0": gguf.GGMLQuantizationType.Q4_0,
+    "Q4_1": gguf.GGMLQuantizationType.Q4_1,
+    "Q8_0": gguf.GGMLQuantizationType.Q8_0,
+}
+PROJECTIONS = {
+    "q_proj": ("attn_q", "Q4_1"),
+    "k_proj": ("attn_k", "Q8_0"),
+    "v_proj": ("attn_v", "Q4_0"),
+    "o_proj": ("attn_output", "F16"),
+    "gate_proj": ("ffn_gate", "Q4_1"),
+    "up_proj": ("ffn_up", "Q4_0"),
+    "down_proj": ("ffn_down", "Q8_0"),
+}
+
+
+def write_gguf(path: Path, model: Model, arch: str = "llama", extra: str = "") -> list[Layer]:
+    """Writes the model with mixed tensor types; returns its layers as gguf dequantises them."""
+    s = model.spec
+    w = gguf.GGUFWriter(path, arch)
+    w.add_block_count(s.n_layers)
+    w.add_context_length(s.context)
+    w.add_embedding_length(s.dim)
+    w.add_feed_forward_length(s.ffn_dim)
+    w.add_head_count(s.n_heads)
+    w.add_head_count_kv(s.n_kv_heads)
+    w.add_layer_norm_rms_eps(s.norm_eps)
+    w.add_rope_freq_base(s.layers[0].rope_theta)
+
+    def add(name: str, value: np.ndarray, kind: str) -> np.ndarray:
+        raw = gguf.quantize(value, KINDS[kind])
+        w.add_tensor(name, raw, raw_dtype=KINDS[kind])
+        return np.asarray(gguf.dequantize(raw, KINDS[kind]), np.float32)
+
+    add("token_embd.weight", as_float32(model.embed), "Q8_0")
+    w.add_tensor("output_norm.weight", model.final_norm)
+    if extra:
+        w.add_tensor(extra, np.ones(8, np.float32))
+    layers = []
+    for i, layer in enumerate(model.layers):
+        w.add_tensor(f"blk.{i}.attn_norm.weight", layer.attn_norm)
+        w.add_tensor(f"blk.{i}.ffn_norm.weight", layer.ffn_norm)
+        want: dict[str, Any] = {"attn_norm": layer.attn_norm, "ffn_norm": layer.ffn_norm}
+        for field, (name, kind) in PROJECTIONS.items():
+            value = as_float32(getattr(layer, field))
+            heads = {"q_proj": s.n_heads, "k_proj": s.n_kv_heads}.get(field)
+            if heads is None or arch != "llama":
+                want[field] = add(f"blk.{i}.{name}.weight", value, kind)
+                continue
+            shape = (heads, 2, s.head_dim // 2, s.dim)
+            mixed = np.ascontiguousarray(value.reshape(shape).swapaxes(1, 2)).reshape(value.shape)
+            got = add(f"blk.{i}.{name}.weight", mixed, kind)
+            shape = (heads, s.head_dim // 2, 2, s.dim)
+            want[field] = got.reshape(shape).swapaxes(1, 2).reshape(value.shape)
+        layers.append(Layer(**want))
+    w.write_header_to_file()
+    w.write_kv_data_to_file()
+    w.write_tensors_to_file()
+    w.close()
+    return layers
+
+
+def test_gguf_round_trip(tmp_path: Path) -> None:
+    path = tmp_path / "tiny.gguf"
+    want = write_gguf(path, random_model(ffn_dim=96))
+    model = load_model(path)
+    first = model.layers[0]
+    assert isinstance(first.q_proj, Q4Blocks)
+    assert isinstance(first.up_proj, Q4Blocks)
+    assert isinstance(first.down_proj, Q8Blocks)
+    assert isinstance(first.o_proj, np.ndarray)
+    assert isinstance(model.embed, Q8Blocks)
+    assert int(first.q_proj.q.max()) <= 15
+    for layer, expected in zip(model.layers, want):
+        for field in PROJECTIONS:
+            np.testing.assert_allclose(
+                as_float32(getattr(layer, field)), getattr(expected, field), atol=1e-7, rtol=0
+            )
+        np.testing.assert_array_equal(layer.attn_norm, expected.attn_norm)
+    assert model.source["file"] == "tiny.gguf"
+
+
+def test_other_gguf_architectures_are_not_permuted(tmp_path: Path) -> None:
+    path = tmp_path / "tiny.gguf"
+    want = write_gguf(path, random_model(ffn_dim=96), "qwen2")
+    k_proj = as_float32(load_model(path).layers[1].k_proj)
+    np.testing.assert_allclose(k_proj, want[1].k_proj, atol=1e-7)
+
+
+GGUF_NAMES = {
+    **{field: f"{name}.weight" for field, (name, _) in PROJECTIONS.items()},
+    **{f"{x}_bias": f"attn_{x}.bias" for x in "qkv"},
+    **{f"{x}_norm": f"attn_{x}_norm.weight" for x in "qk"},
+    "attn_norm": "attn_norm.weight",
+    "ffn_norm": "ffn_norm.weight",
+    "post_attn_norm": "post_attention_norm.weight",
+    "post_ffn_norm": "post_ffw_norm.weight",
+}
+
+
+@pytest.mark.parametrize("arch", ["qwen2", "qwen3", "gemma3"])
+def test_gguf_families_agree_with_transformers(arch: str, tmp_path: Path) -> None:
+    """The same float32 weights under GGUF names and metadata give the same logits."""
+    config = CONFIGS[{"gemma3": "gemma3_text"}.get(arch, arch)]()
+    if arch == "gemma3":
+        config.query_pre_attn_scalar = config.head_dim  # as every size but the largest
+    theirs = peer(config)
+    theirs.save_pretrained(tmp_path / "hf")
+    model = load_model(tmp_path / "hf")
+    s = model.spec
+    w = gguf.GGUFWriter(tmp_path / "m.gguf", arch)
+    w.add_block_count(s.n_layers)
+    w.add_context_length(s.context)
+    w.add_embedding_length(s.dim)
+    w.add_feed_forward_length(s.ffn_dim)
+    w.add_head_count(s.n_heads)
+    w.add_head_count_kv(s.n_kv_heads)
+    w.add_key_length(s.head_dim)
+    w.add_layer_norm_rms_eps(s.norm_eps)
+    w.add_rope_freq_base(s.layers[-1].rope_theta if arch != "gemma3" else 1e6)
+    if arch == "gemma3":
+        w.add_sliding_window(s.layers[0].window)
+    w.add_tensor("token_embd.weight", as_float32(model.embed))
+    w.add_tensor("output_norm.weight", model.final_norm)
+    if model.head is not None:
+        w.add_tensor("output.weight", as_float32(model.head))
+    for i, layer in enumerate(model.layers):
+        for field, name in GGUF_NAMES.items():
+            value = getattr(layer, field)
+            if value is not None:
+                w.add_tensor(f"blk.{i}.{name}", as_float32(value))
+    w.write_header_to_file()
+    w.write_kv_data_to_file()
+    w.write_tensors_to_file()
+    w.close()
+    ids = some_ids(160)
+    with torch.no_grad():
+        want = theirs(ids).logits
+    ours = TorchModel(load_model(tmp_path / "m.gguf")).forward(ids)
+    torch.testing.assert_close(ours, want, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("keep", [0.0, 0.001, 0.01, 0.1, 0.5, 0.9, 0.9999])
+@pytest.mark.parametrize("kind", ["gguf", "bin", "hf"])
+def test_truncated_files_are_refused(kind: str, keep: float, tmp_path: Path, request: Any) -> None:
+    if kind == "hf":
+        source = request.getfixturevalue("llama_folder")
+        path = source / "model.safetensors"
+    else:
+        source = path = tmp_path / f"m.{kind}"
+        model = random_model(ffn_dim=96)
+        write_gguf(path, model) if kind == "gguf" else write_llama2c(path, model)
+    data = path.read_bytes()
+    path.write_bytes(data[: int(len(data) * keep)])
+    with pytest.raises(InputError) as caught:
+        load_model(source)
+    assert str(tmp_path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_damaged_gguf_metadata_never_escapes_as_another_error(tmp_path: Path) -> None:
+    path = tmp_path / "m.gguf"
+    write_gguf(path, random_model(ffn_dim=96, n_layers=1))
+    data = path.read_bytes()
+    rng = np.random.default_rng(2)
+    for _ in range(60):
+        broken = bytearray(data)
+        for at in rng.integers(0, 1500, 3):
+            broken[at] = int(rng.integers(256))
+        path.write_bytes(broken)
+        try:
+            load_model(path)
+        except (InputError, UnsupportedError) as e:
+            assert str(path) in str(e)
+
+
+def test_values_that_are_not_numbers_are_refused(tmp_path: Path) -> None:
+    model = random_model()
+    model.layers[1].down_proj[3, 5] = np.nan
+    write_llama2c(tmp_path / "m.bin", model)
+    with pytest.raises(InputError, match="layer 1 down_proj"):
+        load_model(tmp_path / "m.bin")
+
+
+# Refusals -------------------------------------------------------------------
+
+
+def test_unknown_kinds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(InputError, match="no such model file"):
+        load_model(tmp_path / "absent.gguf")
+    with pytest.raises(InputError, match=r"config\.json"):
+        load_model(tmp_path)
+    (tmp_path / "m.onnx").write_bytes(b"x")
+    with pytest.raises(UnsupportedError, match="onnx"):
+        load_model(tmp_path / "m.onnx")
+
+    def offline(*_: Any, **__: Any) -> str:
+        raise OSError("no network")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", offline)
+    with pytest.raises(InputError, match="HuggingFaceTB/SmolLM2-135M"):
+        load_model("HuggingFaceTB/SmolLM2-135M")
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "word"),
+    [
+        ({"model_type": "mamba"}, UnsupportedError, "mamba"),
+        ({"hidden_act": "mish"}, UnsupportedError, "mish"),
+        ({"attention_bias": True}, UnsupportedError, "attention_bias"),
+        ({"rope_scaling": {"rope_type": "yarn", "factor": 4}}, UnsupportedError, "yarn"),
+        ({"quantization_config": {"bits": 4}}, UnsupportedError, "quantised"),
+        ({"hidden_size": None}, InputError, "hidden_size"),
+        ({"hidden_size": "wide"}, InputError, "wrong type"),
+        ({"intermediate_size": 128}, InputError, "shape"),
+        ({"num_hidden_layers": 3}, InputError, "missing"),
+    ],
+)
+def test_configs_that_do_not_fit(
+    change: dict[str, Any], error: type[Exception], word: str, llama_folder: Path
+) -> None:
+    path = llama_folder / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    with pytest.raises(error, match=word):
+        load_model(llama_folder)
+
+
+def test_unknown_gguf_variants(tmp_path: Path) -> None:
+    path = tmp_path / "m.gguf"
+    write_gguf(path, random_model(ffn_dim=96), "mamba")
+    with pytest.raises(UnsupportedError, match="mamba"):
+        load_model(path)
+    write_gguf(path, random_model(ffn_dim=96), extra="rope_freqs.weight")
+    with pytest.raises(UnsupportedError, match="rope_freqs"):
+        load_model(path)
+
+
+def test_smollm2_gguf() -> None:
+    path = root() / ".cache" / "models" / "SmolLM2-135M-Instruct.Q4_1.gguf"
+    if not path.is_file():
+        pytest.skip(f"no {path}; `make fetch` brings it")
+    model = load_model(path)
+    assert (model.spec.n_layers, model.spec.dim, model.spec.ffn_dim) == (30, 576, 1536)
+    assert 2 in model.spec.eos_ids
+    assert 1 not in model.spec.eos_ids
+    assert model.tokenizer is not None
+    text = "The capital of France is Paris. The capital of Italy is"
+    ids = torch.tensor([model.tokenizer.encode(text)])
+    logits = TorchModel(model).forward(ids)[0]
+    assert model.tokenizer.decode([int(logits[-1].argmax())]) == " Rome"
+    loss = torch.nn.functional.cross_entropy(logits[:-1], ids[0, 1:])
+    assert float(loss) < 3.0
