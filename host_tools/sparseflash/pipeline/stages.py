@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sparseflash.base.errors import InputError, MismatchError, UnsupportedError, UsageError
-from sparseflash.base.files import root, write_json
+from sparseflash.base.files import work, write_json
 from sparseflash.codegen.build import build_firmware, build_library
 from sparseflash.codegen.generate import generate
 from sparseflash.device.emulator import EmulatorProcess
@@ -62,7 +62,7 @@ class Places:
 
     @property
     def folder(self) -> Path:
-        return root() / "build" / "models" / self.model
+        return work() / "build" / "models" / self.model
 
     @property
     def image(self) -> Path:
@@ -84,7 +84,7 @@ class Places:
 
     @property
     def target(self) -> Path:
-        return root() / "build" / self.board / self.model
+        return work() / "build" / self.board / self.model
 
     @property
     def plan(self) -> Path:
@@ -374,7 +374,7 @@ def study_of(model: Model, recipe: Recipe, asvd: float = 0.0) -> Study:
 
 
 def curve_path(board: Board) -> Path:
-    return root() / "build" / board.id / "flash_curve.json"
+    return work() / "build" / board.id / "flash_curve.json"
 
 
 def with_curve(board: Board) -> Board:
