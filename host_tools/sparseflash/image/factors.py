@@ -17,7 +17,7 @@ import numpy as np
 
 from sparseflash.base.errors import InputError
 from sparseflash.base.files import write_arrays
-from sparseflash.image.quantize import Blocks, row_bytes, unpack_rows
+from sparseflash.image.grids import Blocks, row_bytes, unpack_rows
 from sparseflash.model.spec import Model, ModelSpec
 
 if TYPE_CHECKING:
@@ -37,7 +37,8 @@ BY_ROWS = (
 def shape_of(spec: ModelSpec, name: str) -> tuple[int, int]:
     """Outputs and inputs of a projection of FACTORED."""
     outputs = {"q": spec.q_dim, "k": spec.kv_dim, "v": spec.kv_dim, "o": spec.dim}
-    return outputs.get(name, spec.ffn_dim), spec.q_dim if name == "o" else spec.dim
+    inputs = {"o": spec.q_dim, "gate": spec.gate_width, "up": spec.up_width}
+    return outputs.get(name, spec.ffn_dim), inputs.get(name, spec.dim)
 
 
 def factor_bytes(rows: int, cols: int, rank: int, fmt: str) -> int:

@@ -28,7 +28,7 @@ from torch import Tensor
 
 from sparseflash.base.errors import UsageError
 from sparseflash.image.factors import FACTORED, Factors, factor_bytes, shape_of
-from sparseflash.image.quantize import GROUP, Blocks, pack_rows, quantize, row_bytes
+from sparseflash.image.grids import GROUP, Blocks, pack_rows, quantize, row_bytes
 from sparseflash.sparsity.evaluate import spread
 from sparseflash.sparsity.gradients import OUTPUTS, SEED, walk
 from sparseflash.sparsity.predict.lowrank import PREDICTOR_TOKENS, moments, whitened_factors

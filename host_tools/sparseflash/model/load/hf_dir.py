@@ -98,7 +98,7 @@ def _layer(tensors: _Tensors, family: Family, spec: ModelSpec, i: int) -> Layer:
             raise InputError(f"{tensors.folder}: {base} has shape {weight.shape}, not q, k and v")
         for x, w, b in zip("qkv", np.split(weight, 3, axis=1), np.split(bias, 3)):
             parts[f"{x}_proj"], parts[f"{x}_bias"] = np.ascontiguousarray(w.T), b.copy()
-    return Layer(**parts)
+    return Layer(**parts)  # type: ignore[arg-type]
 
 
 def _chat_template(folder: Path) -> str:
