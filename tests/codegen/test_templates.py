@@ -73,6 +73,7 @@ def test_a_size_is_said_once(plan: dict[str, Any], tmp_path: Path) -> None:
     for arena, fits in ((plan["arena_bytes"], True), (plan["arena_bytes"] + 4, False)):
         for name, text in render(plan | {"arena_bytes": arena}).items():
             (tmp_path / name).write_text(text)
-        command = ["cc", f"-I{root() / 'firmware' / 'include'}", "-fsyntax-only", "sf_model.c"]
+        include = root() / "firmware" / "include"
+        command = ["cc", f"-I{include}", "-I.", "-fsyntax-only", "sf_model.c"]
         said = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
         assert ("counts the bytes of the plan" not in said.stderr) == fits
