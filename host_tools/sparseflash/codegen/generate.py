@@ -12,7 +12,7 @@ from sparseflash import __version__
 from sparseflash.base.errors import InputError
 from sparseflash.base.files import root, write_text
 from sparseflash.plan.boards import Board
-from sparseflash.plan.plan import plan_digest
+from sparseflash.plan.kept import plan_digest
 
 
 def c_float(value: float) -> str:
