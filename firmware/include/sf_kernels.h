@@ -86,6 +86,8 @@ void sf_dot_q4(const uint8_t *const *row, uint32_t n, const sf_bfp *x, float *ou
 void sf_dot_q8(const uint8_t *const *row, uint32_t n, const sf_bfp *x, float *out);
 /* 8-bit rows with one scale. */
 void sf_dot_r8(const uint8_t *const *row, uint32_t n, const sf_bfp *x, float *out);
+/* Symmetric 4-bit rows whose scales follow them. */
+void sf_dot_s4(const uint8_t *const *row, uint32_t n, const sf_bfp *x, float *out);
 /* The same for proxy rows of 1 to 4 bits a weight. */
 void sf_dot_proxy(const uint8_t *const *row, uint32_t n, uint32_t bits, const sf_bfp *x,
                   float *out);
@@ -106,6 +108,20 @@ void sf_scale_q8(const uint8_t *scales, uint32_t k, int32_t sum, uint32_t dim, i
 /* acc[j] += (sum_r h[r] * col[r][j]) << k for n <= SF_GROUP columns of dim weights of r8. */
 void sf_axpy_r8(const uint8_t *const *col, const int8_t *h, uint32_t n, uint32_t dim, uint32_t k,
                 int64_t *acc);
+/* What a group of a column of s4 is multiplied by, |result| < 2^15: the activation a times the
+ * scale in units of 2^(shift - 24), rounded; shift >= 1 is the matrix's. */
+static inline int32_t sf_s4_factor(int32_t a, uint32_t half, uint32_t shift) {
+    const int64_t product = (int64_t)a * sf_half(half);
+    return (int32_t)((product + ((int64_t)1 << (shift - 1u))) >> shift);
+}
+/* acc[j] += sum_r factor(a[r], scale) * q of col[r][j] for n <= SF_TILE columns of dim weights of
+ * s4; a is an activation with its shift, q << k. */
+void sf_axpy_s4(const uint8_t *const *col, const int32_t *a, uint32_t n, uint32_t dim,
+                uint32_t shift, int32_t *acc);
+/* Its sums as floats; s is the activation's. */
+static inline float sf_s4_to_float(int32_t acc, uint32_t shift, int32_t s) {
+    return (float)acc * sf_pow2((int32_t)shift - (24 + SF_SHIFT_SPAN + s));
+}
 /* An accumulated sum as a float; s is the activation's. */
 #ifdef SF_ARMV6M
 float sf_sum_to_float(int64_t acc, int32_t s);
@@ -143,6 +159,7 @@ void sf_pick_largest(const float *x, uint32_t n, uint32_t rows, uint16_t *pick);
 void sf_row_q4(const uint8_t *row, uint32_t dim, float *x);
 void sf_row_q8(const uint8_t *row, uint32_t dim, float *x);
 void sf_row_r8(const uint8_t *row, uint32_t dim, float *x);
+void sf_row_s4(const uint8_t *row, uint32_t dim, float *x);
 
 float sf_sqrt(float x);
 /* out = x / rms(x) * w; scratch [n]. out may be x. */

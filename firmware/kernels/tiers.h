@@ -22,6 +22,10 @@
 #define SF_TIER_SCALE_Q8 1
 #define SF_TIER_ATTENTION 1
 #endif
+#ifdef SF_DSP
+#define SF_TIER_DOT_S4 1
+#define SF_TIER_AXPY_S4 1
+#endif
 #if defined(SF_DSP) || defined(SF_MVE)
 #define SF_TIER_QUANTIZE 1
 #endif

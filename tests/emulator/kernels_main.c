@@ -18,6 +18,9 @@ void plain_scale_q8(const uint8_t *scales, uint32_t k, int32_t sum, uint32_t dim
 void plain_dot_r8(const uint8_t *const *row, uint32_t n, const sf_bfp *x, float *out);
 void plain_axpy_r8(const uint8_t *const *col, const int8_t *h, uint32_t n, uint32_t dim, uint32_t k,
                    int64_t *acc);
+void plain_dot_s4(const uint8_t *const *row, uint32_t n, const sf_bfp *x, float *out);
+void plain_axpy_s4(const uint8_t *const *col, const int32_t *a, uint32_t n, uint32_t dim,
+                   uint32_t shift, int32_t *acc);
 void plain_quantize(const float *x, uint32_t n, sf_bfp *v);
 int32_t plain_quantize16(const float *x, uint32_t n, int16_t *q);
 int32_t plain_quantize8(const float *x, uint32_t n, int8_t *q);
@@ -66,6 +69,7 @@ static uint8_t k[2][GROUPS];
 static float x[MAX_DIM], out[2][MAX_DIM];
 static int32_t isum[2][MAX_DIM];
 static int64_t acc[2][MAX_DIM];
+static int32_t factor[ROWS];
 static _Alignas(16) int8_t keys[POSITIONS][128], vals[POSITIONS][128];
 static int8_t ks[POSITIONS][2], vs[POSITIONS][2];
 static _Alignas(8) int16_t q16[2][2 * 128];
@@ -173,6 +177,37 @@ static bool row_scales(uint32_t kind) {
     sf_axpy_r8(p, q[0], few, groups * 32u, shift, acc[0]);
     plain_axpy_r8(p, q[0], few, groups * 32u, shift, acc[1]);
     return memcmp(acc[0], acc[1], sizeof acc[0]) == 0;
+}
+
+/* Rows and columns whose scales follow them; shifts as small as the scales allow, and larger. */
+static bool own_scales(uint32_t kind) {
+    const uint32_t groups = 1u + below(GROUPS), n = 1u + below(ROWS), shift = 34u - below(3);
+    const uint8_t *p[ROWS];
+    const sf_bfp v = {q[0], sum[0], k[0], groups, (int32_t)below(120) - 40};
+    rows_and_x(groups, 16, kind);
+    for (uint32_t r = 0; r < ROWS; r++) {
+        p[r] = rows[r];
+        for (uint32_t g = 0; g < groups; g++) {
+            const uint32_t any = half(), e = any >> 10 & 31u, most = shift - 14u;
+            const uint16_t h = (uint16_t)(e > most ? (any & 0x83FFu) | most << 10 : any);
+            memcpy(rows[r] + groups * 16u + 2u * g, &h, sizeof h);
+        }
+    }
+    sf_dot_s4(p, n, &v, out[0]);
+    plain_dot_s4(p, n, &v, out[1]);
+    if (memcmp(out[0], out[1], n * sizeof(float)) != 0) {
+        return false;
+    }
+    for (uint32_t r = 0; r < ROWS; r++) {
+        const int32_t most = 127 * 4096, any = (int32_t)below(2u * 127u * 4096u + 1u) - most;
+        factor[r] = kind == 0 ? any : (kind == 1 ? -most : (kind == 2 ? most : any % 64));
+    }
+    for (uint32_t i = 0; i < groups * 32u; i++) {
+        isum[0][i] = isum[1][i] = (int32_t)below(100000) - 50000;
+    }
+    sf_axpy_s4(p, factor, n, groups * 32u, shift, isum[0]);
+    plain_axpy_s4(p, factor, n, groups * 32u, shift, isum[1]);
+    return memcmp(isum[0], isum[1], groups * 32u * sizeof(int32_t)) == 0;
 }
 
 static bool columns(uint32_t kind) {
@@ -328,6 +363,11 @@ const char *first_difference(void) {
         for (uint32_t j = 0; j < 8; j++) {
             if (!row_scales(j & 3u)) {
                 return "rows with one scale";
+            }
+        }
+        for (uint32_t j = 0; j < 8; j++) {
+            if (!own_scales(j & 3u)) {
+                return "rows and columns with their own scales";
             }
         }
         if (!columns(kind)) {

@@ -9,6 +9,9 @@
 #define sf_dot_r8 plain_dot_r8
 #define sf_axpy_r8 plain_axpy_r8
 #define sf_row_r8 plain_row_r8
+#define sf_dot_s4 plain_dot_s4
+#define sf_axpy_s4 plain_axpy_s4
+#define sf_row_s4 plain_row_s4
 #define sf_quantize plain_quantize
 #define sf_quantize16 plain_quantize16
 #define sf_quantize8 plain_quantize8
@@ -31,6 +34,7 @@
 #include "../../firmware/kernels/elementwise.c"
 #include "../../firmware/kernels/quantize.c"
 #include "../../firmware/kernels/r8.c"
+#include "../../firmware/kernels/s4.c"
 
 float plain_sum_to_float(int64_t acc, int32_t s);
 float plain_sum_to_float(int64_t acc, int32_t s) {
