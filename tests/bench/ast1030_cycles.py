@@ -35,8 +35,9 @@ from sparseflash.device.runners import Files, flash_files
 from sparseflash.model import recipes
 from sparseflash.pipeline import stages as pipeline
 from sparseflash.plan.boards import Board, load_board
+from sparseflash.plan.kept import plan_digest
 from sparseflash.plan.placement import use_of
-from sparseflash.plan.plan import make_plan, plan_digest
+from sparseflash.plan.plan import make_plan
 
 HEADER = ("total", "compute", "flash", "stall", "bytes")
 
