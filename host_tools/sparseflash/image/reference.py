@@ -12,15 +12,13 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from sparseflash.image.bfp import F32, S_MIN, Bfp, magnitude, pow2, quantize_bfp, quantize_vector
+from sparseflash.image.formats import INPUTS, SITES, THRESHOLDS
 from sparseflash.image.grids import Blocks, linear
 from sparseflash.image.proxy import agreeing_signs
 from sparseflash.image.screen import screened
 from sparseflash.image.sfm import Image
 from sparseflash.model.spec import Activation
 
-SITES = ("attn_in", "q", "attn", "ffn_in", "h", "ffn_out", "residual")
-INPUTS = ("q", "k", "v", "o", "xg", "xu")
-THRESHOLDS = ("gate", "act", "up", "h", "down", "guess", *INPUTS)
 HASH_MULTIPLIER = 0x01000193
 
 

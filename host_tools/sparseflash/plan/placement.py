@@ -15,16 +15,14 @@ from typing import Any
 import numpy as np
 
 from sparseflash.base.errors import TooSmallError
-from sparseflash.image.factors import FACTORED
-from sparseflash.image.reference import INPUTS as INPUT_SITES
+from sparseflash.image.formats import FACTORED
+from sparseflash.image.formats import INPUTS as INPUT_SITES
 from sparseflash.image.sfm import Image
 from sparseflash.image.weights import Weight, is_ffn
 from sparseflash.plan.reads import Reading
+from sparseflash.sparsity.sites import Use
 
 PIN_ALIGN = 64
-Use = dict[str, np.ndarray]
-"""Expected share of rows that a token reads, (layers,), by kind of part; of inputs by their site
-(``q``, ``k``, ``v``, ``o``, ``xg``, ``xu``). What is not named is read whole."""
 
 
 @dataclass(frozen=True)
