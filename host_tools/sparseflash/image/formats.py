@@ -75,8 +75,9 @@ class Formats:
         return self.attn if name in "qkvo" else self.ffn
 
     def rank_of(self, layer: int, name: str) -> int:
-        """Rank of a projection of FACTORED; 0 for a whole matrix."""
-        return self.ranks[layer][FACTORED.index(name)] if self.ranks else 0
+        """Rank of a projection; 0 for a whole matrix."""
+        factored = self.ranks and name in FACTORED
+        return self.ranks[layer][FACTORED.index(name)] if factored else 0
 
     @property
     def most_rank(self) -> int:
