@@ -126,8 +126,7 @@ static void end_block(const sf_part *p, const sf_part *scales, uint32_t block, u
 }
 
 /* acc [outputs] = the columns of a list times act. Sums are integers, so their order is free. */
-static void sum_columns(const sf_part *p, list which, const sf_part *scales,
-                        uint32_t outputs) {
+static void sum_columns(const sf_part *p, list which, const sf_part *scales, uint32_t outputs) {
     const uint16_t *idx = which.idx;
     uint32_t block = UINT32_MAX;
     int8_t h[SF_TILE];
