@@ -23,7 +23,7 @@ STAMP := $(VENV)/.ready
 STAMP_DEV := $(VENV)/.ready-dev
 PIP := $(PY) -m pip --quiet --disable-pip-version-check
 
-.PHONY: flash-curve cycles help demo test setup setup-boards fetch calibrate generate build flash size stack validate perplexity sparsity bench chat boards models lint clean
+.PHONY: flash-curve cycles help demo test setup setup-boards fetch calibrate generate build flash size stack validate perplexity sparsity bench chat boards models golden lint clean
 
 help: ## This list
 	awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-14s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -101,11 +101,20 @@ boards: setup ## Lists the boards
 models: setup ## Lists the models
 	$(SF) models
 
-lint: $(STAMP_DEV) ## ruff, mypy, clang-format
+golden: $(STAMP_DEV) ## Writes the examples of generated C, tests/golden, anew
+	$(PY) -m pytest -q tests/codegen/test_golden.py --update-golden
+
+lint: $(STAMP_DEV) ## ruff, mypy, clang-format; cppcheck and clang-tidy where they are installed
 	$(VENV)/bin/ruff check host_tools tests
 	$(VENV)/bin/ruff format --check host_tools tests
 	$(VENV)/bin/mypy
-	$(VENV)/bin/clang-format --dry-run -Werror $$(find firmware tests -name '*.[ch]')
+	$(VENV)/bin/clang-format --dry-run -Werror $$(find firmware tests host_tools/emulators -name '*.[ch]')
+	for d in tests/golden/*/; do \
+	    ! command -v cppcheck >/dev/null || cppcheck --quiet --std=c11 --error-exitcode=1 \
+	        --enable=warning,performance,portability -Ifirmware/include -Ifirmware/kernels/plain -I$$d $$d/sf_model.c || exit 1; \
+	    ! command -v clang-tidy >/dev/null || clang-tidy --quiet --warnings-as-errors='*' \
+	        $$d/sf_model.c -- -std=c11 -Ifirmware/include -Ifirmware/kernels/plain -I$$d || exit 1; \
+	done
 
 clean: ## Removes what was built (not the venv and the downloads)
 	rm -rf build

@@ -18,6 +18,12 @@ from sparseflash.model.spec import Layer, LayerSpec, Model, ModelSpec
 from sparseflash.plan.boards import Board, load_board
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--update-golden", action="store_true", help="write tests/golden from the templates"
+    )
+
+
 def data_folder() -> Path:
     return Path(os.environ.get("SPARSEFLASH_DATA") or root().parent / "shared" / "data")
 

@@ -89,6 +89,16 @@ static inline float sf_sum_to_float(int64_t acc, int32_t s) {
 static inline float sf_row_sum_to_float(int64_t acc, int32_t s) {
     return sf_sum_to_float(acc, s - 24);
 }
+/* What a group of a column of s4 is multiplied by, |result| < 2^15: the activation a times the
+ * scale in units of 2^(shift - 24), rounded; shift >= 1 is the matrix's. */
+static inline int32_t sf_s4_factor(int32_t a, uint32_t half, uint32_t shift) {
+    const int64_t product = (int64_t)a * sf_half(half);
+    return (int32_t)((product + ((int64_t)1 << (shift - 1u))) >> shift);
+}
+/* Its sums as floats; s is the activation's. */
+static inline float sf_s4_to_float(int32_t acc, uint32_t shift, int32_t s) {
+    return (float)acc * sf_pow2((int32_t)shift - (24 + SF_SHIFT_SPAN + s));
+}
 /* A sum below 2^63 as a float, and back, truncated; neither needs a conversion by doubles. */
 static inline float sf_whole(uint64_t sum) {
     return sf_sum_to_float((int64_t)sum, -(24 + SF_SHIFT_SPAN));
@@ -140,6 +150,7 @@ typedef struct {
     void (*dot_q4)(const uint8_t *const *row, uint32_t n, const sf_bfp *x, float *out);
     void (*dot_q8)(const uint8_t *const *row, uint32_t n, const sf_bfp *x, float *out);
     void (*dot_r8)(const uint8_t *const *row, uint32_t n, const sf_bfp *x, float *out);
+    void (*dot_s4)(const uint8_t *const *row, uint32_t n, const sf_bfp *x, float *out);
     /* The same for proxy rows of 1 to 4 bits a weight. */
     void (*dot_proxy)(const uint8_t *const *row, uint32_t n, uint32_t bits, const sf_bfp *x,
                       float *out);
@@ -147,21 +158,22 @@ typedef struct {
      * words. */
     void (*dot_signs)(const uint8_t *const *row, uint32_t n, const uint32_t *sign, uint32_t groups,
                       float *out);
-    /* sums += sum_r h[r] * col[r][j] for n <= SF_GROUP columns of dim weights of one block of 32
-     * inputs: isum [dim] before their shift by k, or acc [dim] after it. A grid with a scale a
-     * block takes isum, and its scale moves them to acc; r8 takes acc. */
+    /* isum[j] += sum_r h[r] * col[r][j] for n <= SF_GROUP columns of dim weights. */
     void (*axpy_q4)(const uint8_t *const *col, const int8_t *h, uint32_t n, uint32_t dim,
-                    uint32_t k, int32_t *isum, int64_t *acc);
+                    int32_t *isum);
     void (*axpy_q8)(const uint8_t *const *col, const int8_t *h, uint32_t n, uint32_t dim,
-                    uint32_t k, int32_t *isum, int64_t *acc);
+                    int32_t *isum);
+    /* acc[j] += (sum_r h[r] * col[r][j]) << k; the scales of r8 are those of outputs. */
     void (*axpy_r8)(const uint8_t *const *col, const int8_t *h, uint32_t n, uint32_t dim,
-                    uint32_t k, int32_t *isum, int64_t *acc);
+                    uint32_t k, int64_t *acc);
+    /* acc[j] += sum_r factor(a[r], scale) * q of col[r][j] for n <= SF_TILE columns of dim weights
+     * of s4 (sf_s4_factor); a is an activation with its shift, q << k. */
+    void (*axpy_s4)(const uint8_t *const *col, const int32_t *a, uint32_t n, uint32_t dim,
+                    uint32_t shift, int32_t *acc);
     /* acc[j] += (isum[j] << k) * d[j] + sum * m[j]; scales as in the image; clears isum. */
     void (*scale_q4)(const uint8_t *scales, uint32_t k, int32_t sum, uint32_t dim, int32_t *isum,
                      int64_t *acc);
     void (*scale_q8)(const uint8_t *scales, uint32_t k, int32_t sum, uint32_t dim, int32_t *isum,
-                     int64_t *acc);
-    void (*scale_r8)(const uint8_t *scales, uint32_t k, int32_t sum, uint32_t dim, int32_t *isum,
                      int64_t *acc);
 
     /* The rows largest of x [n], n <= 65536, the least index first among equals: their indices,
@@ -171,6 +183,7 @@ typedef struct {
     void (*row_q4)(const uint8_t *row, uint32_t dim, float *x);
     void (*row_q8)(const uint8_t *row, uint32_t dim, float *x);
     void (*row_r8)(const uint8_t *row, uint32_t dim, float *x);
+    void (*row_s4)(const uint8_t *row, uint32_t dim, float *x);
 
     /* out = x / rms(x) * w; out may be x. */
     void (*rmsnorm)(const float *x, const float *w, uint32_t n, float eps, float *out);
@@ -200,18 +213,20 @@ typedef struct {
     X(plain, dot_q4)                                                                               \
     X(plain, dot_q8)                                                                               \
     X(plain, dot_r8)                                                                               \
+    X(plain, dot_s4)                                                                               \
     X(plain, dot_proxy)                                                                            \
     X(plain, dot_signs)                                                                            \
     X(plain, axpy_q4)                                                                              \
     X(plain, axpy_q8)                                                                              \
     X(plain, axpy_r8)                                                                              \
+    X(plain, axpy_s4)                                                                              \
     X(plain, scale_q4)                                                                             \
     X(plain, scale_q8)                                                                             \
-    X(plain, scale_r8)                                                                             \
     X(plain, pick_largest)                                                                         \
     X(plain, row_q4)                                                                               \
     X(plain, row_q8)                                                                               \
     X(plain, row_r8)                                                                               \
+    X(plain, row_s4)                                                                               \
     X(plain, rmsnorm)                                                                              \
     X(plain, sigmoid)                                                                              \
     X(plain, silu)                                                                                 \
@@ -261,18 +276,20 @@ static inline void sf_choose_tier(void) {
 #define sf_dot_q4 sf_tier.dot_q4
 #define sf_dot_q8 sf_tier.dot_q8
 #define sf_dot_r8 sf_tier.dot_r8
+#define sf_dot_s4 sf_tier.dot_s4
 #define sf_dot_proxy sf_tier.dot_proxy
 #define sf_dot_signs sf_tier.dot_signs
 #define sf_axpy_q4 sf_tier.axpy_q4
 #define sf_axpy_q8 sf_tier.axpy_q8
 #define sf_axpy_r8 sf_tier.axpy_r8
+#define sf_axpy_s4 sf_tier.axpy_s4
 #define sf_scale_q4 sf_tier.scale_q4
 #define sf_scale_q8 sf_tier.scale_q8
-#define sf_scale_r8 sf_tier.scale_r8
 #define sf_pick_largest sf_tier.pick_largest
 #define sf_row_q4 sf_tier.row_q4
 #define sf_row_q8 sf_tier.row_q8
 #define sf_row_r8 sf_tier.row_r8
+#define sf_row_s4 sf_tier.row_s4
 #define sf_rmsnorm sf_tier.rmsnorm
 #define sf_sigmoid sf_tier.sigmoid
 #define sf_silu sf_tier.silu

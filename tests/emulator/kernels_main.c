@@ -39,6 +39,7 @@ static uint8_t k[2][GROUPS];
 static float x[MAX_DIM], out[2][MAX_DIM];
 static int32_t isum[2][MAX_DIM];
 static int64_t acc[2][MAX_DIM];
+static int32_t factor[ROWS];
 static _Alignas(16) int8_t keys[POSITIONS][128], vals[POSITIONS][128];
 static int8_t ks[POSITIONS][2], vs[POSITIONS][2];
 static _Alignas(8) int16_t q16[2][2 * 128];
@@ -143,9 +144,40 @@ static bool row_scales(uint32_t kind) {
     }
     const uint32_t few = below((ROWS < SF_GROUP ? ROWS : SF_GROUP) + 1u), shift = below(13);
     memcpy(acc[1], acc[0], sizeof acc[0]);
-    sf_axpy_r8(p, q[0], few, groups * 32u, shift, isum[0], acc[0]);
-    sf_plain_axpy_r8(p, q[0], few, groups * 32u, shift, isum[1], acc[1]);
+    sf_axpy_r8(p, q[0], few, groups * 32u, shift, acc[0]);
+    sf_plain_axpy_r8(p, q[0], few, groups * 32u, shift, acc[1]);
     return memcmp(acc[0], acc[1], sizeof acc[0]) == 0;
+}
+
+/* Rows and columns whose scales follow them; shifts as small as the scales allow, and larger. */
+static bool own_scales(uint32_t kind) {
+    const uint32_t groups = 1u + below(GROUPS), n = 1u + below(ROWS), shift = 34u - below(3);
+    const uint8_t *p[ROWS];
+    const sf_bfp v = {q[0], sum[0], k[0], groups, (int32_t)below(120) - 40};
+    rows_and_x(groups, 16, kind);
+    for (uint32_t r = 0; r < ROWS; r++) {
+        p[r] = rows[r];
+        for (uint32_t g = 0; g < groups; g++) {
+            const uint32_t any = half(), e = any >> 10 & 31u, most = shift - 14u;
+            const uint16_t h = (uint16_t)(e > most ? (any & 0x83FFu) | most << 10 : any);
+            memcpy(rows[r] + groups * 16u + 2u * g, &h, sizeof h);
+        }
+    }
+    sf_dot_s4(p, n, &v, out[0]);
+    sf_plain_dot_s4(p, n, &v, out[1]);
+    if (memcmp(out[0], out[1], n * sizeof(float)) != 0) {
+        return false;
+    }
+    for (uint32_t r = 0; r < ROWS; r++) {
+        const int32_t most = 127 * 4096, any = (int32_t)below(2u * 127u * 4096u + 1u) - most;
+        factor[r] = kind == 0 ? any : (kind == 1 ? -most : (kind == 2 ? most : any % 64));
+    }
+    for (uint32_t i = 0; i < groups * 32u; i++) {
+        isum[0][i] = isum[1][i] = (int32_t)below(100000) - 50000;
+    }
+    sf_axpy_s4(p, factor, n, groups * 32u, shift, isum[0]);
+    sf_plain_axpy_s4(p, factor, n, groups * 32u, shift, isum[1]);
+    return memcmp(isum[0], isum[1], groups * 32u * sizeof(int32_t)) == 0;
 }
 
 static bool columns(uint32_t kind) {
@@ -164,16 +196,16 @@ static bool columns(uint32_t kind) {
         memcpy(scales + 4u * i, &a, sizeof a);
         memcpy(scales + 4u * i + 2u, &b, sizeof b);
     }
-    sf_axpy_q4(p, q[0], n, dim, shift, isum[0], acc[0]);
-    sf_plain_axpy_q4(p, q[0], n, dim, shift, isum[1], acc[1]);
+    sf_axpy_q4(p, q[0], n, dim, isum[0]);
+    sf_plain_axpy_q4(p, q[0], n, dim, isum[1]);
     if (memcmp(isum[0], isum[1], dim * sizeof(int32_t)) != 0) {
         return false;
     }
     const int32_t total = ((int32_t)below(8129) - 4064) * (1 << shift);
     sf_scale_q4(scales, shift, total, dim, isum[0], acc[0]);
     sf_plain_scale_q4(scales, shift, total, dim, isum[1], acc[1]);
-    sf_axpy_q8(p, q[0], n, dim, shift, isum[0], acc[0]);
-    sf_plain_axpy_q8(p, q[0], n, dim, shift, isum[1], acc[1]);
+    sf_axpy_q8(p, q[0], n, dim, isum[0]);
+    sf_plain_axpy_q8(p, q[0], n, dim, isum[1]);
     if (memcmp(isum[0], isum[1], dim * sizeof(int32_t)) != 0) {
         return false;
     }
@@ -302,6 +334,11 @@ const char *first_difference(void) {
         for (uint32_t j = 0; j < 8; j++) {
             if (!row_scales(j & 3u)) {
                 return "rows with one scale";
+            }
+        }
+        for (uint32_t j = 0; j < 8; j++) {
+            if (!own_scales(j & 3u)) {
+                return "rows and columns with their own scales";
             }
         }
         if (!columns(kind)) {

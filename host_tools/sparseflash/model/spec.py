@@ -158,7 +158,45 @@ class R8Blocks(_Grid):
         return np.ascontiguousarray(self.d[:, None] * self.q.astype(np.float32))
 
 
-Matrix = np.ndarray | Q4Blocks | Q8Blocks | R8Blocks
+@dataclass(frozen=True)
+class S4Blocks(_Grid):
+    """A matrix in symmetric 4-bit groups of 32 along ``in``: w = d*q.
+
+    ``q`` int8 (out, in) in -8..7; ``d`` float16 (out, in/32).
+    """
+
+    d: np.ndarray
+
+    def float32(self) -> np.ndarray:
+        out, cols = self.shape
+        q = self.q.reshape(out, cols // 32, 32).astype(np.float32)
+        return np.ascontiguousarray((self.d.astype(np.float32)[:, :, None] * q).reshape(out, cols))
+
+
+@dataclass(frozen=True)
+class S4Columns:
+    """A matrix in symmetric 4-bit groups of 32 along ``out``, so that a column holds its scales.
+
+    ``q`` int8 (out, in) in -8..7; ``d`` float16 (out/32, in).
+    """
+
+    q: np.ndarray
+    d: np.ndarray
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return (int(self.q.shape[0]), int(self.q.shape[1]))
+
+    def rows(self, index: np.ndarray) -> S4Columns:
+        raise TypeError("groups of 32 outputs share a scale, so outputs cannot move")
+
+    def float32(self) -> np.ndarray:
+        return np.ascontiguousarray(
+            self.q.astype(np.float32) * self.d.astype(np.float32).repeat(32, 0)[: len(self.q)]
+        )
+
+
+Matrix = np.ndarray | Q4Blocks | Q8Blocks | R8Blocks | S4Blocks | S4Columns
 """float32 (out, in), or blocks that are already on a grid the pack keeps."""
 
 
