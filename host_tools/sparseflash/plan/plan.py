@@ -120,8 +120,8 @@ def warnings(formats: Formats, board: Board) -> list[str]:
         better = sorted(k[4:] for k in has if k in ("dot_q4", "dot_q8"))
         if f"dot_{grid}" not in has and better:
             out.append(
-                f"format {grid} is computed in plain C on board {board.id} (CPU {board.cpu}), which "
-                f"has faster kernels for {' and '.join(better)}: choose one of them under formats"
+                f"format {grid} is computed in plain C on board {board.id} (CPU {board.cpu}), "
+                f"which has faster kernels for {' and '.join(better)}: choose one of them under formats"
             )
     return out
 
