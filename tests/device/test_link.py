@@ -18,7 +18,7 @@ from cobs import cobs
 
 from sparseflash.base.errors import LinkError, MismatchError, ToolError, UsageError
 from sparseflash.base.files import root
-from sparseflash.codegen.build import STRICT
+from sparseflash.codegen.build import STRICT, includes
 from sparseflash.device.host_board import HostProcess, start_host_device
 from sparseflash.device.link import protocol
 from sparseflash.device.link.client import Device
@@ -68,9 +68,9 @@ def build_fake(folder: Path, *flags: str) -> Path:
         Path(__file__).with_name("fake_runtime.c"),
     ]
     exe = folder / "sparseflash-device"
-    includes = [f"-I{fw / 'include'}", f"-I{fw / 'link'}"]
     subprocess.run(
-        ["cc", *STRICT, "-O2", *flags, *includes, *map(str, sources), "-o", str(exe)], check=True
+        ["cc", *STRICT, "-O2", *flags, *includes("plain"), *map(str, sources), "-o", str(exe)],
+        check=True,
     )
     return exe
 

@@ -186,6 +186,7 @@ def generate(
     from sparseflash.model import recipes
     from sparseflash.pipeline import stages as pipeline
     from sparseflash.plan.boards import load_board
+    from sparseflash.plan.plan import warnings
     from sparseflash.sparsity.setting import check_method
 
     recipe, target = recipes.load_recipe(model), load_board(board)
@@ -212,6 +213,8 @@ def generate(
     table.add_row("of the board", f"{target.sram_bytes:,}")
     console.print(table)
     _say_placement(plan)
+    for sentence in warnings(image.formats, target):
+        _say(f"warning: {sentence}")
     what = f"method {method} {setting.percent:g} %"
     _say(f"flash {image.size:,} of {target.flash_bytes:,} bytes; {what}")
 
