@@ -22,6 +22,13 @@ def root() -> Path:
     return checkout if (checkout / "codegen_templates").is_dir() else here.parents[1] / "data"
 
 
+def emulators() -> Path:
+    """Emulators and models of boards that are ours, one folder each."""
+    here = Path(__file__).resolve()
+    checkout = here.parents[2] / "emulators"
+    return checkout if checkout.is_dir() else here.parents[1] / "data" / "emulators"
+
+
 def work() -> Path:
     """Where build/ and .cache/ are written: beside the sources in a checkout, else in the current
     folder."""

@@ -14,7 +14,8 @@ from sparseflash.base.errors import InputError
 from sparseflash.base.files import root, write_text
 from sparseflash.image.columns import tables
 from sparseflash.plan.boards import Board
-from sparseflash.plan.plan import PART_BYTES, plan_digest
+from sparseflash.plan.kept import plan_digest
+from sparseflash.plan.memory import PART_BYTES
 
 ACTIVATIONS = {"silu": "sf_silu", "gelu_tanh": "sf_gelu_tanh", "relu": "sf_relu"}
 

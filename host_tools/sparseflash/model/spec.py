@@ -6,14 +6,12 @@ Names follow Hugging Face: ``gate_proj``, ``up_proj``, ``down_proj``.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 from enum import StrEnum
-from typing import TYPE_CHECKING, Self
+from typing import Protocol, Self
 
 import numpy as np
-
-if TYPE_CHECKING:
-    from sparseflash.model.tokenizer import Tokenizer
 
 
 class Activation(StrEnum):
@@ -236,6 +234,23 @@ class Layer:
     ffn_norm_bias: np.ndarray | None = None
 
 
+class Words(Protocol):
+    """What the stages ask of a model's tokenizer (``tokenizer.Tokenizer``)."""
+
+    special: dict[str, int]
+
+    @property
+    def vocab_size(self) -> int: ...
+
+    def token_bytes(self, token: int) -> bytes: ...
+
+    def encode(self, text: str, bos: bool = False) -> list[int]: ...
+
+    def decode(self, ids: Sequence[int]) -> str: ...
+
+    def chat(self, messages: list[dict[str, str]]) -> list[int]: ...
+
+
 @dataclass
 class Model:
     """A model in memory.
@@ -250,7 +265,7 @@ class Model:
     head: Matrix | None = None  # (vocab, dim); None when tied
     final_norm_bias: np.ndarray | None = None
     positions: np.ndarray | None = None  # (context + offset, dim), learned
-    tokenizer: Tokenizer | None = None
+    tokenizer: Words | None = None
     name: str = ""
     source: dict[str, str] = field(default_factory=dict)
     """Where the weights come from: ``kind``, ``file``, ``sha256``."""

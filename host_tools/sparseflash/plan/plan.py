@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from dataclasses import asdict
 from typing import Any
 
@@ -11,16 +9,16 @@ import numpy as np
 
 from sparseflash.base.errors import TooSmallError, UnsupportedError, UsageError
 from sparseflash.image.columns import padded, tables
-from sparseflash.image.reference import INPUTS, THRESHOLDS
+from sparseflash.image.formats import INPUTS, MATRICES, THRESHOLDS, Formats
 from sparseflash.image.screen import check_rows
-from sparseflash.image.sfm import MATRICES, Formats, Image, Section, vector_layout
+from sparseflash.image.sfm import Image, Section, vector_layout
 from sparseflash.plan.boards import Board
-from sparseflash.plan.memory import ARRAYS, Size, bytes_of, memory_table, sizes_of
-from sparseflash.plan.placement import Part, Use, kinds_of, parts_of, pinned_bytes, place, summary
+from sparseflash.plan.memory import ARRAYS, PART_BYTES, Size, bytes_of, memory_table, sizes_of
+from sparseflash.plan.placement import Part, kinds_of, parts_of, pinned_bytes, place, summary
 from sparseflash.plan.reads import Reading
+from sparseflash.sparsity.sites import Use
 
 RUNTIME_VERSION = 5
-PART_BYTES = 28
 """Of ``sf_part``."""
 
 
@@ -243,8 +241,3 @@ def make_plan(
         "parts": [asdict(p) for p in parts],
         "placement": _expectation(parts, board) if flash["mode"] == "stream" else {},
     }
-
-
-def plan_digest(plan: dict[str, Any]) -> bytes:
-    """SHA-256 of the canonical JSON of a plan."""
-    return hashlib.sha256(json.dumps(plan, sort_keys=True).encode()).digest()
