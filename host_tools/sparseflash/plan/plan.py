@@ -123,12 +123,13 @@ def warnings(formats: Formats, board: Board) -> list[str]:
     """What is worth knowing before an image goes to a board, one sentence each."""
     has = tier_kernels(board.tier, board.tiers)
     out = []
-    for grid in sorted({formats.attn, formats.ffn, formats.embed}):
-        better = sorted(k[4:] for k in has if k in ("dot_q4", "dot_q8"))
-        if f"dot_{grid}" not in has and better:
+    better = sorted(k[4:] for k in has if k in ("dot_q4", "dot_q8"))
+    for name in sorted({formats.attn, formats.ffn, formats.embed}):
+        if f"dot_{name}" not in has and better:
             out.append(
-                f"format {grid} is computed in plain C on board {board.id} (CPU {board.cpu}), "
-                f"which has faster kernels for {' and '.join(better)}: choose one of them under formats"
+                f"format {name} is computed in plain C on board {board.id} (CPU {board.cpu}), "
+                f"which has faster kernels for {' and '.join(better)}: choose one of them under "
+                "formats"
             )
     return out
 
