@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from sparseflash.base.errors import UsageError
 from sparseflash.model.spec import ModelSpec
 
 ORDERS = ("file", "coactivation")
@@ -31,6 +32,12 @@ def shape_of(spec: ModelSpec, name: str) -> tuple[int, int]:
     """Outputs and inputs of a projection of FACTORED."""
     outputs = {"q": spec.q_dim, "k": spec.kv_dim, "v": spec.kv_dim, "o": spec.dim}
     return outputs.get(name, spec.ffn_dim), spec.q_dim if name == "o" else spec.dim
+
+
+def check_order(order: str) -> None:
+    """Refuses what is not of ORDERS."""
+    if order not in ORDERS:
+        raise UsageError(f"order {order!r} is unknown; there are {', '.join(ORDERS)}")
 
 
 @dataclass(frozen=True)
