@@ -231,8 +231,10 @@ def test_reads_stay_inside(device: Device, kind: Type) -> None:
 
 @pytest.mark.parametrize(
     ("temperature", "top_p"),
-    [(float("nan"), 1), (-1e-3, 1), (1e7, 1), (float("inf"), 1)]
-    + [(1, float("nan")), (1, -0.1), (1, 1.01), (1, float("inf"))],
+    [
+        *((float("nan"), 1), (-1e-3, 1), (1e7, 1), (float("inf"), 1)),
+        *((1, float("nan")), (1, -0.1), (1, 1.01), (1, float("inf"))),
+    ],
 )
 def test_sampling_out_of_range(device: Device, temperature: float, top_p: float) -> None:
     """The client refuses it before it asks, and so does the device."""
