@@ -372,6 +372,7 @@ def chat(
     temperature: Annotated[float, typer.Option(min=0, help="0 is greedy")] = 0.0,
     top_p: Annotated[float, typer.Option(min=0, max=1)] = 0.9,
     seed: Annotated[int, typer.Option(min=0)] = 1,
+    raw: Annotated[bool, typer.Option("--raw", help="without the model's chat template")] = False,
 ) -> None:
     """Talks to the device; with a message, one question and its answer."""
     from sparseflash.device.chat import Chat
@@ -382,7 +383,8 @@ def chat(
     if loaded.tokenizer is None:
         raise UsageError(f"{model} has no tokenizer, so it cannot chat; give another MODEL")
     with pipeline.Session(model, board, port) as session:
-        talk = Chat(session.device, loaded.tokenizer, loaded.spec.eos_ids)
+        warn = partial(print, file=sys.stderr)
+        talk = Chat(session.device, loaded.tokenizer, loaded.spec.eos_ids, raw, warn)
         while True:
             text = message or console.input("[bold]> [/bold]")
             if not text:

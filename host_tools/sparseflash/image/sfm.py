@@ -36,6 +36,7 @@ from sparseflash.image.quantize import (
     unpack_rows,
 )
 from sparseflash.image.screen import proxy_of
+from sparseflash.model.rope import frequencies
 from sparseflash.model.spec import (
     Activation,
     LayerSpec,
@@ -142,10 +143,9 @@ class Formats:
         return "both" if len(by) > 1 else "columns" if by.pop() else "rows"
 
 
-def _rope_increments(theta: float, scale: float, head_dim: int) -> np.ndarray:
+def _rope_increments(layer: LayerSpec, head_dim: int) -> np.ndarray:
     """Phase added for one position, in 2^-32 turns, for each pair: uint32 (head_dim/2,)."""
-    i = np.arange(head_dim // 2, dtype=np.float64)
-    turns = theta ** (-2.0 * i / head_dim) / scale / (2.0 * np.pi)
+    turns = frequencies(layer, head_dim) / (2.0 * np.pi)
     return np.rint(turns * 2.0**32).astype(np.uint64).astype(np.uint32)
 
 
@@ -162,6 +162,12 @@ def check_device_support(spec: ModelSpec) -> None:
         reasons.append("GELU by erf")
     if spec.out_bias:
         reasons.append("biases on o_proj or the FFN")
+    if spec.parallel:
+        reasons.append("attention and FFN side by side")
+    if not spec.pre_norms:
+        reasons.append("layers without a norm before attention and FFN")
+    if spec.qk_norm_whole:
+        reasons.append("q and k norms over all heads")
     for name, value in (("dim", spec.dim), ("heads * head_dim", spec.q_dim)):
         if value % GROUP:
             reasons.append(f"{name} = {value}, not a multiple of {GROUP}")
@@ -383,8 +389,7 @@ def pack(
             if v is None or v.size != size:
                 raise InputError(f"layer {i}: {name} should hold {size} values")
             vectors.append(np.asarray(v, dtype="<f4").reshape(-1))
-        ls = spec.layers[i]
-        thetas.append(_rope_increments(ls.rope_theta, ls.rope_scale, spec.head_dim))
+        thetas.append(_rope_increments(spec.layers[i], spec.head_dim))
     vectors.append(np.asarray(model.final_norm, dtype="<f4"))
     sections.append((Section.VECTORS, 0, np.concatenate(vectors).tobytes()))
     sections.append((Section.ROPE, 0, np.concatenate(thetas).astype("<u4").tobytes()))

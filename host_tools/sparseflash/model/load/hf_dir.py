@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,10 +15,11 @@ from safetensors import SafetensorError, safe_open
 from sparseflash.base.errors import InputError, SparseflashError, UnsupportedError
 from sparseflash.model.load.check import check_model
 from sparseflash.model.load.families import FAMILIES, Family
-from sparseflash.model.load.rows import file_sha256
+from sparseflash.model.load.rows import files_sha256, partial_index
 from sparseflash.model.spec import Layer, Model, ModelSpec
 from sparseflash.model.tokenizer import TURN_ENDS, Tokenizer
 
+MOST_LAYERS = 4096
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
@@ -34,22 +35,55 @@ def _read_json(path: Path) -> dict[str, Any]:
     return value
 
 
+def weight_files(folder: Path) -> tuple[list[Path], dict[str, str] | None]:
+    """The files that transformers would load, and which tensor lies where if an index says so.
+
+    ``model.safetensors`` alone, else what ``model.safetensors.index.json`` lists. Other files
+    (leftovers, ``._`` twins of a file manager, adapters) are not weights of the model.
+
+    Raises:
+        InputError: neither is there. UnsupportedError: only other kinds of weights are.
+    """
+    single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+    if single.is_file():
+        return [single], None
+    if index.is_file():
+        where = _read_json(index).get("weight_map")
+        if not isinstance(where, dict) or not where:
+            raise InputError(f"{index}: it has no weight_map; download it again")
+        names = sorted({str(v) for v in where.values()})
+        outside = [n for n in names if Path(n).name != n]
+        if outside:
+            raise InputError(f"{index}: it names {outside[0]!r}, outside its folder; fetch again")
+        return [folder / n for n in names], {str(k): str(v) for k, v in where.items()}
+    if (folder / "adapter_config.json").is_file():
+        raise UnsupportedError(f"{folder}: it holds an adapter; merge it into its model first")
+    old = sorted(p.name for p in folder.glob("pytorch_model*.bin"))
+    if old:
+        raise UnsupportedError(
+            f"{folder}: {old[0]} is a pickle, which is not read; save the model as safetensors"
+        )
+    other = sorted(p.name for p in folder.glob("*.safetensors") if not p.name.startswith("."))
+    beside = f" ({other[0]} is not named so)" if other else ""
+    raise InputError(
+        f"{folder}: neither model.safetensors nor model.safetensors.index.json is there{beside}; "
+        "save the checkpoint there"
+    )
+
+
+_BUFFERS = re.compile(r"(.*\.)?(rotary_emb\.inv_freq|attn\.bias|attention\.bias|masked_bias)")
+"""Tables that older checkpoints carry and nobody reads."""
+
+
 class _Tensors:
     """Tensors of all shards by name, as float32; names are tried without the prefix too."""
 
     def __init__(self, folder: Path, prefix: str) -> None:
         self.folder = folder
         self.prefix = prefix
-        self.shards = sorted(folder.glob("*.safetensors"))
-        if not self.shards:
-            raise InputError(
-                f"{folder}: no *.safetensors file; save the checkpoint as safetensors there"
-            )
-        index = folder / "model.safetensors.index.json"
-        if index.is_file():
-            listed = set(_read_json(index).get("weight_map", {}).values())
-            self.shards = [folder / str(name) for name in sorted(listed)]
+        self.shards, index = weight_files(folder)
         self.where: dict[str, Any] = {}
+        self.used: set[str] = set()
         for shard in self.shards:
             try:
                 handle: Any = safe_open(shard, framework="pt")
@@ -57,7 +91,16 @@ class _Tensors:
                 raise InputError(
                     f"{shard}: missing, truncated or damaged ({e}); download it again"
                 ) from e
-            self.where |= {name: (shard, handle) for name in handle.keys()}  # noqa: SIM118
+            for name in handle.keys():  # noqa: SIM118
+                if index is None or index.get(name) == shard.name:
+                    self.where[name] = (shard, handle)
+        lost = sorted(set(index or ()) - set(self.where))
+        if lost:
+            raise InputError(f"{folder}: tensor {lost[0]} is not where the index says; fetch again")
+
+    def left(self) -> list[str]:
+        """Tensors that nobody has read, without the tables of old checkpoints."""
+        return sorted(n for n in self.where if n not in self.used and not _BUFFERS.fullmatch(n))
 
     def name(self, short: str) -> str | None:
         return next((n for n in (self.prefix + short, short) if n in self.where), None)
@@ -67,10 +110,11 @@ class _Tensors:
         name = self.name(short)
         if name is None:
             raise InputError(
-                f"{self.folder}: tensor {self.prefix + short} is missing; "
+                f"{self.folder}: tensor {self.prefix}{short} is missing; "
                 "the weights do not belong to this config.json"
             )
         shard, handle = self.where[name]
+        self.used.add(name)
         try:
             tensor = handle.get_tensor(name)
         except (SafetensorError, OSError) as e:
@@ -83,21 +127,34 @@ class _Tensors:
 
 
 def _layer(tensors: _Tensors, family: Family, spec: ModelSpec, i: int) -> Layer:
-    parts: dict[str, np.ndarray] = {}
-    for field, template in family.layer.items():
+    parts: dict[str, Any] = {"attn_norm": None, "ffn_norm": None}
+    names = family.layer | (family.parallel if spec.parallel else {})
+    for field, template in names.items():
+        if field in ("q_bias", "k_bias", "v_bias") and not spec.attn_bias:
+            continue
         value = tensors.get(template.format(i=i))
         if family.transposed and value.ndim == 2:
             value = np.ascontiguousarray(value.T)
         if family.norm_plus_one and field.endswith("_norm"):
             value = value + np.float32(1)
         parts[field] = value
-    if family.fused_qkv:
-        base = family.fused_qkv.format(i=i)
-        weight, bias = tensors.get(base + ".weight"), tensors.get(base + ".bias")
-        if weight.shape != (spec.dim, 3 * spec.q_dim) or bias.shape != (3 * spec.q_dim,):
-            raise InputError(f"{tensors.folder}: {base} has shape {weight.shape}, not q, k and v")
-        for x, w, b in zip("qkv", np.split(weight, 3, axis=1), np.split(bias, 3)):
-            parts[f"{x}_proj"], parts[f"{x}_bias"] = np.ascontiguousarray(w.T), b.copy()
+    if family.fused is not None:
+        at = family.block.format(i=i)
+        parts |= family.fused(tensors.get, spec, at)
+    dims = spec.layers[i].turning(spec.head_dim)
+    if 0 < dims < spec.head_dim:
+        for x, heads in (("q", spec.n_heads), ("k", spec.n_kv_heads)):
+            index = partial_index(heads, spec.head_dim, dims)
+            for field in (f"{x}_proj", f"{x}_bias"):
+                value = parts.get(field)
+                if value is None:
+                    continue
+                if len(value) != len(index):
+                    raise InputError(
+                        f"{tensors.folder}: layer {i} {field} has shape {value.shape} where the "
+                        f"configuration asks for {len(index)} rows; export the checkpoint again"
+                    )
+                parts[field] = value[index]
     return Layer(**parts)
 
 
@@ -113,19 +170,12 @@ def _chat_template(folder: Path) -> str:
     return template if isinstance(template, str) else ""
 
 
-def _sha256(files: list[Path]) -> str:
-    """Digest of the one file, or of the digests of several in order of name."""
-    if len(files) == 1:
-        return file_sha256(files[0])
-    return hashlib.sha256("\n".join(file_sha256(f) for f in files).encode()).hexdigest()
-
-
-def load_directory(folder: Path) -> Model:
-    """Reads a checkpoint of a family in ``FAMILIES``; weights become float32.
+def spec_of(folder: Path) -> ModelSpec:
+    """What config.json says, before the tensors and the tokenizer add to it.
 
     Raises:
-        InputError: a file or tensor is missing, damaged or of the wrong shape.
-        UnsupportedError: another ``model_type``, or an option no builder covers.
+        InputError: missing, damaged or contradictory. UnsupportedError: another ``model_type``,
+            or an option no builder covers.
     """
     config = _read_json(folder / "config.json")
     kind = str(config.get("model_type"))
@@ -135,15 +185,30 @@ def load_directory(folder: Path) -> Model:
         )
     if config.get("quantization_config"):
         raise UnsupportedError(f"{folder}: the checkpoint is quantised; give the unquantised one")
-    family = FAMILIES[kind]
+    for key in ("num_hidden_layers", "n_layer"):
+        if isinstance(config.get(key), int) and config[key] > MOST_LAYERS:
+            raise InputError(f"{folder}: {config[key]} layers are not believable; correct {key}")
     try:
-        spec = family.spec(config)
+        return FAMILIES[kind].spec(config)
     except SparseflashError as e:
         raise type(e)(f"{folder}: {e}") from None
-    except (TypeError, ValueError, ArithmeticError) as e:
+    except (TypeError, ValueError, ArithmeticError, AttributeError) as e:
         raise InputError(f"{folder}/config.json: a value has the wrong type ({e})") from e
+
+
+def load_directory(folder: Path) -> Model:
+    """Reads a checkpoint of a family in ``FAMILIES``; weights become float32.
+
+    Raises:
+        InputError: a file or tensor is missing, damaged or of the wrong shape.
+        UnsupportedError: another ``model_type``, or an option no builder covers.
+    """
+    spec = spec_of(folder)
+    config = _read_json(folder / "config.json")
+    kind = str(config["model_type"])
+    family = FAMILIES[kind]
     tensors = _Tensors(folder, family.prefix)
-    has_head = "lm_head.weight" in tensors.where
+    has_head = family.head in tensors.where
     tied = bool(config.get("tie_word_embeddings", family.tied_default or not has_head))
 
     eos = set(spec.eos_ids)
@@ -156,24 +221,47 @@ def load_directory(folder: Path) -> Model:
     spec = replace(spec, tied_head=tied, chat_template=_chat_template(folder))
     tokenizer = None
     if (folder / "tokenizer.json").is_file():
-        tokenizer = Tokenizer.from_tokenizer_json(folder / "tokenizer.json", spec)
+        named = folder / "tokenizer_config.json"
+        said = _read_json(named) if named.is_file() else {}
+        tokenizer = Tokenizer.from_tokenizer_json(folder / "tokenizer.json", spec, said)
+        if "eos_token" in tokenizer.names and tokenizer.eos_id >= 0:
+            eos.add(tokenizer.eos_id)
         eos |= {i for t, i in tokenizer.special.items() if t in TURN_ENDS}
+    elif (folder / "tokenizer.model").is_file():
+        raise UnsupportedError(
+            f"{folder}: it has tokenizer.model but no tokenizer.json; save the tokenizer with "
+            "transformers' AutoTokenizer.from_pretrained(...).save_pretrained(...)"
+        )
     spec = replace(spec, eos_ids=tuple(sorted(eos)))
 
     final_norm = tensors.get(family.final_norm)
     if family.norm_plus_one:
         final_norm = final_norm + np.float32(1)
+    if family.logits_divisor:
+        final_norm = final_norm / np.float32(config.get(family.logits_divisor, 1.0))
     final_bias = family.final_norm.replace(".weight", ".bias")
+    head_bias = family.head.replace(".weight", ".bias")
+    head = None
+    if tied:
+        tensors.used.add(family.head)  # transformers takes the embedding whatever lies here
+    else:
+        head = tensors.get(family.head)
     model = Model(
         spec=spec,
         embed=tensors.get(family.embed),
         layers=[_layer(tensors, family, spec, i) for i in range(spec.n_layers)],
         final_norm=final_norm,
-        head=None if tied else tensors.get("lm_head.weight"),
+        head=head,
+        head_bias=tensors.get(head_bias) if tensors.name(head_bias) else None,
         final_norm_bias=tensors.get(final_bias) if tensors.name(final_bias) else None,
         positions=tensors.get(family.positions) if family.positions else None,
         tokenizer=tokenizer,
         name=folder.resolve().name,
-        source={"kind": "hf", "file": folder.name, "sha256": _sha256(tensors.shards)},
+        source={"kind": "hf", "file": folder.name, "sha256": files_sha256(tensors.shards)},
     )
+    left = tensors.left()
+    if left:
+        raise UnsupportedError(
+            f"{folder}: tensor {left[0]} belongs to a variant of {kind!r} that is not supported"
+        )
     return check_model(model, folder)
