@@ -739,6 +739,7 @@ def test_unknown_kinds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         raise OSError("no network")
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", offline)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(InputError, match="HuggingFaceTB/SmolLM2-135M"):
         load_model("HuggingFaceTB/SmolLM2-135M")
 

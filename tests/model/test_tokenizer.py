@@ -203,7 +203,7 @@ def test_pieces_merge_by_score() -> None:
     names = values["tokenizer.ggml.tokens"]
     assert [names[i] for i in tok.encode("the cat")] == [f"{SPACE}the", SPACE, "c", "at"]
     assert [names[i] for i in tok.encode("a<start_of_turn>\u00e9")][-3:] == [
-        SPACE,
+        "<start_of_turn>",
         "<0xC3>",
         "<0xA9>",
     ]

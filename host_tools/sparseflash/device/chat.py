@@ -7,7 +7,7 @@ from typing import Any
 
 from sparseflash.base.errors import UsageError
 from sparseflash.device.link.client import Device
-from sparseflash.model.tokenizer import Tokenizer
+from sparseflash.model.spec import Words
 
 
 class Chat:
@@ -16,7 +16,7 @@ class Chat:
     def __init__(
         self,
         device: Device,
-        tokenizer: Tokenizer,
+        tokenizer: Words,
         eos_ids: Sequence[int],
         raw: bool = False,
         warn: Callable[[str], None] | None = None,

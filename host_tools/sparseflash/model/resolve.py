@@ -1,8 +1,9 @@
-"""What ``--model`` takes: a recipe's name, a GGUF file, a safetensors folder, a llama2.c ``.bin``, a
-hub id. Models without a recipe get one under ``build/models/<name>/recipe.yaml``.
+"""What ``--model`` takes: a recipe's name, a file, a folder or a hub id.
 
-The tool chooses what a recipe would say: grids by size, KV length and windows by the model's context,
-texts by whether it has a tokenizer. A recipe of ``models/`` always wins over a file of its name.
+A GGUF file, a safetensors folder, a llama2.c ``.bin`` and a hub id get a recipe of their own under
+``build/models/<name>/recipe.yaml``. The tool chooses what a recipe would say: grids by size, KV
+length and windows by the model's context, texts by whether it has a tokenizer. A recipe of
+``models/`` always wins over a file of its name.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import yaml
 from sparseflash.base.errors import InputError, UnsupportedError, UsageError
 from sparseflash.base.files import write_text
 from sparseflash.model import recipes
-from sparseflash.model.load.hub import HUB_ID, hub_path
+from sparseflash.model.checkpoint import HUB_ID, hub_path, weight_files
 
 SMALL = 30_000_000
 """Models with fewer weights keep 8 bits: four cost them much and save little."""
@@ -62,8 +63,8 @@ def resolve(model: str, tokenizer: str | None = None) -> str:
         source, label = {"kind": "hub", "path": model}, model.replace("/", "--")
     else:
         raise UsageError(
-            f"no model {model!r}: it is no recipe ({', '.join(recipes.recipe_names())}), no file or "
-            "folder here, and no hub id like org/name"
+            f"no model {model!r}: it is no recipe ({', '.join(recipes.recipe_names())}), no file "
+            "or folder here, and no hub id like org/name"
         )
     place = json.dumps(source, sort_keys=True)
     stem = re.sub(r"[^a-z0-9]+", "-", label.lower().removesuffix(".gguf").removesuffix(".bin"))
@@ -132,7 +133,7 @@ def _shape_of(path: Path, tokenizer: bool) -> _Shape:
 def _folder_shape(path: Path) -> _Shape:
     from safetensors import safe_open
 
-    from sparseflash.model.load.hf_dir import spec_of, weight_files
+    from sparseflash.model.load.hf_dir import spec_of
 
     spec = spec_of(path)
     weights = 0

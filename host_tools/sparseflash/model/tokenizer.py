@@ -7,7 +7,7 @@ import re
 import struct
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from tokenizers import AddedToken, decoders, models, normalizers
 from tokenizers import Tokenizer as Engine
@@ -15,7 +15,6 @@ from tokenizers import Tokenizer as Engine
 from sparseflash.base.errors import InputError, UnsupportedError
 from sparseflash.model.chat_template import holds, render, text_of
 from sparseflash.model.pretokenizers import arrange, has_start
-from sparseflash.model.spec import ModelSpec
 
 NORMAL, UNKNOWN, CONTROL, USER, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
 SPACE = "\u2581"
@@ -33,6 +32,22 @@ def _byte_alphabet() -> dict[str, int]:
     extra = (b for b in range(256) if b not in keep)
     table |= {chr(256 + i): b for i, b in enumerate(extra)}
     return table
+
+
+class Facts(Protocol):
+    """What a tokenizer is told of its model."""
+
+    @property
+    def vocab(self) -> int: ...
+
+    @property
+    def bos_id(self) -> int: ...
+
+    @property
+    def eos_ids(self) -> tuple[int, ...]: ...
+
+    @property
+    def chat_template(self) -> str: ...
 
 
 class Tokenizer:
@@ -201,7 +216,7 @@ class Tokenizer:
 
     @classmethod
     def from_tokenizer_json(
-        cls, path: Path, spec: ModelSpec | None = None, config: dict[str, Any] | None = None
+        cls, path: Path, spec: Facts | None = None, config: dict[str, Any] | None = None
     ) -> Tokenizer:
         """From a Hugging Face ``tokenizer.json``, run by the tokenizers package.
 
@@ -313,8 +328,9 @@ class Tokenizer:
         texts = [_piece_bytes(t, k) for t, k in zip(tokens, types)]
         special = {"<s>": 1, "</s>": 2}
         engine = _pieces(tokens, scores, types, True)
-        options = {"bos_id": 1, "eos_id": 2, "add_bos": True, "strip_first_space": True}
-        return cls(engine, texts, special, **options)
+        return cls(
+            engine, texts, special, bos_id=1, eos_id=2, add_bos=True, strip_first_space=True
+        )
 
 
 def _byte_level_texts(tokens: list[str], types: list[int]) -> list[bytes]:

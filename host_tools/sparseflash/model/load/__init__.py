@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from sparseflash.base.errors import InputError, UnsupportedError
-from sparseflash.model.load.hub import HUB_ID, hub_path
+from sparseflash.model.checkpoint import HUB_ID, hub_path
 from sparseflash.model.spec import Model
+
 
 def load_model(source: str | Path, tokenizer: str | Path | None = None) -> Model:
     """A model in memory from a GGUF file, a safetensors directory or a llama2.c ``.bin``.

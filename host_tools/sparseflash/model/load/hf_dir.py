@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +12,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from sparseflash.base.errors import InputError, SparseflashError, UnsupportedError
+from sparseflash.model.checkpoint import read_json, weight_files
 from sparseflash.model.load.check import check_model
 from sparseflash.model.load.families import FAMILIES, Family
 from sparseflash.model.load.rows import files_sha256, partial_index
@@ -21,54 +21,6 @@ from sparseflash.model.tokenizer import TURN_ENDS, Tokenizer
 
 MOST_LAYERS = 4096
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"{path}: missing; give a folder with config.json") from None
-    except (OSError, ValueError) as e:
-        raise InputError(f"{path}: not readable JSON ({e}); export the checkpoint again") from e
-    if not isinstance(value, dict):
-        raise InputError(f"{path}: holds no JSON object; export the checkpoint again")
-    return value
-
-
-def weight_files(folder: Path) -> tuple[list[Path], dict[str, str] | None]:
-    """The files that transformers would load, and which tensor lies where if an index says so.
-
-    ``model.safetensors`` alone, else what ``model.safetensors.index.json`` lists. Other files
-    (leftovers, ``._`` twins of a file manager, adapters) are not weights of the model.
-
-    Raises:
-        InputError: neither is there. UnsupportedError: only other kinds of weights are.
-    """
-    single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
-    if single.is_file():
-        return [single], None
-    if index.is_file():
-        where = _read_json(index).get("weight_map")
-        if not isinstance(where, dict) or not where:
-            raise InputError(f"{index}: it has no weight_map; download it again")
-        names = sorted({str(v) for v in where.values()})
-        outside = [n for n in names if Path(n).name != n]
-        if outside:
-            raise InputError(f"{index}: it names {outside[0]!r}, outside its folder; fetch again")
-        return [folder / n for n in names], {str(k): str(v) for k, v in where.items()}
-    if (folder / "adapter_config.json").is_file():
-        raise UnsupportedError(f"{folder}: it holds an adapter; merge it into its model first")
-    old = sorted(p.name for p in folder.glob("pytorch_model*.bin"))
-    if old:
-        raise UnsupportedError(
-            f"{folder}: {old[0]} is a pickle, which is not read; save the model as safetensors"
-        )
-    other = sorted(p.name for p in folder.glob("*.safetensors") if not p.name.startswith("."))
-    beside = f" ({other[0]} is not named so)" if other else ""
-    raise InputError(
-        f"{folder}: neither model.safetensors nor model.safetensors.index.json is there{beside}; "
-        "save the checkpoint there"
-    )
 
 
 _BUFFERS = re.compile(r"(.*\.)?(rotary_emb\.inv_freq|attn\.bias|attention\.bias|masked_bias)")
@@ -132,7 +84,7 @@ def _layer(tensors: _Tensors, family: Family, spec: ModelSpec, i: int) -> Layer:
     for field, template in names.items():
         if field in ("q_bias", "k_bias", "v_bias") and not spec.attn_bias:
             continue
-        value = tensors.get(template.format(i=i))
+        value: Any = tensors.get(template.format(i=i))
         if family.transposed and value.ndim == 2:
             value = np.ascontiguousarray(value.T)
         if family.norm_plus_one and field.endswith("_norm"):
@@ -146,15 +98,15 @@ def _layer(tensors: _Tensors, family: Family, spec: ModelSpec, i: int) -> Layer:
         for x, heads in (("q", spec.n_heads), ("k", spec.n_kv_heads)):
             index = partial_index(heads, spec.head_dim, dims)
             for field in (f"{x}_proj", f"{x}_bias"):
-                value = parts.get(field)
-                if value is None:
+                rows = parts.get(field)
+                if rows is None:
                     continue
-                if len(value) != len(index):
+                if len(rows) != len(index):
                     raise InputError(
-                        f"{tensors.folder}: layer {i} {field} has shape {value.shape} where the "
+                        f"{tensors.folder}: layer {i} {field} has shape {rows.shape} where the "
                         f"configuration asks for {len(index)} rows; export the checkpoint again"
                     )
-                parts[field] = value[index]
+                parts[field] = rows[index]
     return Layer(**parts)
 
 
@@ -163,7 +115,7 @@ def _chat_template(folder: Path) -> str:
     if jinja.is_file():
         return jinja.read_text(encoding="utf-8")
     config = folder / "tokenizer_config.json"
-    template = _read_json(config).get("chat_template") if config.is_file() else None
+    template = read_json(config).get("chat_template") if config.is_file() else None
     if isinstance(template, list):
         named = {str(t.get("name")): t.get("template") for t in template if isinstance(t, dict)}
         template = named.get("default")
@@ -177,7 +129,7 @@ def spec_of(folder: Path) -> ModelSpec:
         InputError: missing, damaged or contradictory. UnsupportedError: another ``model_type``,
             or an option no builder covers.
     """
-    config = _read_json(folder / "config.json")
+    config = read_json(folder / "config.json")
     kind = str(config.get("model_type"))
     if kind not in FAMILIES:
         raise UnsupportedError(
@@ -204,7 +156,7 @@ def load_directory(folder: Path) -> Model:
         UnsupportedError: another ``model_type``, or an option no builder covers.
     """
     spec = spec_of(folder)
-    config = _read_json(folder / "config.json")
+    config = read_json(folder / "config.json")
     kind = str(config["model_type"])
     family = FAMILIES[kind]
     tensors = _Tensors(folder, family.prefix)
@@ -214,7 +166,7 @@ def load_directory(folder: Path) -> Model:
     eos = set(spec.eos_ids)
     generation = folder / "generation_config.json"
     if generation.is_file():
-        more = _read_json(generation).get("eos_token_id")
+        more = read_json(generation).get("eos_token_id")
         eos |= {
             int(x) for x in (more if isinstance(more, list) else [] if more is None else [more])
         }
@@ -222,7 +174,7 @@ def load_directory(folder: Path) -> Model:
     tokenizer = None
     if (folder / "tokenizer.json").is_file():
         named = folder / "tokenizer_config.json"
-        said = _read_json(named) if named.is_file() else {}
+        said = read_json(named) if named.is_file() else {}
         tokenizer = Tokenizer.from_tokenizer_json(folder / "tokenizer.json", spec, said)
         if "eos_token" in tokenizer.names and tokenizer.eos_id >= 0:
             eos.add(tokenizer.eos_id)
