@@ -23,6 +23,7 @@ from sparseflash.image.predictor import Predictor
 from sparseflash.image.proxy import BITS, pack_proxy, pack_signs, proxy_blocks, unpack_proxy
 from sparseflash.image.screen import proxy_of
 from sparseflash.image.weights import Weight, read_table
+from sparseflash.model.rope import frequencies
 from sparseflash.model.spec import (
     Activation,
     Layer,
@@ -55,10 +56,9 @@ class Section(IntEnum):
     """What it describes."""
 
 
-def _rope_increments(theta: float, scale: float, head_dim: int) -> np.ndarray:
+def _rope_increments(layer: LayerSpec, head_dim: int) -> np.ndarray:
     """Phase added for one position, in 2^-32 turns, for each pair: uint32 (head_dim/2,)."""
-    i = np.arange(head_dim // 2, dtype=np.float64)
-    turns = theta ** (-2.0 * i / head_dim) / scale / (2.0 * np.pi)
+    turns = frequencies(layer, head_dim) / (2.0 * np.pi)
     return np.rint(turns * 2.0**32).astype(np.uint64).astype(np.uint32)
 
 
@@ -75,6 +75,12 @@ def check_device_support(spec: ModelSpec) -> None:
         reasons.append("GELU by erf")
     if spec.out_bias:
         reasons.append("biases on o_proj or the FFN")
+    if spec.parallel:
+        reasons.append("attention and FFN side by side")
+    if not spec.pre_norms:
+        reasons.append("layers without a norm before attention and FFN")
+    if spec.qk_norm_whole:
+        reasons.append("q and k norms over all heads")
     for name, value in (("dim", spec.dim), ("heads * head_dim", spec.q_dim)):
         if value % GROUP:
             reasons.append(f"{name} = {value}, not a multiple of {GROUP}")
@@ -371,8 +377,7 @@ def pack(
             if v is None or v.size != size:
                 raise InputError(f"layer {i}: {name} should hold {size} values")
             vectors.append(np.asarray(v, dtype="<f4").reshape(-1))
-        ls = spec.layers[i]
-        thetas.append(_rope_increments(ls.rope_theta, ls.rope_scale, spec.head_dim))
+        thetas.append(_rope_increments(spec.layers[i], spec.head_dim))
     vectors.append(np.asarray(model.final_norm, dtype="<f4"))
     sections = {
         Section.META: json.dumps(meta, sort_keys=True, ensure_ascii=False).encode(),
