@@ -1,6 +1,6 @@
 """A decoder whose FFN is sparse from the first step, and its training.
 
-The FFN of kind ``split`` gates with a part of its input (after Spark Transformer, arXiv 2506.06644):
+The FFN of kind ``split`` gates with a part of its input (after Spark Transformer, arXiv 2506.06644),
 ``g = W_gate y[:r]``, ``u = W_up y[r:]``, ``h = g*u`` where ``g >= t`` and 0 elsewhere. A neuron below
 its threshold costs its gate row only. A controller moves ``log t`` towards a density that is ramped
 down in the first part of the training; a rectangle kernel around the threshold gives the mask a

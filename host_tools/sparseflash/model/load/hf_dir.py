@@ -16,6 +16,7 @@ from sparseflash.base.errors import InputError, SparseflashError, UnsupportedErr
 from sparseflash.model.load.check import check_model
 from sparseflash.model.load.families import FAMILIES, Family
 from sparseflash.model.load.rows import file_sha256
+from sparseflash.model.load.story import MODEL_TYPE, load_story
 from sparseflash.model.spec import Layer, Model, ModelSpec
 from sparseflash.model.tokenizer import TURN_ENDS, Tokenizer
 
@@ -129,6 +130,8 @@ def load_directory(folder: Path) -> Model:
     """
     config = _read_json(folder / "config.json")
     kind = str(config.get("model_type"))
+    if kind == MODEL_TYPE:
+        return load_story(folder, config)
     if kind not in FAMILIES:
         raise UnsupportedError(
             f"{folder}: model_type {kind!r} is not supported; known are {', '.join(FAMILIES)}"
