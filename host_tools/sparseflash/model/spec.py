@@ -158,13 +158,61 @@ class R8Blocks(_Grid):
         return np.ascontiguousarray(self.d[:, None] * self.q.astype(np.float32))
 
 
-Matrix = np.ndarray | Q4Blocks | Q8Blocks | R8Blocks
+@dataclass(frozen=True)
+class S4Blocks(_Grid):
+    """A matrix in symmetric 4-bit groups of 32 along ``in``: w = d*q.
+
+    ``q`` int8 (out, in) in -8..7; ``d`` float16 (out, in/32), signed.
+    """
+
+    d: np.ndarray
+
+    def float32(self) -> np.ndarray:
+        out, cols = self.shape
+        q = self.q.reshape(out, cols // 32, 32).astype(np.float32)
+        return np.ascontiguousarray((self.d.astype(np.float32)[:, :, None] * q).reshape(out, cols))
+
+
+@dataclass(frozen=True)
+class S4Columns:
+    """A matrix in symmetric 4-bit groups of 32 along ``out``: a column carries its own scales.
+
+    ``q`` int8 (out, in) in -8..7; ``d`` float16 (out/32, in), signed; w = d*q.
+    """
+
+    q: np.ndarray
+    d: np.ndarray
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return (int(self.q.shape[0]), int(self.q.shape[1]))
+
+    def float32(self) -> np.ndarray:
+        out, cols = self.shape
+        q = self.q.reshape(out // 32, 32, cols).astype(np.float32)
+        return np.ascontiguousarray((self.d.astype(np.float32)[:, None] * q).reshape(out, cols))
+
+
+Matrix = np.ndarray | Q4Blocks | Q8Blocks | R8Blocks | S4Blocks | S4Columns
 """float32 (out, in), or blocks that are already on a grid the pack keeps."""
 
 
 def as_float32(matrix: Matrix) -> np.ndarray:
     """The matrix dequantised, float32 (out, in)."""
     return matrix if isinstance(matrix, np.ndarray) else matrix.float32()
+
+
+@dataclass(frozen=True)
+class Thresholds:
+    """What the FFN of one layer drops: an entry v stays where abs(v) >= its threshold.
+
+    float32; ``x`` (dim,) before gate, ``act`` (ffn_dim,) on act(gate), ``h`` (ffn_dim,) on the
+    product that enters down. 0 keeps everything.
+    """
+
+    x: np.ndarray
+    act: np.ndarray
+    h: np.ndarray
 
 
 @dataclass
@@ -196,6 +244,7 @@ class Layer:
     down_bias: np.ndarray | None = None
     attn_norm_bias: np.ndarray | None = None
     ffn_norm_bias: np.ndarray | None = None
+    thresholds: Thresholds | None = None
 
 
 @dataclass
