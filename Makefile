@@ -20,18 +20,24 @@ ARGS := --board $(BOARD) --model $(MODEL)
 PLAN := --method $(METHOD) --sparsity $(SPARSITY) --head $(HEAD)
 LINE := $(if $(PORT),--port $(PORT))
 STAMP := $(VENV)/.ready
+STAMP_DEV := $(VENV)/.ready-dev
+PIP := $(PY) -m pip --quiet --disable-pip-version-check
 
-.PHONY: flash-curve cycles help demo test setup fetch calibrate generate build flash size stack validate perplexity sparsity bench chat boards models lint clean
+.PHONY: flash-curve cycles help demo test setup setup-boards fetch calibrate generate build flash size stack validate perplexity sparsity bench chat boards models golden lint clean
 
 help: ## This list
 	awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-14s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	echo "Variables: BOARD=$(BOARD) MODEL=$(MODEL) METHOD=$(METHOD) SPARSITY=$(SPARSITY) HEAD=$(HEAD) PORT=$(PORT) TEXT=$(TEXT) WINDOWS=$(WINDOWS) ORDER=$(ORDER) RAM=$(RAM) ASVD=$(ASVD) SPECULATE=$(SPECULATE)"
 
-$(STAMP): requirements.txt pyproject.toml
+$(STAMP): requirements.txt pyproject.toml setup.py
 	python3 -m venv $(VENV)
-	$(PY) -m pip install --quiet --disable-pip-version-check torch==2.13.0
-	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements.txt
-	$(PY) -m pip install --quiet --disable-pip-version-check --no-deps -e .
+	$(PIP) install torch==2.13.0
+	$(PIP) install -r requirements.txt
+	$(PIP) install --no-deps -e .
+	touch $@
+
+$(STAMP_DEV): $(STAMP) requirements-dev.txt
+	$(PIP) install -r requirements-dev.txt
 	touch $@
 
 setup: $(STAMP) ## The virtual environment with pinned packages
@@ -39,7 +45,10 @@ setup: $(STAMP) ## The virtual environment with pinned packages
 demo: setup ## Set-up and the main job: pack, build, flash, validate, bench, chat
 	$(SF) demo $(ARGS) $(PLAN)
 
-test: setup ## Set-up and every test
+setup-boards: ## Compilers and emulators of the boards (apt-get; needs root or sudo)
+	sh host_tools/setup-boards.sh
+
+test: $(STAMP_DEV) setup-boards ## Set-up, compilers and emulators, and every test
 	$(SF) fetch --model smollm2-135m --texts
 	$(PY) -m pytest -q -ra
 
@@ -92,11 +101,20 @@ boards: setup ## Lists the boards
 models: setup ## Lists the models
 	$(SF) models
 
-lint: setup ## ruff, mypy, clang-format
+golden: $(STAMP_DEV) ## Writes the examples of generated C, tests/golden, anew
+	$(PY) -m pytest -q tests/codegen/test_golden.py --update-golden
+
+lint: $(STAMP_DEV) ## ruff, mypy, clang-format; cppcheck and clang-tidy where they are installed
 	$(VENV)/bin/ruff check host_tools tests
 	$(VENV)/bin/ruff format --check host_tools tests
 	$(VENV)/bin/mypy
 	$(VENV)/bin/clang-format --dry-run -Werror $$(find firmware tests -name '*.[ch]')
+	for d in tests/golden/*/; do \
+	    ! command -v cppcheck >/dev/null || cppcheck --quiet --std=c11 --error-exitcode=1 \
+	        --enable=warning,performance,portability -Ifirmware/include -I$$d $$d/sf_model.c || exit 1; \
+	    ! command -v clang-tidy >/dev/null || clang-tidy --quiet --warnings-as-errors='*' \
+	        $$d/sf_model.c -- -std=c11 -Ifirmware/include -I$$d || exit 1; \
+	done
 
 clean: ## Removes what was built (not the venv and the downloads)
 	rm -rf build

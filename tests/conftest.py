@@ -18,6 +18,12 @@ from sparseflash.model.spec import Layer, LayerSpec, Model, ModelSpec
 from sparseflash.plan.boards import Board, load_board
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--update-golden", action="store_true", help="write tests/golden from the templates"
+    )
+
+
 def data_folder() -> Path:
     return Path(os.environ.get("SPARSEFLASH_DATA") or root().parent / "shared" / "data")
 
@@ -135,3 +141,22 @@ def make_workspace(folder: Path) -> Path:
 @pytest.fixture(scope="session")
 def host() -> Board:
     return load_board("host")
+
+
+def _missing_tools(terminalreporter: Any) -> list[str]:
+    """Reasons of skips for want of a tool that make setup-boards installs."""
+    reports = terminalreporter.stats.get("skipped", [])
+    reasons = {str(r.longrepr[2]) for r in reports if isinstance(r.longrepr, tuple)}
+    return sorted(r for r in reasons if "is not installed" in r)
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    for reason in _missing_tools(terminalreporter):
+        terminalreporter.write_line(f"not tested: {reason}; make setup-boards installs it")
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Under CI=true a missing tool is a failure."""
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    if os.environ.get("CI") == "true" and reporter and _missing_tools(reporter):
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED

@@ -26,15 +26,15 @@ enum sf_site {
     SF_SITES = 7
 };
 
-/* Thresholds of a layer: a neuron lives when every magnitude reaches its own. 0 keeps all. */
+/* Thresholds of a layer: a neuron is active when every magnitude reaches its own. 0 keeps all. */
 enum sf_threshold {
-    SF_T_GATE = 0,  /* |gate| before the activation */
-    SF_T_ACT = 1,   /* |act(gate)| (CATS) */
-    SF_T_UP = 2,    /* |up| */
-    SF_T_H = 3,     /* |act(gate)*up| */
-    SF_T_DOWN = 4,  /* |down output|, zeroed below */
-    SF_T_GUESS = 5, /* |act(gate)*up| of the proxies, before a row is read */
-    SF_T_Q = 6,     /* |input| of q_proj, and of the others that can be stored by columns */
+    SF_T_GATE = 0,      /* |gate| before the activation */
+    SF_T_ACT = 1,       /* |act(gate)| (CATS) */
+    SF_T_UP = 2,        /* |up| */
+    SF_T_H = 3,         /* |act(gate)*up| */
+    SF_T_DOWN = 4,      /* |down output|, zeroed below */
+    SF_T_PREDICTOR = 5, /* |act(gate)*up| of the predictor, before a row is read */
+    SF_T_Q = 6,         /* |input| of q_proj, and of the others that can be stored by columns */
     SF_T_K = 7,
     SF_T_V = 8,
     SF_T_O = 9,

@@ -7,10 +7,6 @@
 #include "sf_runtime.h"
 
 #define SF_RUNTIME_VERSION 5
-/* Length of the longest activation vector, and its groups. */
-#define SF_MAX(a, b) ((a) > (b) ? (a) : (b))
-#define SF_LONGEST SF_MAX(SF_MAX(SF_FFN, SF_MOST_RANK), SF_MAX(SF_DIM, SF_Q_DIM))
-#define SF_BFP_GROUPS (SF_LONGEST / 32u + 1u)
 
 extern const char sf_model_name[];
 extern const uint8_t sf_model_sha[32];
@@ -18,7 +14,6 @@ extern const uint8_t sf_plan_digest[32];
 extern float sf_threshold[SF_LAYERS][SF_THRESHOLDS];
 extern const uint32_t sf_eos[];
 extern const uint32_t sf_eos_count;
-extern const uint32_t sf_arena_bytes;
 extern const sf_part sf_parts[SF_PARTS];
 
 /* Trace and tap: hashes the site, keeps its values when tapped. */
@@ -35,6 +30,5 @@ void sf_count_early(uint32_t guessed, uint32_t used, uint32_t missed);
 void sf_count_wait(uint64_t time);
 void sf_count_time(uint64_t attn, uint64_t ffn, uint64_t head);
 void sf_count_token(uint64_t time);
-float *sf_logits_scratch(void);
 
 #endif

@@ -57,15 +57,16 @@ int sf_set_thresholds(uint32_t layer, const float *t) {
             return SF_ERR_ARG;
         }
     }
-    /* What the image has columns or guesses for. */
+    /* What the image has columns or a predictor for. */
     uint32_t stored = 0;
-#if SF_GUESSES
-    stored = (sf_parts[layer * SF_LAYER_PARTS + SF_PART_GUESS_GATE].rows != 0u) << SF_T_GUESS;
+#if SF_PREDICTS
+    stored = (sf_parts[layer * SF_LAYER_PARTS + SF_PART_PREDICTOR_GATE].rows != 0u)
+             << SF_T_PREDICTOR;
 #endif
     for (uint32_t i = 0; i < SF_LAYER_PARTS; i++) {
         stored |= 1u << sf_parts[layer * SF_LAYER_PARTS + i].input;
     }
-    for (uint32_t i = SF_T_GUESS; i < SF_THRESHOLDS; i++) {
+    for (uint32_t i = SF_T_PREDICTOR; i < SF_THRESHOLDS; i++) {
         if (t[i] > 0.0f && (stored >> i & 1u) == 0u) {
             return SF_ERR_ARG;
         }
@@ -84,33 +85,6 @@ const sf_counters *sf_get_counters(void) {
 
 void sf_counters_clear(void) {
     memset(&counters, 0, sizeof counters);
-}
-
-bool sf_reads_all(uint32_t layer, uint32_t kind) {
-    const sf_part *part = &sf_parts[layer * SF_LAYER_PARTS + kind];
-    const float *t = sf_threshold[layer];
-    const bool guessed = t[SF_T_GUESS] > 0.0f;
-    const bool gate = SF_SPECULATES || !guessed;
-    const bool up = gate && !(t[SF_T_GATE] > 0.0f || t[SF_T_ACT] > 0.0f);
-    const bool down = up && !(t[SF_T_UP] > 0.0f || t[SF_T_H] > 0.0f);
-    if (part->tables || part->input != 0u) {
-        return !part->tables && !(t[part->input] > 0.0f);
-    }
-    switch (kind) {
-#if SF_RANK
-    case SF_PART_GUESS_B:
-#endif
-#if SF_GUESSES
-#if !SF_SIGNS
-    case SF_PART_GUESS_UP:
-#endif
-    case SF_PART_GUESS_GATE: return guessed && !down; /* else they are not read at all */
-#endif
-    case SF_PART_GATE: return gate;
-    case SF_PART_UP: return up;
-    case SF_PART_DOWN: return SF_DOWN_ROWS || down;
-    default: return true;
-    }
 }
 
 void sf_count_neurons(uint32_t n) {
@@ -149,6 +123,7 @@ void sf_count_token(uint64_t time) {
 }
 
 int sf_init(void) {
+    sf_choose_tier();
     const uint8_t *image = sf_port_flash_base();
     if (image == NULL || sf_port_flash_size() < SF_IMAGE_BYTES || memcmp(image, "SFM1", 4) != 0 ||
         memcmp(image + 32, sf_model_sha, 32) != 0) {
@@ -175,7 +150,7 @@ const sf_info *sf_get_info(void) {
         .n_kv_heads = SF_KV_HEADS,
         .head_dim = SF_HEAD_DIM,
         .kv_len = SF_KV_LEN,
-        .arena_bytes = sf_arena_bytes,
+        .arena_bytes = SF_ARENA_BYTES,
         .ticks_per_second = sf_port_ticks_per_second(),
     };
     return &info;

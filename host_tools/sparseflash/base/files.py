@@ -14,8 +14,26 @@ import numpy as np
 
 
 def root() -> Path:
-    """The checkout: SPARSEFLASH_ROOT, or found from this file's place."""
-    return Path(os.environ.get("SPARSEFLASH_ROOT") or Path(__file__).resolve().parents[3])
+    """Where templates, firmware and recipes lie: SPARSEFLASH_ROOT, the checkout, or the package."""
+    if given := os.environ.get("SPARSEFLASH_ROOT"):
+        return Path(given)
+    here = Path(__file__).resolve()
+    checkout = here.parents[3]
+    return checkout if (checkout / "codegen_templates").is_dir() else here.parents[1] / "data"
+
+
+def emulators() -> Path:
+    """Emulators and models of boards that are ours, one folder each."""
+    here = Path(__file__).resolve()
+    checkout = here.parents[2] / "emulators"
+    return checkout if checkout.is_dir() else here.parents[1] / "data" / "emulators"
+
+
+def work() -> Path:
+    """Where build/ and .cache/ are written: beside the sources in a checkout, else in the current
+    folder."""
+    place = root()
+    return Path.cwd() if place.is_relative_to(Path(__file__).resolve().parents[1]) else place
 
 
 @contextmanager

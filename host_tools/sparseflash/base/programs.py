@@ -7,7 +7,7 @@ import subprocess
 from pathlib import Path
 
 from sparseflash.base.errors import ToolError
-from sparseflash.base.files import root
+from sparseflash.base.files import work
 
 PACKAGES = {
     "aarch64-linux-gnu-gcc": "Debian: gcc-aarch64-linux-gnu libc6-dev-arm64-cross",
@@ -64,7 +64,7 @@ def node_modules(folder: Path) -> Path:
         ToolError: npm is missing or cannot install them.
     """
     locks = [folder / "package.json", folder / "package-lock.json"]
-    place = root() / ".cache" / "npm" / folder.parent.name
+    place = work() / ".cache" / "npm" / folder.name
     ready = place / "node_modules" / ".package-lock.json"
     copies = [place / lock.name for lock in locks]
     if ready.is_file() and all(

@@ -74,17 +74,18 @@ def fetch(model: ModelOption = "smollm2-135m", texts: bool = False) -> None:
 def calibrate(model: ModelOption = "smollm2-135m") -> None:
     """Measures the magnitudes at every site: calibration.npz and .json."""
     from sparseflash.model import recipes
+    from sparseflash.pipeline import places
     from sparseflash.pipeline import stages as pipeline
 
     recipe = recipes.load_recipe(model)
     pipeline.calibrated(pipeline.open_model(recipe), recipe)
-    _say(f"calibration {pipeline.Places(model).calibration}")
+    _say(f"calibration {places.Places(model).calibration}")
 
 
 def _say_placement(plan: dict[str, Any]) -> None:
     """Where the weights lie, for a board that streams them, and what reading them costs."""
     from sparseflash.device.bench import computing_seconds
-    from sparseflash.pipeline import stages as pipeline
+    from sparseflash.pipeline import places
 
     placement = plan.get("placement")
     if not placement:
@@ -102,7 +103,7 @@ def _say_placement(plan: dict[str, Any]) -> None:
             f"{1e3 * placement['seconds_saved_by_a_megabyte']:.2f} ms"
         )
         computing = computing_seconds(
-            pipeline.Places(plan["name"], plan["board"]).target / "bench.json"
+            places.Places(plan["name"], plan["board"]).target / "bench.json"
         )
         if computing is None:
             _say("make bench measures what computing takes beside it, and so the stalls")
@@ -138,22 +139,22 @@ def flash_curve(model: ModelOption = "smollm2-135m", board: BoardOption = "host-
     """Measures what a read of the flash costs by its size; plans use it from then on."""
     from sparseflash.base.files import write_json
     from sparseflash.device.flash_curve import measure
-    from sparseflash.pipeline import stages as pipeline
+    from sparseflash.pipeline import places
     from sparseflash.plan.boards import load_board
 
     target = load_board(board)
     if "stream" not in target.raw or target.kind != "process":
         raise UsageError(f"board {board} does not stream from a disk; host-flash does")
-    image = pipeline.Places(model, board).image
+    image = places.Places(model, board).image
     if not image.is_file():
         raise UsageError(f"{image} is missing; run make generate BOARD={board} first")
     curve = measure(image, int(target.raw["stream"]["ring_buffers"]))
-    write_json(pipeline.curve_path(target), curve)
+    write_json(places.curve_path(target), curve)
     table = Table("bytes", "microseconds a read", "MB/s", title=f"{board}, depth {curve['depth']}")
     for size, seconds in zip(curve["bytes"], curve["seconds"], strict=True):
         table.add_row(f"{size:,}", f"{1e6 * seconds:.1f}", f"{size / seconds / 1e6:,.0f}")
     console.print(table)
-    _say(f"rows closer than {curve['gap']:,} bytes share a read; {pipeline.curve_path(target)}")
+    _say(f"rows closer than {curve['gap']:,} bytes share a read; {places.curve_path(target)}")
 
 
 @app.command()
@@ -180,25 +181,25 @@ def generate(
     ] = "",
 ) -> None:
     """Packs the model, plans it for the board and writes its C."""
-    from sparseflash.image import sfm
+    from sparseflash.image.formats import ORDERS
     from sparseflash.image.screen import head_rows
     from sparseflash.model import recipes
     from sparseflash.pipeline import stages as pipeline
     from sparseflash.plan.boards import load_board
-    from sparseflash.plan.planner import planned_for
+    from sparseflash.sparsity.setting import check_method
 
     recipe, target = recipes.load_recipe(model), load_board(board)
     if method != "planned":
-        pipeline.check_method(method, sparsity)
+        check_method(method, sparsity)
     elif speculate or asvd:
         raise UsageError("method planned takes neither --speculate nor --asvd")
     rows = head_rows(head)
-    if order not in sfm.ORDERS:
-        raise UsageError(f"order {order!r} is unknown; there are {', '.join(sfm.ORDERS)}")
+    if order not in ORDERS:
+        raise UsageError(f"order {order!r} is unknown; there are {', '.join(ORDERS)}")
     loaded = pipeline.open_model(recipe)
     layout = target.raw.get("layout", "joint")
     if method == "planned":
-        setting = planned_for(loaded, recipe, target, sparsity, kv_len, ram, rows)
+        setting = pipeline.planned_for(loaded, recipe, target, sparsity, kv_len, ram, rows)
     else:
         setting = pipeline.setting_for(loaded, recipe, method, sparsity, speculate, asvd)
     image = pipeline.pack_model(loaded, recipe, layout, order, [setting], rows > 0, asvd)
@@ -228,12 +229,13 @@ def build(model: ModelOption = "smollm2-135m", board: BoardOption = "host") -> N
 def size(model: ModelOption = "smollm2-135m", board: BoardOption = "host") -> None:
     """Bytes of the built program by part and section."""
     from sparseflash.codegen import footprint
+    from sparseflash.pipeline import places
     from sparseflash.pipeline import stages as pipeline
     from sparseflash.plan.boards import load_board
 
     target = load_board(board)
     pipeline.build_board(target, model, show=False)
-    rows = footprint.sizes(target, pipeline.Places(model, board).firmware)
+    rows = footprint.sizes(target, places.Places(model, board).firmware)
     table = Table("part", *footprint.SECTIONS, title=f"{model} on {board}, bytes")
     rows["total"] = {s: sum(r.get(s, 0) for r in rows.values()) for s in footprint.SECTIONS}
     for part, row in rows.items():
@@ -245,12 +247,13 @@ def size(model: ModelOption = "smollm2-135m", board: BoardOption = "host") -> No
 def stack(model: ModelOption = "smollm2-135m", board: BoardOption = "host") -> None:
     """The deepest stack of the built program, against the board's limit."""
     from sparseflash.codegen import footprint
+    from sparseflash.pipeline import places
     from sparseflash.pipeline import stages as pipeline
     from sparseflash.plan.boards import load_board
 
     target = load_board(board)
     pipeline.build_board(target, model, show=False)
-    found = footprint.stack(target, pipeline.Places(model, board).firmware)
+    found = footprint.stack(target, places.Places(model, board).firmware)
     _say(" -> ".join(f.rpartition(":")[2] for f in found.path))
     _say(f"{found.bytes:,} bytes of {found.limit:,}, {found.interrupt:,} of them for an interrupt")
 
@@ -266,6 +269,7 @@ def flash(
     dry_run: bool = False,
 ) -> None:
     """Builds, and puts image and firmware on the board; --dry-run only prints the commands."""
+    from sparseflash.pipeline import places
     from sparseflash.pipeline import stages as pipeline
     from sparseflash.plan.boards import load_board
 
@@ -278,7 +282,7 @@ def flash(
     if dry_run:
         for command in commands:
             print(shlex.join(command))
-    place = pipeline.Places(model, board).flashed
+    place = places.Places(model, board).flashed
     _say(f"{'would flash' if dry_run else 'flashed'} {place if not commands else board}")
 
 
@@ -306,12 +310,13 @@ def validate(
 
     At most as many positions as its KV cache holds.
     """
+    from sparseflash.device.validate import validate as run_validation
     from sparseflash.pipeline import stages as pipeline
 
-    with pipeline.Session(model, board, port) as session, _bar() as bar:
+    with pipeline.session(model, board, port) as session, _bar() as bar:
         ids = _validation_ids(session, model, min(positions, session.plan["kv_len"]))
         task = bar.add_task("validating", total=len(ids))
-        found = pipeline.validate(
+        found = run_validation(
             session.device,
             session.image,
             ids,
@@ -337,9 +342,10 @@ def bench(
     from sparseflash import __version__
     from sparseflash.base.files import write_json, write_text
     from sparseflash.device.bench import bench as run
+    from sparseflash.pipeline import places
     from sparseflash.pipeline import stages as pipeline
 
-    with pipeline.Session(model, board, port) as session:
+    with pipeline.session(model, board, port) as session:
         with console.status("benchmarking"):
             ids = [int(i) for i in _validation_ids(session, model, 16)]
             time_model = "clock" if port else str(session.board.settings().get("time", "clock"))
@@ -348,7 +354,7 @@ def bench(
     result |= {"version": __version__, "method": plan["method"], "sparsity": plan["sparsity"]}
     result |= {"head_rows": plan.get("head_rows", 0)}
     result |= {"model_sha": plan["model_sha"], "seed": "greedy"}
-    folder = pipeline.Places(model, board).target
+    folder = places.Places(model, board).target
     write_json(folder / "bench.json", result)
     write_text(
         folder / "bench.csv",
@@ -381,7 +387,7 @@ def chat(
     loaded = pipeline.open_model(recipes.load_recipe(model))
     if loaded.tokenizer is None:
         raise UsageError(f"{model} has no tokenizer, so it cannot chat; give another MODEL")
-    with pipeline.Session(model, board, port) as session:
+    with pipeline.session(model, board, port) as session:
         talk = Chat(session.device, loaded.tokenizer, loaded.spec.eos_ids)
         while True:
             text = message or console.input("[bold]> [/bold]")
@@ -419,14 +425,16 @@ def perplexity(
     from sparseflash.measure.engine import dense_thresholds
     from sparseflash.measure.perplexity import measure, write_report
     from sparseflash.model import recipes
+    from sparseflash.pipeline import places
     from sparseflash.pipeline import stages as pipeline
     from sparseflash.sparsity.calibrate import assert_disjoint
+    from sparseflash.sparsity.setting import check_method
 
     recipe = recipes.load_recipe(model)
     rows_of_head = head_rows(head)
     wanted = [(m, s) for m in methods.split(",") for s in _numbers("--sparsities", sparsities)]
     for method, percent in wanted:
-        pipeline.check_method(method, percent)
+        check_method(method, percent)
     loaded = pipeline.open_model(recipe)
     if loaded.tokenizer is None:
         raise UsageError(f"{model} has no tokenizer, so it has no perplexity of a text")
@@ -449,7 +457,7 @@ def perplexity(
     pipeline.host_engine(image, recipe, window, rows_of_head)
     variants: list[tuple[str, float, np.ndarray]] = [("dense", 0.0, dense_thresholds(image))]
     variants += [(s.method, s.percent, s.thresholds) for s in asked]
-    folder = pipeline.Places(model).folder
+    folder = places.Places(model).folder
     with _bar() as bar:
         task = bar.add_task("windows", total=len(ids) * (1 + len(variants)))
         rows = measure(
@@ -493,19 +501,23 @@ def sparsity(
     device: Annotated[str, typer.Option(help="torch's name of it: cpu, cuda")] = "cpu",
 ) -> None:
     """Every sparsity method on one page: perplexity, bytes a token, plots."""
+    from sparseflash.model import recipes
+    from sparseflash.pipeline import places
+    from sparseflash.pipeline import stages as pipeline
     from sparseflash.sparsity.page import bench
 
+    folder = places.Places(model).folder
     with Console(stderr=True).status("reading the model") as status:
-        folder, text_of = bench.run(
-            model,
+        text_of = bench.run(
+            partial(pipeline.open_study, model, text, windows, status.update, device),
+            folder,
+            recipes.load_recipe(model),
             text,
-            windows,
             [] if methods == "all" else methods.split(","),
             _numbers("--percents", percents) if percents else [],
             ppl,
             _numbers("--asvd", kept) if kept else [],
             predict,
-            status.update,
             device,
         )
     print(text_of)
@@ -528,11 +540,12 @@ def train_predictor(
     from sparseflash.model.torch_model import check_device
     from sparseflash.pipeline import stages as pipeline
     from sparseflash.sparsity.predict import train
+    from sparseflash.sparsity.texts import calibration_settings
 
     check_device(device)
     recipe = recipes.load_recipe(model)
     source = pipeline.open_model(recipe)
-    asked = pipeline.calibration_settings(recipe)
+    asked = calibration_settings(recipe)
     windows, texts = train.whole_texts(source, asked["texts"], int(asked["window"]))
     settings = train.Settings(rank, ahead, steps, seed=seed)
     train.train_predictor(source, windows, texts, settings, write, device, out, _say)

@@ -6,13 +6,13 @@ from collections.abc import Iterator, Sequence
 
 from sparseflash.base.errors import UsageError
 from sparseflash.device.link.client import Device
-from sparseflash.model.tokenizer import Tokenizer
+from sparseflash.model.spec import Words
 
 
 class Chat:
     """Turns of one conversation; the device runs only what each turn adds."""
 
-    def __init__(self, device: Device, tokenizer: Tokenizer, eos_ids: Sequence[int]) -> None:
+    def __init__(self, device: Device, tokenizer: Words, eos_ids: Sequence[int]) -> None:
         self._device = device
         self._tokenizer = tokenizer
         self._eos = set(eos_ids)

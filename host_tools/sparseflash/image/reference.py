@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from sparseflash.image.formats import INPUTS, SITES, THRESHOLDS
 from sparseflash.image.proxy import agreeing_signs
 from sparseflash.image.quantize import GROUP, Blocks
 from sparseflash.image.screen import screened
@@ -19,9 +20,6 @@ from sparseflash.model.spec import Activation, Q4Blocks, R8Blocks
 
 SHIFT_SPAN = 12
 S_MIN, S_MAX = -40, 80
-SITES = ("attn_in", "q", "attn", "ffn_in", "h", "ffn_out", "residual")
-INPUTS = ("q", "k", "v", "o", "xg", "xu")
-THRESHOLDS = ("gate", "act", "up", "h", "down", "guess", *INPUTS)
 HASH_MULTIPLIER = 0x01000193
 
 F32 = np.float32

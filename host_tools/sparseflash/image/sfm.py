@@ -24,7 +24,8 @@ from sparseflash.image.columns import (
     pack_tables,
     unpack_columns,
 )
-from sparseflash.image.factors import BY_ROWS, FACTORED, Factors, Ranks, shape_of
+from sparseflash.image.factors import Factors
+from sparseflash.image.formats import BY_ROWS, FACTORED, MATRICES, Formats, shape_of
 from sparseflash.image.predictor import Predictor
 from sparseflash.image.proxy import BITS, pack_proxy, pack_signs, proxy_blocks, unpack_proxy
 from sparseflash.image.quantize import (
@@ -53,10 +54,6 @@ HEADER = struct.Struct("<4sHHIIQII32s")  # 64 bytes
 DIMS = struct.Struct("<16I")
 ENTRY = struct.Struct("<IIQQII")
 ALIGN = 64
-ORDERS = ("file", "coactivation")
-"""Of the neurons in RECORDS."""
-MATRICES = ("qkv", "o", "gate", "up")
-"""What a layer can store by columns: q, k and v together, and the others each."""
 
 
 class Section(IntEnum):
@@ -72,74 +69,6 @@ class Section(IntEnum):
     HEAD_PROXY = 10
     GUESS = 11
     FACTORS = 12
-
-
-@dataclass(frozen=True)
-class Formats:
-    """Grid of each part: attention, FFN, embedding and head."""
-
-    attn: str = "q4"
-    ffn: str = "q4"
-    embed: str = "q8"
-    layout: str = "joint"
-    """FFN records: ``joint`` keeps a neuron contiguous, ``split`` keeps its gate row, up row and
-    down column in a plane each, for flash that is read in large blocks."""
-    order: str = "file"
-    """Neurons as in the source (``file``), or ``coactivation`` within their group of 32."""
-    head_proxy: str = ""
-    """``q4`` stores the head a second time on that grid, for a screened head."""
-    guess: int = 0
-    """Bits of the proxies of gate and up that choose neurons before they are read; 0 has none."""
-    signs: bool = False
-    """Signs of gate choose the neurons of a ReLU model instead."""
-    rank: int = 0
-    """Rank of the predictor that chooses neurons before they are read; 0 has none."""
-    ahead: bool = False
-    """It reads the normed input of attention, not of the FFN."""
-    predictor: str = ""
-    """Its digest, so that an image of another one is packed again."""
-    guessed: tuple[bool, ...] = ()
-    """Layers that have such a proxy or predictor; empty when all have."""
-    down: str = "columns"
-    """down_proj by ``columns``, so that those of dropped neurons are not read, or by ``rows``."""
-    columns: tuple[str, ...] = ()
-    """By layer, which of MATRICES are stored by columns, with spaces between (``"qkv gate"``), for
-    methods that drop their inputs; empty when no layer has any."""
-    ranks: Ranks = ()
-    """Projections stored as two factors; empty when none is."""
-    factors: str = ""
-    """Digest of those factors, so that an image of others is packed again."""
-
-    def grid_of(self, name: str) -> str:
-        """Grid of a projection: q, k, v, o, gate, up or down."""
-        return self.attn if name in "qkvo" else self.ffn
-
-    def rank_of(self, layer: int, name: str) -> int:
-        """Rank of a projection of FACTORED; 0 for a whole matrix."""
-        return self.ranks[layer][FACTORED.index(name)] if self.ranks else 0
-
-    @property
-    def most_rank(self) -> int:
-        """Of the predictor and of all factors."""
-        return max([self.rank, *(max(r) for r in self.ranks)])
-
-    @property
-    def guesses(self) -> bool:
-        """Neurons are chosen before they are read."""
-        return self.guess > 0 or self.rank > 0 or self.signs
-
-    def guesses_in(self, layer: int) -> bool:
-        """Whether a layer's neurons can be chosen before they are read."""
-        return self.guesses and (not self.guessed or self.guessed[layer])
-
-    def by_columns(self, layer: int, matrix: str) -> bool:
-        """Whether a layer stores one of MATRICES by columns."""
-        return bool(self.columns) and matrix in self.columns[layer].split()
-
-    def stored(self, matrix: str) -> str:
-        """``columns`` or ``rows`` when every layer stores it so, ``both`` when they differ."""
-        by = {matrix in names.split() for names in self.columns or ("",)}
-        return "both" if len(by) > 1 else "columns" if by.pop() else "rows"
 
 
 def _rope_increments(theta: float, scale: float, head_dim: int) -> np.ndarray:

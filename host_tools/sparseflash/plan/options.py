@@ -11,32 +11,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from sparseflash.image.columns import column_bytes, table_bytes, tables
-from sparseflash.image.factors import shape_of
+from sparseflash.image.formats import Formats, shape_of
 from sparseflash.image.quantize import row_bytes
+from sparseflash.model.spec import ModelSpec
 from sparseflash.plan.reads import Reading
-from sparseflash.sparsity.budgets.marginal import GRID, KINDS, Curves
-from sparseflash.sparsity.predict.guessed import KIND, Guessed
-
-if TYPE_CHECKING:
-    from sparseflash.plan.placement import Use
-    from sparseflash.sparsity.study import Levels, Study
-
-
-@dataclass
-class Units:
-    """Options of a kind of unit, (layers, options) each; the first is pinned and dense."""
-
-    cost: dict[str, np.ndarray]
-    """Predicted nats by kind of ``marginal``, or of a guess."""
-    drift: np.ndarray
-    streamed: np.ndarray
-    """Bytes read a token."""
-    ram: np.ndarray
+from sparseflash.plan.solver import Units
+from sparseflash.sparsity.prices import GRID, KIND, KINDS, Curves, Guessed
+from sparseflash.sparsity.registry import Levels
+from sparseflash.sparsity.sites import Use
 
 
 @dataclass(frozen=True)
@@ -91,13 +77,14 @@ class Options:
 
     def __init__(
         self,
-        study: Study,
+        spec: ModelSpec,
+        formats: Formats,
         reading: Reading,
         curves: Curves,
         drift: dict[str, np.ndarray],
         guessed: Guessed | None = None,
     ) -> None:
-        self.spec, self.formats = study.model.spec, study.formats
+        self.spec, self.formats = spec, formats
         self.reading, self.curves, self.drift, self.guessed = reading, curves, drift, guessed
         self.ffn = list(ffn_options(self.formats.ffn != "r8", guessed is not None))
         self.units = {k: self._attention(k) for k in ("attn", "o")} | {"ffn": self._ffn()}

@@ -16,17 +16,15 @@ import numpy as np
 
 from sparseflash.base.errors import TooSmallError
 from sparseflash.image.columns import column_bytes, table_bytes, tables
-from sparseflash.image.factors import shape_of
+from sparseflash.image.formats import INPUTS as INPUT_SITES
+from sparseflash.image.formats import MATRICES, Formats, shape_of
 from sparseflash.image.proxy import proxy_row_bytes
 from sparseflash.image.quantize import row_bytes
-from sparseflash.image.reference import INPUTS as INPUT_SITES
-from sparseflash.image.sfm import MATRICES, Formats, Image, Section, record_layout
+from sparseflash.image.sfm import Image, Section, record_layout
 from sparseflash.plan.reads import Reading
+from sparseflash.sparsity.sites import Use
 
 PIN_ALIGN = 64
-Use = dict[str, np.ndarray]
-"""Expected share of rows that a token reads, (layers,), by kind of part; of inputs by their site
-(``q``, ``k``, ``v``, ``o``, ``xg``, ``xu``). What is not named is read whole."""
 
 
 @dataclass(frozen=True)

@@ -2,64 +2,54 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 
 from sparseflash.base.errors import TooSmallError, UnsupportedError, UsageError
-from sparseflash.image.columns import padded
-from sparseflash.image.reference import INPUTS, THRESHOLDS
+from sparseflash.image.columns import padded, tables
+from sparseflash.image.formats import INPUTS, MATRICES, THRESHOLDS, Formats
 from sparseflash.image.screen import check_rows
-from sparseflash.image.sfm import MATRICES, Formats, Image, Section, vector_layout
+from sparseflash.image.sfm import Image, Section, vector_layout
 from sparseflash.plan.boards import Board
-from sparseflash.plan.placement import Part, Use, kinds_of, parts_of, pinned_bytes, place, summary
+from sparseflash.plan.memory import ARRAYS, PART_BYTES, Size, bytes_of, memory_table, sizes_of
+from sparseflash.plan.placement import Part, kinds_of, parts_of, pinned_bytes, place, summary
 from sparseflash.plan.reads import Reading
+from sparseflash.sparsity.sites import Use
 
 RUNTIME_VERSION = 5
-PART_BYTES = 28
 """Of ``sf_part``."""
 
 
-def outputs_of(image: Image) -> int:
-    """The most outputs of a matrix stored by columns, down_proj among them; 0 without any."""
+def outputs_of(image: Image, block_scaled: bool = False) -> int:
+    """The most outputs of a matrix stored by columns, down_proj among them; 0 without any.
+
+    block_scaled: only of those where 32 columns share scales.
+    """
     s, f = image.spec, image.formats
-    sizes = {"qkv": max(s.q_dim, s.kv_dim), "gate": s.ffn_dim, "up": s.ffn_dim}
-    sizes["o"] = s.dim
-    by_columns = [n for m, n in sizes.items() if f.stored(m) != "rows"]
-    return padded(max([*by_columns, *([s.dim] * (f.down == "columns"))], default=0))
+    by_columns = {"down": s.dim} if f.down == "columns" else {}
+    sizes = {"qkv": max(s.q_dim, s.kv_dim), "o": s.dim, "gate": s.ffn_dim, "up": s.ffn_dim}
+    by_columns |= {m: n for m, n in sizes.items() if f.stored(m) != "rows"}
+    grids = {m: f.attn if m in ("qkv", "o") else f.ffn for m in by_columns}
+    wanted = [n for m, n in by_columns.items() if not block_scaled or tables(64, grids[m]) > 1]
+    return padded(max(wanted, default=0))
 
 
-def memory_table(image: Image, kv_len: int, head_rows: int = 0) -> dict[str, int]:
-    """SRAM by category, bytes; the sizes of the generated arrays."""
-    s = image.spec
-    rank = image.formats.most_rank
-    longest = max(s.ffn_dim, s.dim, s.q_dim, rank)
-    groups = longest // 32 + 1
-    table = {
-        "residual and branch": 4 * (s.dim + max(s.dim, s.q_dim)),
-        "q, k, v": 4 * (s.q_dim + 2 * s.kv_dim),
-        "gate, up and mask": 10 * s.ffn_dim,
-        "logits": 4 * s.vocab,
-        "KV cache": s.n_layers * kv_len * 2 * (s.kv_dim + s.n_kv_heads),
-        "attention scratch": 8 * (kv_len + kv_len % 2)
-        + (4 + 8 + 4) * s.head_dim
-        + 2 * s.n_layers * s.n_kv_heads,
-        "down sums": 12 * outputs_of(image),
-        "quantised activations": groups * (32 + 4 + 1),
-    }
-    if image.formats.columns:
-        table["input masks"] = 6 * max(s.dim, s.q_dim)
-    if rank:
-        table["products of factors"] = 4 * rank
-    if image.formats.signs:
-        table["signs"] = s.dim // 8
-    if head_rows:
-        table["picked head rows"] = 2 * head_rows
-    table["total"] = sum(table.values())
-    return table
+def memory_sizes(image: Image, kv_len: int, head_rows: int = 0) -> list[Size]:
+    """The sizes of the arrays that the generated C declares."""
+    f = image.formats
+    return sizes_of(
+        image.spec,
+        kv_len,
+        outputs=outputs_of(image),
+        block_outputs=outputs_of(image, block_scaled=True),
+        rank=f.rank,
+        most_rank=f.most_rank,
+        signs=f.signs,
+        input_columns=bool(f.columns),
+        head_rows=head_rows,
+    )
 
 
 def _flash_and_parts(
@@ -150,7 +140,8 @@ def make_plan(
             f"{board.flash_bytes:,}; choose a smaller model or a board with more flash"
         )
     head_rows = check_rows(head_rows, s.vocab, f.head_proxy)
-    memory = memory_table(image, kv_len, head_rows)
+    sizes = memory_sizes(image, kv_len, head_rows)
+    memory = memory_table(sizes)
     kept = sum(board.reserve.values())
     if memory["total"] + kept > board.sram_bytes:
         over = memory["total"] + kept - board.sram_bytes
@@ -199,7 +190,6 @@ def make_plan(
         "method": method,
         "sparsity": sparsity,
         "kv_len": kv_len,
-        "ffn_blocks": -(-s.ffn_dim // 32),
         "head_rows": head_rows,
         "formats": {"attn": f.attn, "ffn": f.ffn, "embed": f.embed, "head_proxy": f.head_proxy},
         "kinds": list(kinds_of(f)),
@@ -211,10 +201,8 @@ def make_plan(
         "factored": bool(f.ranks),
         "speculate": speculate,
         "speculates": bool(speculate),
-        "most_rank": f.most_rank,
         "down": f.down,
         "stored": {m: f.stored(m) for m in MATRICES},
-        "outputs": outputs_of(image),
         "score_scale": float(np.float32(s.score_scale * 1.4426950408889634)),
         "model": {
             "family": s.family,
@@ -245,13 +233,11 @@ def make_plan(
         "windows": any(x.window for x in s.layers),
         "layers": [{"window": s.layers[i].window} for i in range(s.n_layers)],
         "thresholds": [[float(v) for v in row] for row in np.asarray(thresholds, np.float32)],
+        "sizes": [asdict(size) for size in sizes],
+        "arrays": [asdict(a) for a in ARRAYS if a.name in bytes_of(sizes)],
+        "arena_bytes": sum(bytes_of(sizes).values()),
         "memory": memory,
         "flash": flash,
         "parts": [asdict(p) for p in parts],
         "placement": _expectation(parts, board) if flash["mode"] == "stream" else {},
     }
-
-
-def plan_digest(plan: dict[str, Any]) -> bytes:
-    """SHA-256 of the canonical JSON of a plan."""
-    return hashlib.sha256(json.dumps(plan, sort_keys=True).encode()).digest()
