@@ -379,10 +379,16 @@ class Reference:
         gate_proj, up_proj, down_proj = self.image.ffn(i)
         y = rmsnorm(x, vec["ffn_norm"], eps)
         site["ffn_in"] = y
-        gate, up = product("gate", "xg", gate_proj, y), product("up", "xu", up_proj, y)
+        to_gate, to_up = (y[:, : spec.gate_width], y[:, spec.dim - spec.up_width :])
+        if spec.own_thresholds:
+            to_gate = np.where(np.abs(y) >= vec["x_threshold"], y, F32(0))
+        gate, up = product("gate", "xg", gate_proj, to_gate), product("up", "xu", up_proj, to_up)
         act = activate(spec.activation, gate)
         h = act * up
-        alive = (
+        alive = np.abs(act) >= F32(spec.act_threshold)
+        if spec.own_thresholds:
+            alive &= (np.abs(act) >= vec["act_threshold"]) & (np.abs(h) >= vec["h_threshold"])
+        alive &= (
             (np.abs(gate) >= limit[0])
             & (np.abs(act) >= limit[1])
             & (np.abs(up) >= limit[2])

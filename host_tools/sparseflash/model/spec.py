@@ -76,6 +76,12 @@ class ModelSpec:
     """Embedding rows are multiplied by this (Gemma: sqrt(dim))."""
     attn_scale: float = 0.0
     """Scores are multiplied by this; 0 means 1/sqrt(head_dim)."""
+    gate_inputs: int = 0
+    """gate sees only the first so many FFN inputs and up only the others; 0: both see all."""
+    act_threshold: float = 0.0
+    """The model was trained so that a neuron counts only where abs(act(gate)) reaches this."""
+    own_thresholds: bool = False
+    """The model was trained with thresholds of its own: every layer has ``thresholds``."""
     tied_head: bool = True
     bos_id: int = -1
     eos_ids: tuple[int, ...] = ()
@@ -89,6 +95,16 @@ class ModelSpec:
     @property
     def kv_dim(self) -> int:
         return self.n_kv_heads * self.head_dim
+
+    @property
+    def gate_width(self) -> int:
+        """Inputs of gate."""
+        return self.gate_inputs or self.dim
+
+    @property
+    def up_width(self) -> int:
+        """Inputs of up, the last of the FFN's."""
+        return self.dim - self.gate_inputs
 
     @property
     def score_scale(self) -> float:
