@@ -21,10 +21,20 @@
 
 static const uint8_t *flash;
 static uint32_t flash_bytes;
+static struct stat opened; /* the image's file when it was opened */
 static int line = -1;
 static bool follow;
 
 const char *host_flash_path;
+
+/* The mapped file became shorter and what was cut is asked for. Only write() and _exit() are
+ * allowed here. */
+static void cut(int number) {
+    static const char said[] = "the flash image was cut while it was in use: flash it again\n";
+    (void)number;
+    (void)!write(STDERR_FILENO, said, sizeof said - 1u);
+    _exit(3); /* input, docs/EXIT_CODES.md */
+}
 
 bool host_flash_open(const char *path) {
     host_flash_path = path;
@@ -39,6 +49,8 @@ bool host_flash_open(const char *path) {
         ok = false;
     }
     if (ok) {
+        opened = st;
+        signal(SIGBUS, cut);
         void *p = mmap(NULL, (size_t)st.st_size, PROT_READ, MAP_PRIVATE, fd, 0);
         ok = p != MAP_FAILED;
         if (ok) {
@@ -133,6 +145,14 @@ const uint8_t *sf_port_flash_base(void) {
 
 uint32_t sf_port_flash_size(void) {
     return flash_bytes;
+}
+
+bool sf_port_flash_same(void) {
+    struct stat st;
+    return stat(host_flash_path, &st) == 0 && st.st_size == opened.st_size &&
+           st.st_ino == opened.st_ino && st.st_dev == opened.st_dev &&
+           st.st_mtim.tv_sec == opened.st_mtim.tv_sec &&
+           st.st_mtim.tv_nsec == opened.st_mtim.tv_nsec;
 }
 
 uint64_t sf_port_ticks(void) {

@@ -74,6 +74,7 @@ _ERRORS = {
     -3: "the position is past the KV cache; reset it or plan a longer one",
     -4: "a token is outside the vocabulary",
     -5: "an argument is out of range",
+    -6: "the image in its flash is damaged or changed while it ran",
     -100: "the request has the wrong length for this protocol version",
     -101: "it does not know the command",
     ERR_SESSION: "it restarted and lost its state; open the port again",
