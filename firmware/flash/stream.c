@@ -27,6 +27,8 @@ typedef struct {
     bool waiting;
 } slot;
 
+_Static_assert(SF_RING_ROW + 2u * SF_FLASH_ALIGN <= SF_RING_BYTES, "a buffer holds a row");
+_Static_assert(SF_PICK_ROW + 2u * SF_FLASH_ALIGN <= SF_PICK_BYTES, "a buffer holds a row");
 _Static_assert(SF_RING_BUFFERS >= 2, "one is read while the other is used");
 
 static _Alignas(SF_FLASH_ALIGN) uint8_t pinned[SF_PINNED_BYTES + SF_FLASH_ALIGN];

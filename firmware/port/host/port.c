@@ -23,6 +23,7 @@ static const uint8_t *flash;
 static uint32_t flash_bytes;
 static struct stat opened; /* the image's file when it was opened */
 static int line = -1;
+static int waiting = -1; /* listens for clients */
 static bool follow;
 
 const char *host_flash_path;
@@ -105,8 +106,20 @@ int host_tcp_listen(uint16_t port) {
 
 /* Sleeps until fd has input; false when the parent closed our stdin and we follow it. */
 static bool wait_input(int fd) {
-    struct pollfd p[2] = {{.fd = fd, .events = POLLIN}, {.fd = STDIN_FILENO, .events = POLLIN}};
-    if (poll(p, follow ? 2 : 1, 1000) <= 0 || !follow || p[1].revents == 0) {
+    /* Entries of -1 are passed over. */
+    struct pollfd p[3] = {{.fd = fd, .events = POLLIN},
+                          {.fd = follow ? STDIN_FILENO : -1, .events = POLLIN},
+                          {.fd = fd != waiting ? waiting : -1, .events = POLLIN}};
+    if (poll(p, 3, 1000) <= 0) {
+        return true;
+    }
+    if (p[2].revents != 0) { /* one client at a time: another is turned away */
+        const int other = accept4(waiting, NULL, NULL, SOCK_CLOEXEC);
+        if (other >= 0) {
+            close(other);
+        }
+    }
+    if (p[1].revents == 0) {
         return true;
     }
     uint8_t byte;
@@ -120,6 +133,7 @@ bool host_tcp_accept(int listener) {
         close(line);
         line = -1;
     }
+    waiting = listener;
     if (fcntl(listener, F_SETFL, O_NONBLOCK) != 0) {
         return false;
     }

@@ -156,8 +156,8 @@ static void sum_columns(const sf_part *p, list which, const sf_part *scales, uin
                 in = h;
             }
             switch (p->grid) {
-            case SF_GRID_Q4: sf_axpy_q4(col, in, to - from, outputs, isum); break;
-            case SF_GRID_Q8: sf_axpy_q8(col, in, to - from, outputs, isum); break;
+            case SF_GRID_Q4: sf_axpy_q4(col, in, to - from, outputs, act_k[block], isum, acc); break;
+            case SF_GRID_Q8: sf_axpy_q8(col, in, to - from, outputs, act_k[block], isum, acc); break;
             default: break;
             }
         }

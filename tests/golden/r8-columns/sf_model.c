@@ -134,7 +134,7 @@ static void sum_columns(const sf_part *p, list which, uint32_t outputs) {
                 in = h;
             }
             switch (p->grid) {
-            case SF_GRID_R8: sf_axpy_r8(col, in, to - from, outputs, act_k[block], acc); break;
+            case SF_GRID_R8: sf_axpy_r8(col, in, to - from, outputs, act_k[block], NULL, acc); break;
             default: break;
             }
         }
