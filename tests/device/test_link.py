@@ -19,7 +19,7 @@ from cobs import cobs
 
 from sparseflash.base.errors import InputError, LinkError, MismatchError, ToolError, UsageError
 from sparseflash.base.files import root
-from sparseflash.codegen.build import STRICT
+from sparseflash.codegen.build import STRICT, includes
 from sparseflash.device.host_board import HostProcess, start_host_device
 from sparseflash.device.link import protocol
 from sparseflash.device.link.client import Device
@@ -69,9 +69,9 @@ def build_fake(folder: Path, *flags: str) -> Path:
         Path(__file__).with_name("fake_runtime.c"),
     ]
     exe = folder / "sparseflash-device"
-    includes = [f"-I{fw / 'include'}", f"-I{fw / 'link'}"]
     subprocess.run(
-        ["cc", *STRICT, "-O2", *flags, *includes, *map(str, sources), "-o", str(exe)], check=True
+        ["cc", *STRICT, "-O2", *flags, *includes("plain"), *map(str, sources), "-o", str(exe)],
+        check=True,
     )
     return exe
 
@@ -232,8 +232,10 @@ def test_reads_stay_inside(device: Device, kind: Type) -> None:
 
 @pytest.mark.parametrize(
     ("temperature", "top_p"),
-    [(float("nan"), 1), (-1e-3, 1), (1e7, 1), (float("inf"), 1)]
-    + [(1, float("nan")), (1, -0.1), (1, 1.01), (1, float("inf"))],
+    [
+        *((float("nan"), 1), (-1e-3, 1), (1e7, 1), (float("inf"), 1)),
+        *((1, float("nan")), (1, -0.1), (1, 1.01), (1, float("inf"))),
+    ],
 )
 def test_sampling_out_of_range(device: Device, temperature: float, top_p: float) -> None:
     """The client refuses it before it asks, and so does the device."""

@@ -23,8 +23,10 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     flags = [*STRICT, "-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
     exe = folder / "reads"
     subprocess.run(
-        ["cc", *flags, f"-I{fw / 'include'}", *map(str, sources), "-Wl,--wrap=syscall"]
-        + ["-o", str(exe)],
+        [
+            *("cc", *flags, f"-I{fw / 'include'}", *map(str, sources)),
+            *("-Wl,--wrap=syscall", "-o", str(exe)),
+        ],
         check=True,
     )
     data = folder / "blocks.bin"
