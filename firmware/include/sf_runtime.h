@@ -26,7 +26,7 @@ enum sf_site {
     SF_SITES = 7
 };
 
-/* Thresholds of a layer: a neuron lives when every magnitude reaches its own. 0 keeps all. */
+/* Thresholds of a layer: a neuron is active when every magnitude reaches its own. 0 keeps all. */
 enum sf_threshold {
     SF_T_GATE = 0,      /* |gate| before the activation */
     SF_T_ACT = 1,       /* |act(gate)| (CATS) */

@@ -123,6 +123,7 @@ void sf_count_token(uint64_t time) {
 }
 
 int sf_init(void) {
+    sf_choose_tier();
     const uint8_t *image = sf_port_flash_base();
     if (image == NULL || sf_port_flash_size() < SF_IMAGE_BYTES || memcmp(image, "SFM1", 4) != 0 ||
         memcmp(image + 32, sf_model_sha, 32) != 0) {

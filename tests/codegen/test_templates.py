@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +61,7 @@ def test_errors_name_template_and_line(
         render(plan, folder=folder)
 
 
-def test_a_size_is_said_once(plan: dict[str, Any], host: Board, tmp_path: Path) -> None:
+def test_a_size_is_said_once(plan: dict[str, Any], tmp_path: Path) -> None:
     """The header's sizes, the C arrays and the plan's memory come from one table."""
     sizes = memory_sizes(Image(tmp_path / "model.sfm"), 32)
     size = bytes_of(sizes)
@@ -69,5 +70,10 @@ def test_a_size_is_said_once(plan: dict[str, Any], host: Board, tmp_path: Path) 
     declared = re.findall(r"^static (?:_Alignas\(8\) )?\w+ (\w+)\[", texts["sf_model.c"], re.M)
     assert [a.name for a in ARRAYS if a.name in size] == [n for n in declared if n in size]
     assert set(declared) <= set(size) | {"window"}
-    wrong = plan | {"arena_bytes": plan["arena_bytes"] + 1}
-    assert f"SF_ARENA_BYTES {wrong['arena_bytes']}u" in render(wrong)["sf_model.h"]
+    for arena, fits in ((plan["arena_bytes"], True), (plan["arena_bytes"] + 4, False)):
+        for name, text in render(plan | {"arena_bytes": arena}).items():
+            (tmp_path / name).write_text(text)
+        include = root() / "firmware" / "include"
+        command = ["cc", f"-I{include}", "-I.", "-fsyntax-only", "sf_model.c"]
+        said = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert ("counts the bytes of the plan" not in said.stderr) == fits

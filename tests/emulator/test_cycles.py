@@ -6,17 +6,17 @@ import subprocess
 from itertools import pairwise
 from pathlib import Path
 
-import cycles
 import numpy as np
 import pytest
 from test_boards import need, stories
 
 from conftest import data_folder
+from emulators.ast1030 import cycles
+from emulators.ast1030.dma_model import FlashTiming, simulate
 from sparseflash.base.errors import ToolError
 from sparseflash.base.programs import missing
 from sparseflash.codegen.build import build_firmware, build_library
 from sparseflash.codegen.generate import generate
-from sparseflash.device.dma_model import FlashTiming, simulate
 from sparseflash.device.runners import Files, flash_files
 from sparseflash.image.sfm import Formats, Image, pack
 from sparseflash.measure.engine import Engine, dense_thresholds

@@ -19,6 +19,7 @@ from sparseflash.measure.engine import Engine, dense_thresholds
 from sparseflash.plan.boards import Board
 from sparseflash.plan.plan import make_plan
 
+FAULTS = Path(__file__).with_name("fault_flash.c")
 POSITIONS = 12
 STREAM = {
     "align": 512,
@@ -63,7 +64,9 @@ def engine(image: Image, board: Board, ram: int, folder: Path, speculate: str = 
     plan = make_plan(image, board, dense, kv_len=32, ram=ram, speculate=speculate)
     generate(plan, folder / "gen")
     flags = ["-O1", "-g", "-fsanitize=undefined", "-fno-sanitize-recover=all"]
-    return Engine(build_library(folder / "gen", folder / "lib.so", "cc", flags, faulty=True), image)
+    return Engine(
+        build_library(folder / "gen", folder / "lib.so", "cc", flags, flash=FAULTS), image
+    )
 
 
 def fault(e: Engine, seed: int, depth: int, fail: int = 0) -> None:

@@ -14,7 +14,7 @@ import pytest
 
 from conftest import data_folder
 from sparseflash.base.errors import TooSmallError, UsageError
-from sparseflash.base.files import write_json
+from sparseflash.base.files import root, write_json
 from sparseflash.cli.build import say_placement
 from sparseflash.codegen.build import build_library
 from sparseflash.codegen.generate import generate
@@ -73,7 +73,13 @@ def test_planned(host: Board, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert max(streamed) < 1.0 and np.mean(streamed) < 0.9
 
     generate(plan, tmp_path / "gen")
-    library = build_library(tmp_path / "gen", tmp_path / "lib.so", "cc", ["-O1"], faulty=True)
+    library = build_library(
+        tmp_path / "gen",
+        tmp_path / "lib.so",
+        "cc",
+        ["-O1"],
+        flash=root() / "tests" / "faults" / "fault_flash.c",
+    )
     engine = Engine(library, image)
     ids, _ = calibration_tokens(model, recipe)
     text = ids[0][:64]
