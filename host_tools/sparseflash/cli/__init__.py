@@ -28,6 +28,7 @@ VERBS = {
     "flash-curve": "device",
     "perplexity": "measure",
     "sparsity": "measure",
+    "prices": "measure",
     "train-predictor": "measure",
     "boards": "device",
     "models": "model",

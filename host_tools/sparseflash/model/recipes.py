@@ -234,6 +234,12 @@ def text_sources() -> dict[str, TextSource]:
     return found
 
 
+def text_sha256(name: str) -> str:
+    """SHA-256 of a declared text, without fetching it, or of a file."""
+    sources = text_sources()
+    return sources[name].source.sha256 if name in sources else file_sha256(text_path(name))
+
+
 def text_is_here(name: str) -> bool:
     """Whether a declared text can be had: it is downloaded, or its file exists."""
     source = text_sources()[name].source
