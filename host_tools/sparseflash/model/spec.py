@@ -97,6 +97,12 @@ class ModelSpec:
     """Embedding rows are multiplied by this (Gemma: sqrt(dim))."""
     attn_scale: float = 0.0
     """Scores are multiplied by this; 0 means 1/sqrt(head_dim)."""
+    gate_inputs: int = 0
+    """gate sees only the first so many FFN inputs and up only the others; 0: both see all."""
+    act_threshold: float = 0.0
+    """The model was trained so that a neuron counts only where abs(act(gate)) reaches this."""
+    own_thresholds: bool = False
+    """The model was trained with thresholds of its own: every layer has ``thresholds``."""
     tied_head: bool = True
     bos_id: int = -1
     eos_ids: tuple[int, ...] = ()
@@ -110,6 +116,16 @@ class ModelSpec:
     @property
     def kv_dim(self) -> int:
         return self.n_kv_heads * self.head_dim
+
+    @property
+    def gate_width(self) -> int:
+        """Inputs of gate."""
+        return self.gate_inputs or self.dim
+
+    @property
+    def up_width(self) -> int:
+        """Inputs of up, the last of the FFN's."""
+        return self.dim - self.gate_inputs
 
     @property
     def score_scale(self) -> float:
@@ -224,6 +240,19 @@ def as_float32(matrix: Matrix) -> np.ndarray:
     return matrix if isinstance(matrix, np.ndarray) else matrix.float32()
 
 
+@dataclass(frozen=True)
+class Thresholds:
+    """What the FFN of one layer drops: an entry v stays where abs(v) >= its threshold.
+
+    float32; ``x`` (dim,) before gate, ``act`` (ffn_dim,) on act(gate), ``h`` (ffn_dim,) on the
+    product that enters down. 0 keeps everything.
+    """
+
+    x: np.ndarray
+    act: np.ndarray
+    h: np.ndarray
+
+
 @dataclass
 class Layer:
     """One decoder layer. Vectors are float32; optional ones are None when absent.
@@ -253,6 +282,7 @@ class Layer:
     down_bias: np.ndarray | None = None
     attn_norm_bias: np.ndarray | None = None
     ffn_norm_bias: np.ndarray | None = None
+    thresholds: Thresholds | None = None
 
 
 class Words(Protocol):

@@ -328,9 +328,7 @@ class Tokenizer:
         texts = [_piece_bytes(t, k) for t, k in zip(tokens, types)]
         special = {"<s>": 1, "</s>": 2}
         engine = _pieces(tokens, scores, types, True)
-        return cls(
-            engine, texts, special, bos_id=1, eos_id=2, add_bos=True, strip_first_space=True
-        )
+        return cls(engine, texts, special, bos_id=1, eos_id=2, add_bos=True, strip_first_space=True)
 
 
 def _byte_level_texts(tokens: list[str], types: list[int]) -> list[bytes]:

@@ -106,6 +106,8 @@ class _Weights:
     down_bias: Tensor | None
     attn_norm_bias: Tensor | None
     ffn_norm_bias: Tensor | None
+    thresholds: tuple[Tensor, Tensor, Tensor] | None
+    """Of the FFN's input, of act and of h."""
 
 
 Angles = dict[LayerSpec, tuple[Tensor, Tensor]]
@@ -189,10 +191,12 @@ class TorchModel:
         self.final_norm_bias = tensor(model.final_norm_bias)
         self.head_bias = tensor(model.head_bias)
         self.positions = tensor(model.positions)
-        self.layers = [
-            _Weights(**{name: tensor(value) for name, value in vars(layer).items()})  # type: ignore[arg-type]
-            for layer in model.layers
-        ]
+        self.layers = []
+        for layer in model.layers:
+            own = layer.thresholds
+            values = {k: tensor(v) for k, v in vars(layer).items() if k != "thresholds"}
+            limits = own and tuple(map(needed, (own.x, own.act, own.h)))
+            self.layers.append(_Weights(**values, thresholds=limits))  # type: ignore[arg-type]
         if matmul is not None:
             for w in self.layers:
                 for name, value in vars(w).items():
@@ -311,12 +315,13 @@ class TorchModel:
         """What the FFN adds to the residual (B, T, dim)."""
         spec, w, hooks = self.spec, self.layers[i], run.hooks
         y = hooks.ffn_in(i, self._norm(x, w.ffn_norm, w.ffn_norm_bias))
-        up = self._linear(hooks.matrix_in(i, "up", y), w.up_proj, w.up_bias)
+        to_gate, to_up = self._ffn_inputs(i, y)
+        up = self._linear(hooks.matrix_in(i, "up", to_up), w.up_proj, w.up_bias)
         up = hooks.matrix_out(i, "up", up)
         if w.gate_proj is not None:
-            gate = self._linear(hooks.matrix_in(i, "gate", y), w.gate_proj)
+            gate = self._linear(hooks.matrix_in(i, "gate", to_gate), w.gate_proj)
             gate = hooks.matrix_out(i, "gate", gate)
-            h = activate(spec.activation, gate) * up
+            h = self._masked(i, activate(spec.activation, gate), up)
         else:
             gate = up
             h = activate(spec.activation, up)
@@ -326,15 +331,33 @@ class TorchModel:
             y = self._rms(y, w.post_ffn_norm)
         return y
 
+    def _ffn_inputs(self, i: int, y: Tensor) -> tuple[Tensor, Tensor]:
+        """What gate and what up see of the normed input (B, T, dim)."""
+        own, split = self.layers[i].thresholds, self.spec.gate_inputs
+        if split:
+            return y[..., :split], y[..., split:]
+        return (y if own is None else y * (y.abs() >= own[0])), y
+
+    def _masked(self, i: int, act: Tensor, up: Tensor) -> Tensor:
+        """act * up where the thresholds that the model was trained with keep it."""
+        own, h = self.layers[i].thresholds, act * up
+        if self.spec.act_threshold:
+            h = h * (act.abs() >= self.spec.act_threshold)
+        if own is not None:
+            h = h * ((act.abs() >= own[1]) & (h.abs() >= own[2]))
+        return h
+
     @torch.no_grad()
     def neurons(self, i: int, x: Tensor) -> Tensor:
         """h (B, T, ffn_dim) of layer ``i`` as if its FFN got the residual ``x``; no hooks."""
         w = self.layers[i]
         y = self._norm(x, w.ffn_norm, w.ffn_norm_bias)
-        up = self._linear(y, w.up_proj, w.up_bias)
-        gate = up if w.gate_proj is None else self._linear(y, w.gate_proj)
-        h = activate(self.spec.activation, gate)
-        return h if w.gate_proj is None else h * up
+        to_gate, to_up = self._ffn_inputs(i, y)
+        up = self._linear(to_up, w.up_proj, w.up_bias)
+        if w.gate_proj is None:
+            return activate(self.spec.activation, up)
+        gate = self._linear(to_gate, w.gate_proj)
+        return self._masked(i, activate(self.spec.activation, gate), up)
 
     # Whole sequences ------------------------------------------------------
 

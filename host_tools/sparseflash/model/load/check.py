@@ -43,6 +43,8 @@ def check_model(model: Model, path: Path) -> Model:
         if not _finite(tensor):
             raise InputError(f"{path}: {name} holds values that are not finite numbers")
 
+    if not 0 <= s.gate_inputs < s.dim:
+        raise InputError(f"{path}: gate_inputs {s.gate_inputs} is not below dim {s.dim}")
     want("embed", model.embed, (s.vocab, s.dim))
     want("head", model.head, (s.vocab, s.dim), not s.tied_head)
     want("final_norm", model.final_norm, (s.dim,))
@@ -58,9 +60,9 @@ def check_model(model: Model, path: Path) -> Model:
             "k_proj": ((s.kv_dim, s.dim), True),
             "v_proj": ((s.kv_dim, s.dim), True),
             "o_proj": ((s.dim, s.q_dim), True),
-            "up_proj": ((s.ffn_dim, s.dim), True),
+            "up_proj": ((s.ffn_dim, s.up_width), True),
             "down_proj": ((s.dim, s.ffn_dim), True),
-            "gate_proj": ((s.ffn_dim, s.dim), s.gated),
+            "gate_proj": ((s.ffn_dim, s.gate_width), s.gated),
             "q_norm": ((s.q_dim if s.qk_norm_whole else s.head_dim,), s.qk_norm),
             "k_norm": ((s.kv_dim if s.qk_norm_whole else s.head_dim,), s.qk_norm),
             "post_attn_norm": ((s.dim,), s.sandwich_norms),
@@ -76,6 +78,9 @@ def check_model(model: Model, path: Path) -> Model:
         }
         for name, (shape, needed) in shapes.items():
             want(f"layer {i} {name}", getattr(layer, name), shape, needed)
+        for name, size in (("x", s.dim), ("act", s.ffn_dim), ("h", s.ffn_dim)):
+            own = getattr(layer.thresholds, name, None)
+            want(f"layer {i} thresholds of {name}", own, (size,), s.own_thresholds)
     _check_ids(model, path)
     return model
 
