@@ -10,7 +10,7 @@ import pytest
 from sparseflash.base.errors import UnsupportedError
 from sparseflash.base.files import root
 from sparseflash.base.programs import run
-from sparseflash.codegen.build import STRICT
+from sparseflash.codegen.build import STRICT, includes
 from sparseflash.image.bfp import quantize_bfp
 from sparseflash.image.grids import grid, linear
 from sparseflash.model.spec import Q8Blocks, S4Columns
@@ -67,10 +67,9 @@ def test_products() -> None:
 @pytest.fixture(scope="module")
 def kernels(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
     library = tmp_path_factory.mktemp("s4") / "s4.so"
-    fw = root() / "firmware"
-    sources = [str(p) for p in sorted((fw / "kernels").rglob("s4.c"))]
-    flags = ["-O2", "-shared", "-fPIC", *STRICT, f"-I{fw / 'include'}", f"-I{fw / 'kernels'}"]
-    run(["cc", *flags, *sources, "-o", str(library)])
+    source = root() / "firmware" / "kernels" / "plain" / "s4.c"
+    flags = ["-O2", "-shared", "-fPIC", *STRICT, *includes("plain")]
+    run(["cc", *flags, str(source), "-o", str(library)])
     return ctypes.CDLL(str(library))
 
 
@@ -97,7 +96,9 @@ def test_rows_in_c(kernels: ctypes.CDLL, kind: int) -> None:
     q, k = np.ascontiguousarray(v.q), v.k.astype(np.uint8)
     total = v.sum.astype(np.int32)
     x = CBfp(q.ctypes.data, total.ctypes.data, k.ctypes.data, 5, int(v.s[0]))
-    kernels.sf_dot_s4(pointers(packed), 13, ctypes.byref(x), out.ctypes.data_as(ctypes.c_void_p))
+    kernels.sf_plain_dot_s4(
+        pointers(packed), 13, ctypes.byref(x), out.ctypes.data_as(ctypes.c_void_p)
+    )
     assert np.array_equal(out.view(np.uint32), linear(rows)(v)[0].view(np.uint32))
 
 
@@ -111,7 +112,7 @@ def test_columns_in_c(kernels: ctypes.CDLL, kind: int) -> None:
     order = np.random.default_rng(kind).permutation(96)
     for some in (order[:50], order[50:]):  # any order, any parts
         part, factors = np.ascontiguousarray(packed[some]), np.ascontiguousarray(a[some])
-        kernels.sf_axpy_s4(
+        kernels.sf_plain_axpy_s4(
             pointers(part),
             factors.ctypes.data_as(ctypes.c_void_p),
             ctypes.c_uint32(len(some)),

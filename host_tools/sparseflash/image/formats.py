@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from sparseflash.base.errors import UsageError
 from sparseflash.model.spec import ModelSpec
 
 ORDERS = ("file", "coactivation")
@@ -32,6 +33,12 @@ def shape_of(spec: ModelSpec, name: str) -> tuple[int, int]:
     outputs = {"q": spec.q_dim, "k": spec.kv_dim, "v": spec.kv_dim, "o": spec.dim}
     inputs = {"o": spec.q_dim, "gate": spec.gate_width, "up": spec.up_width}
     return outputs.get(name, spec.ffn_dim), inputs.get(name, spec.dim)
+
+
+def check_order(order: str) -> None:
+    """Refuses what is not of ORDERS."""
+    if order not in ORDERS:
+        raise UsageError(f"order {order!r} is unknown; there are {', '.join(ORDERS)}")
 
 
 @dataclass(frozen=True)

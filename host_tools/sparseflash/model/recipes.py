@@ -231,6 +231,12 @@ def text_sources() -> dict[str, TextSource]:
     return found
 
 
+def text_is_here(name: str) -> bool:
+    """Whether a declared text can be had: it is downloaded, or its file exists."""
+    source = text_sources()[name].source
+    return source.kind != "file" or (root() / source.path).exists()
+
+
 # --- fetching -----------------------------------------------------------------------------------
 
 

@@ -8,20 +8,17 @@ from typing import Any
 import numpy as np
 
 from sparseflash.base.errors import TooSmallError, UnsupportedError, UsageError
-from sparseflash.image.formats import INPUTS, THRESHOLDS
+from sparseflash.image.formats import INPUTS, THRESHOLDS, Formats
 from sparseflash.image.grids import grid, padded
 from sparseflash.image.screen import check_rows
 from sparseflash.image.sfm import Image, Section, vector_layout
-from sparseflash.plan.boards import Board
+from sparseflash.plan.boards import Board, tier_kernels
 from sparseflash.plan.memory import ARRAYS, PART_BYTES, Size, bytes_of, memory_table, sizes_of
 from sparseflash.plan.placement import Part, kinds_of, parts_of, pinned_bytes, place, summary
 from sparseflash.plan.reads import Reading
 from sparseflash.sparsity.sites import Use
 
 RUNTIME_VERSION = 5
-"""Of ``sf_part``."""
-
-
 LEAST_KINDS = 6
 """Parts of a layer of a model by rows."""
 
@@ -119,6 +116,21 @@ def _expectation(parts: list[Part], board: Board) -> dict[str, Any]:
         out["read_seconds"] = out["total"]["read"] * b
         streamed = [p.fetched for p in parts if p.pinned < p.rows and p.kind != "embed"]
         out["seconds_saved_by_a_megabyte"] = 1e6 * b * max(streamed, default=0.0)
+    return out
+
+
+def warnings(formats: Formats, board: Board) -> list[str]:
+    """What is worth knowing before an image goes to a board, one sentence each."""
+    has = tier_kernels(board.tier, board.tiers)
+    out = []
+    better = sorted(k[4:] for k in has if k in ("dot_q4", "dot_q8"))
+    for name in sorted({formats.attn, formats.ffn, formats.embed}):
+        if f"dot_{name}" not in has and better:
+            out.append(
+                f"format {name} is computed in plain C on board {board.id} (CPU {board.cpu}), "
+                f"which has faster kernels for {' and '.join(better)}: choose one of them under "
+                "formats"
+            )
     return out
 
 

@@ -438,6 +438,21 @@ static void layer(uint32_t l, const float *vec) {
     sf_event(SF_LANE_COMPUTE, "FFN", l, t1, t2);
 }
 
+/* The least exponents are those of the positions before this one, as if its step had not run. */
+static void take_back(void) {
+    for (uint32_t l = 0; l < SF_LAYERS; l++) {
+        for (uint32_t h = 0; h < SF_KV_HEADS; h++) {
+            int8_t k = INT8_MAX, v = INT8_MAX;
+            for (uint32_t p = 0; p < position; p++) {
+                k = k_exp[l][p][h] < k ? k_exp[l][p][h] : k;
+                v = v_exp[l][p][h] < v ? v_exp[l][p][h] : v;
+            }
+            k_least[l][h] = k;
+            v_least[l][h] = v;
+        }
+    }
+}
+
 int sf_step(uint32_t token, bool want_logits) {
     if (token >= SF_VOCAB) {
         return SF_ERR_TOKEN;
@@ -461,7 +476,8 @@ int sf_step(uint32_t token, bool want_logits) {
     }
     const int code = sf_flash_error();
     if (code != SF_OK) {
-        return code; /* the position stays, so the same token can be tried again */
+        take_back(); /* the position stays, so the same token can be tried again */
+        return code;
     }
     position++;
     sf_count_token(sf_port_ticks() - start);
