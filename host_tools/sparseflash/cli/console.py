@@ -32,17 +32,17 @@ def say(text: str) -> None:
         print(text)
 
 
+def warn(sentence: str) -> None:
+    """On the standard error: something that does not stop the verb."""
+    _console(error=True).print(f"warning: {sentence}", markup=False, highlight=False)
+
+
 def fail(sentence: str) -> None:
     """Why the run stops, on the standard error."""
     if sys.stderr.isatty():
         _console(error=True).print(f"error: {sentence}", style="red")
     else:
         print(f"error: {sentence}", file=sys.stderr)
-
-
-def note(sentence: str) -> None:
-    """What the user should know beside the result, on the standard error."""
-    print(f"note: {sentence}", file=sys.stderr, flush=True)
 
 
 def rule(title: str) -> None:

@@ -78,7 +78,7 @@ def chat(
 
     words, ends = stages.open_tokenizer(model)
     with stages.session(model, board, port) as session:
-        talk = Chat(session.device, words, ends, raw, console.note)
+        talk = Chat(session.device, words, ends, raw, console.warn)
         while text := message or console.ask("> "):
             for piece in talk.ask(text, most, temperature, top_p, seed):
                 console.write(piece)

@@ -16,6 +16,7 @@ from sparseflash.model.checkpoint import read_json, weight_files
 from sparseflash.model.load.check import check_model
 from sparseflash.model.load.families import FAMILIES, Family
 from sparseflash.model.load.rows import files_sha256, partial_index
+from sparseflash.model.load.story import MODEL_TYPE, load_story
 from sparseflash.model.spec import Layer, Model, ModelSpec
 from sparseflash.model.tokenizer import TURN_ENDS, Tokenizer
 
@@ -155,8 +156,10 @@ def load_directory(folder: Path) -> Model:
         InputError: a file or tensor is missing, damaged or of the wrong shape.
         UnsupportedError: another ``model_type``, or an option no builder covers.
     """
-    spec = spec_of(folder)
     config = read_json(folder / "config.json")
+    if config.get("model_type") == MODEL_TYPE:
+        return load_story(folder, config)
+    spec = spec_of(folder)
     kind = str(config["model_type"])
     family = FAMILIES[kind]
     tensors = _Tensors(folder, family.prefix)
