@@ -35,7 +35,7 @@ from sparseflash.base.files import root, whole, work
 KINDS = ("pypi-wheel", "file", "random")
 OWN_KINDS = ("path", "hub")
 SHAPE = ("dim", "ffn_dim", "layers", "heads", "kv_heads", "vocab", "context")
-FORMATS = ("q4", "q8", "r8")
+FORMATS = ("q4", "q8", "r8", "s4")
 BLOCK = 1 << 20
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]*")
 _PIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*==[A-Za-z0-9][A-Za-z0-9._+!-]*")
@@ -82,9 +82,11 @@ class Recipe:
     licence: str
     source: Source
     formats: dict[str, str]
-    """Weight format of each part: ``attn``, ``ffn``, ``embed`` to ``q4``, ``q8`` or ``r8``."""
+    """Weight format of each part: ``attn``, ``ffn``, ``embed`` to one of FORMATS."""
     kv_len: int
     """Positions of KV cache, in tokens."""
+    prompt: str = "What is the capital of France?"
+    """What the demo asks."""
     tokenizer: Source | None = None
     """A tokenizer file beside the weights, when the weights do not carry one."""
     calibration: dict[str, Any] = field(default_factory=dict)
@@ -189,7 +191,7 @@ def load_recipe(name: str) -> Recipe:
     raw = _load_yaml(path)
     where = str(path) if path == own else f"models/{name}.yaml"
     needed = ("name", "title", "licence", "source", "formats", "kv_len")
-    optional = ("tokenizer", "calibration", "evaluation", "predictors", "stamp")
+    optional = ("tokenizer", "calibration", "evaluation", "predictors", "prompt", "stamp")
     missing = [k for k in needed if k not in raw]
     extra = [k for k in raw if k not in needed + optional]
     if missing or extra:
@@ -211,6 +213,7 @@ def load_recipe(name: str) -> Recipe:
         source=_source(where, raw["source"]),
         formats=formats,
         kv_len=raw["kv_len"],
+        prompt=str(raw.get("prompt", Recipe.prompt)),
         tokenizer=None if tokenizer is None else _source(f"{where} tokenizer", tokenizer),
         calibration=raw.get("calibration") or {},
         evaluation=raw.get("evaluation") or {},

@@ -101,6 +101,8 @@ class ModelSpec:
     """gate sees only the first so many FFN inputs and up only the others; 0: both see all."""
     act_threshold: float = 0.0
     """The model was trained so that a neuron counts only where abs(act(gate)) reaches this."""
+    active_share: float = 1.0
+    """Of the neurons, a token, in a model with thresholds of its own; plans expect it."""
     own_thresholds: bool = False
     """The model was trained with thresholds of its own: every layer has ``thresholds``."""
     tied_head: bool = True

@@ -103,11 +103,14 @@ def _kernels(grid: str) -> str:
     return "proxy" if grid.startswith("proxy") else grid
 
 
-def _part(w: Weight, kind: str, layer: int, use: Use, count: int = 0) -> Part:
-    """A part of one weight, or of several that lie one after the other."""
+def _part(w: Weight, kind: str, layer: int, use: Use, count: int = 0, usual: float = 1.0) -> Part:
+    """A part of one weight, or of several that lie one after the other.
+
+    usual: the share of its rows that a token reads where ``use`` does not say.
+    """
     site = SITES.get(w.role, w.role) if w.columns and w.role != "down" else ""
     name = site or kind
-    share = float(use[name][layer]) if name in use else 1.0
+    share = float(use[name][layer]) if name in use else usual
     place = (w.at, w.stride, w.size, count or w.count)
     return Part(
         kind, layer, *place, w.is_ffn, share, input=site, grid=_kernels(w.grid), shift=w.shift
@@ -136,7 +139,8 @@ def parts_of(image: Image, use: Use | None = None, head_rows: int = 0) -> list[P
                 out.append(Part(kind, i, 0, 0, 0, 0, is_ffn(role), grid=grid))
             else:
                 count = sum(image.weight(m, i).count for m in "qkv") if kind == "qkv" else 0
-                out.append(_part(w, kind, i, use, count))
+                usual = s.active_share if kind in ("up", "down") else 1.0
+                out.append(_part(w, kind, i, use, count, usual))
     head = image.weight("embed" if s.tied_head else "head")
     if head_rows:
         out.append(_part(image.weight("head_proxy"), "head_proxy", s.n_layers, {}))
