@@ -32,6 +32,7 @@ VERBS = {
     "train-predictor": "measure",
     "boards": "device",
     "models": "model",
+    "export-gguf": "model",
 }
 """Files of the verbs, in the order of the help."""
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from sparseflash import __version__
 from sparseflash.base.errors import InputError, MismatchError, UnsupportedError, UsageError
-from sparseflash.base.files import write_csv, write_json
+from sparseflash.base.files import root, write_csv, write_json
 from sparseflash.codegen import footprint
 from sparseflash.codegen.build import build_firmware, build_library
 from sparseflash.codegen.generate import generate
@@ -652,6 +652,33 @@ def perplexity_of(
     }
     write_report(rows, folder, about)
     return folder, rows, about
+
+
+def export_gguf(model: str, out: Path, method: str, percent: float, order: bool) -> None:
+    """A copy of the model's GGUF with thresholds, and if asked the neuron order and a predictor.
+
+    Raises:
+        UsageError: the model does not come from a GGUF file.
+    """
+    from sparseflash.model.load.gguf_out import SparseKeys, write_sparse_gguf
+
+    recipe = recipes.load_recipe(model)
+    source = recipes.fetch(recipe)
+    if source.suffix != ".gguf":
+        raise UsageError(f"{model} comes from {source.name}, not from a GGUF file")
+    loaded = open_model(recipe)
+    setting = setting_for(loaded, recipe, method, percent)
+    guess = setting.guess
+    predictor = recipe.predictors.get(guess.name) if guess and guess.rank else None
+    keys = SparseKeys(
+        method,
+        setting.percent,
+        THRESHOLDS,
+        np.asarray(setting.thresholds, np.float32),
+        neuron_order(loaded, recipe).astype(np.int32) if order else None,
+        (root() / predictor.path).read_bytes() if predictor else b"",
+    )
+    write_sparse_gguf(source, out, keys)
 
 
 def host_engine(
