@@ -134,7 +134,7 @@ def random_base(shape: Shape, seed: int = 0) -> Base:
     one = np.ones((n, d), np.float32)
     return Base(
         shape,
-        r(shape.vocab, d, scale=1.0),
+        r(shape.vocab, d, scale=0.25),
         one,
         r(n, q + 2 * kv, d, scale=0.2),
         r(n, d, q),
@@ -369,9 +369,7 @@ class Student:
         """The three stacks of the student's weights, rounded to s4 or not."""
         dtype = dtype or self.dtype
         if quantised:
-            return {
-                m: Quantise.apply(self.change[m], self.base[m], self.d[m], dtype) for m in FFN
-            }
+            return {m: Quantise.apply(self.change[m], self.base[m], self.d[m], dtype) for m in FFN}
         return {m: (self.base[m] + self.change[m]).to(dtype) for m in FFN}
 
     def teacher(self, ids: Tensor) -> Tensor:
@@ -396,7 +394,7 @@ class Student:
         return rms(x, self.base["final_norm"], s.eps)
 
     def forward(self, ids: Tensor, which: Tensor, quantised: bool) -> tuple[Tensor, Tensor]:
-        """Last hidden state (B, T, D) and densities (L, 3, B); ``which`` (B,) chooses the budget."""
+        """Last hidden state (B, T, D), densities (L, 3, B); ``which`` (B,) chooses the budget."""
         s = self.shape
         x = F.embedding(ids, self.frozen["embed"])
         cos, sin = self._angles(ids.shape[1], x.dtype)

@@ -88,9 +88,7 @@ class Writer:
                 self.v[i][part, :, :given] = v
                 a = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
                 a = a.transpose(1, 2).reshape(b, given, -1)
-                x = _after(
-                    s, x, a, w["out"][i], norm2[i], w["gate"][i], w["up"][i], w["down"][i]
-                )
+                x = _after(s, x, a, w["out"][i], norm2[i], w["gate"][i], w["up"][i], w["down"][i])
         for t in range(given - 1, self.length - 1):
             x = F.embedding(out[:, t], w["embed"])
             for i in range(s.layers):
