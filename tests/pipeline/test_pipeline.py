@@ -16,16 +16,16 @@ import pytest
 import torch
 
 from conftest import data_folder, make_workspace, random_model
-from sparseflash import cli
 from sparseflash.base.errors import InputError, UnsupportedError, UsageError
 from sparseflash.base.files import root
+from sparseflash.cli.build import generate as generate_verb
 from sparseflash.codegen.build import build_firmware, build_library
 from sparseflash.codegen.generate import generate
 from sparseflash.device.bench import bench
 from sparseflash.device.host_board import start_host_device
 from sparseflash.device.validate import validate
 from sparseflash.image.factors import FACTORED, Factors
-from sparseflash.image.quantize import pack_rows
+from sparseflash.image.grids import pack_rows
 from sparseflash.image.reference import THRESHOLDS, Reference
 from sparseflash.image.sfm import Formats, Image, pack
 from sparseflash.measure.engine import Engine, dense_thresholds
@@ -303,7 +303,7 @@ def test_projections_in_factors(built: Built, tmp_path: Path) -> None:
 
 def test_thresholds_hold_with_factors(built: Built, tmp_path: Path) -> None:
     """On the device, with the factors in place, h at 50 % leaves half of the neurons."""
-    cli.generate(NAME, "host-flash", "h", 50, asvd=85)
+    generate_verb(NAME, "host-flash", "h", 50, asvd=85)
     plan = read_plan(Places(NAME, "host-flash").plan)
     recipe = load_recipe(NAME)
     image = pipeline.pack_model(built.model, recipe, asvd=85)

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 
 from conftest import data_folder
-from sparseflash import cli
 from sparseflash.base.errors import TooSmallError, UsageError
 from sparseflash.base.files import root, write_json
+from sparseflash.cli.build import say_placement
 from sparseflash.codegen.build import build_library
 from sparseflash.codegen.generate import generate
 from sparseflash.device.bench import computing_seconds
@@ -163,11 +163,11 @@ def test_stalls_by_the_last_bench(
     total = {"pinned": 1, "streamed": 2, "read": 2.0}
     costs = {"read_seconds": 0.03, "seconds_saved_by_a_megabyte": 0.001}
     plan = {"name": "m", "board": "host", "placement": {"kinds": {}, "total": total, **costs}}
-    cli._say_placement(plan)
+    say_placement(plan)
     assert "make bench measures what computing takes" in capsys.readouterr().out
     path = tmp_path / "build" / "host" / "m" / "bench.json"
     write_json(path, {"tokens_per_second": 20.0, "share_waiting": 0.5})
-    cli._say_placement(plan)
+    say_placement(plan)
     out = " ".join(capsys.readouterr().out.split())
     assert "computed for 25.0 ms" in out and "stalls of 5.0 ms" in out
     write_json(path, {"tokens_per_second": None, "share_waiting": None})

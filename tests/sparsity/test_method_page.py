@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from conftest import data_folder, random_model
-from sparseflash import cli
 from sparseflash.base.errors import UsageError
+from sparseflash.cli.measure import sparsity
 from sparseflash.image.sfm import Formats
 from sparseflash.model.recipes import load_recipe
 from sparseflash.pipeline import places
@@ -114,7 +114,7 @@ def test_page_of_stories260k(
     said.clear()
     again = page(None, names, 1.0, [], True, said.append)
     assert not said, "nothing is measured twice"
-    cli.sparsity("stories260k", None, 2, "h,cats", "20", 0.0, "", False)
+    sparsity("stories260k", None, 2, "h,cats", "20", 0.0, "", False)
     assert "| cats | 20 |" in capsys.readouterr().out
     assert "| cats | 20 |" in again
     with pytest.raises(UsageError, match="there are"):

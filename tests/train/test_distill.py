@@ -13,7 +13,7 @@ from sparseflash.model.load import delta as fmt
 from sparseflash.train.distill import SPLITS, Distiller, Pace, Settings, split
 from sparseflash.train.evaluate import dense_of, hidden, measure, sparse_of, with_budget
 from sparseflash.train.student import Quantise, Shape, bytes_of, drop, random_base
-from sparseflash.train.texts import Mixture
+from sparseflash.train.windows import Mixture
 
 SHAPE = Shape(128, 64, 96, 2, 4, 2, 16, 10000.0, 1e-5)
 SETTINGS = Settings(

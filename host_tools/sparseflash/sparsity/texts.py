@@ -88,15 +88,31 @@ def _unseen(calibration: Calibration, row: np.ndarray) -> bool:
     return True
 
 
-def evaluation_windows(model: Model, recipe: Recipe, text: str | None, windows: int) -> np.ndarray:
-    """Windows (n, tokens) of the recipe's protocol; ``windows`` of them, spread evenly."""
+def evaluation_text(recipe: Recipe, text: str | None) -> str:
+    """Name of the text asked for, or of the recipe's."""
+    name = text or str(recipe.evaluation.get("text", ""))
+    if not name:
+        raise UsageError(f"the recipe of {recipe.name} names no text for evaluation; give --text")
+    return name
+
+
+def evaluation_windows(
+    model: Model, recipe: Recipe, text: str | None, tokens: int = 0, window: int = 0
+) -> np.ndarray:
+    """Windows (n, tokens) of the recipe's protocol, or of other numbers of tokens than its own."""
     if model.tokenizer is None:
         raise UsageError(f"{model.name} has no tokenizer, so it has no perplexity of a text")
-    name = text or str(recipe.evaluation["text"])
-    tokens = int(recipe.evaluation.get("tokens", 40960))
-    window = int(recipe.evaluation.get("window", 1024))
+    name = evaluation_text(recipe, text)
+    tokens = tokens or int(recipe.evaluation.get("tokens", 40960))
+    window = window or int(recipe.evaluation.get("window", 1024))
+    if not 2 <= window <= model.spec.context:
+        raise UsageError(f"--window {window} is not in 2 to the model's {model.spec.context}")
     ids = np.array(model.tokenizer.encode(recipes.text(name)[: 12 * tokens]), np.int64)[:tokens]
     if len(ids) < window:
         raise UsageError(f"text {name} has {len(ids)} tokens, fewer than a window of {window}")
-    ids = ids[: len(ids) // window * window].reshape(-1, window)
-    return ids if windows <= 0 else spread(ids, windows)
+    return ids[: len(ids) // window * window].reshape(-1, window)
+
+
+def check_unseen(calibration: Calibration, windows: np.ndarray, text: str) -> None:
+    """Refuses evaluation on text that calibration has seen."""
+    assert_disjoint(calibration, windows, recipes.file_sha256(recipes.text_path(text)))

@@ -30,7 +30,7 @@ from sparseflash.model.load import delta as fmt
 from sparseflash.train import student as st
 from sparseflash.train.evaluate import settle, sparse_of
 from sparseflash.train.student import FFN, NORMS, Base, HeadKL, Shape, Student
-from sparseflash.train.texts import Mixture
+from sparseflash.train.windows import Mixture
 
 SPLITS = (
     (1.0, 1.0, 1.0),

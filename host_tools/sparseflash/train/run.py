@@ -17,15 +17,16 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from sparseflash.base.errors import InputError
+from sparseflash.base.errors import InputError, UsageError
 from sparseflash.base.files import write_arrays, write_json
 from sparseflash.model.load.delta import read_delta, write_delta
+from sparseflash.model.recipes import file_sha256
 from sparseflash.model.spec import Model
 from sparseflash.train import student as st
 from sparseflash.train.distill import Distiller, Pace, Settings
 from sparseflash.train.evaluate import dense_of, measure, sparse_of, with_budget
 from sparseflash.train.student import Base, base_of
-from sparseflash.train.texts import Mixture
+from sparseflash.train.windows import Mixture
 from sparseflash.train.write import Writer, write_text
 
 WRITTEN = 0.2
@@ -57,6 +58,74 @@ def _join(device: str) -> tuple[str, int]:
     if not dist.is_initialized():
         dist.init_process_group("nccl" if device.startswith("cuda") else "gloo")
     return device, dist.get_rank()
+
+
+def settings_for(
+    budgets: Sequence[float], windows: int, window: int, lr: float, seed: int
+) -> Settings:
+    """Settings of a run over whole percents; the middle budgets get the larger share.
+
+    Raises:
+        UsageError: a budget is no whole percentage, or there are more than windows.
+    """
+    whole = sorted({int(b) for b in budgets}, reverse=True)
+    if not whole or any(b != int(b) or not 0 < b < 100 for b in budgets):
+        raise UsageError("--budgets are whole percents below 100, as 50,35,25")
+    if len(whole) > windows:
+        raise UsageError(f"{len(whole)} budgets need at least {len(whole)} windows a step")
+    # Shares of the run that made models/smollm2-135m-sparse.
+    shares = (0.2, 0.45, 0.35) if len(whole) == 3 else (1 / len(whole),) * len(whole)
+    return Settings(
+        budgets=tuple(whole),
+        shares=shares,
+        windows=windows,
+        window=window,
+        lr=lr,
+        quantise_from=0.3,
+        seed=seed,
+    )
+
+
+def read_texts(
+    model: Model,
+    folder: Path | None,
+    declared: Mapping[str, Path],
+    out: Path,
+    say: Callable[[str], None],
+) -> dict[str, tuple[np.ndarray, float]]:
+    """Tokens of the .txt files of ``folder`` (or of the declared texts), weighted by their size.
+
+    Parts of a file are divided by lines of ``<|endoftext|>``. Tokens are kept in ``out``.
+
+    Raises:
+        InputError: no text there, or one that is not UTF-8.
+    """
+    if model.tokenizer is None:
+        raise InputError(f"{model.name} has no tokenizer; distill needs one")
+    files = (
+        {p.stem: p for p in sorted(folder.glob("*.txt"))} if folder is not None else dict(declared)
+    )
+    if not files:
+        raise InputError(f"{folder or 'the recipe'}: no text to train on; give --texts FOLDER")
+    end = min(model.spec.eos_ids, default=-1)
+    found = {}
+    for name, path in files.items():
+        key = file_sha256(path)[:16]
+        kept = out / "tokens" / f"{name}.{key}.npz"
+        if not kept.exists():
+            try:
+                text = path.read_text(encoding="utf-8")
+            except (OSError, UnicodeDecodeError) as e:
+                raise InputError(f"{path}: no UTF-8 text ({e}); convert it") from e
+            ids: list[int] = []
+            for part in text.split("<|endoftext|>"):
+                if part.strip():
+                    ids += [*model.tokenizer.encode(part.strip("\n")), *([end] if end >= 0 else [])]
+            write_arrays(kept, tokens=np.array(ids, np.int32))
+            say(f"{path}: {len(ids):,} tokens")
+        with np.load(kept) as z:
+            found[name] = (z["tokens"], float(len(z["tokens"])))
+    return found
 
 
 def chat_opening(model: Model) -> list[int]:

@@ -20,7 +20,7 @@ from sparseflash.sparsity.page.report import Row, row_of, write_report
 from sparseflash.sparsity.predict.predictability import predictability
 from sparseflash.sparsity.registry import METHODS, method
 from sparseflash.sparsity.study import Result, Study
-from sparseflash.sparsity.texts import validation_windows
+from sparseflash.sparsity.texts import evaluation_text, validation_windows
 from sparseflash.sparsity.windows import spread
 
 PERCENTS: dict[str, tuple[float, ...]] = {
@@ -135,7 +135,7 @@ def _page(
             guesses.append(study.table(name, partial(predictability, study, prompts, level)))
     about = {
         "model": recipe.name,
-        "text": text or str(recipe.evaluation["text"]),
+        "text": evaluation_text(recipe, text),
         "tokens": int(study.windows.size),
         "window": int(study.windows.shape[1]),
         "calibration": study.calibration.meta if study.calibration else {},
