@@ -30,6 +30,7 @@ VERBS = {
     "sparsity": "measure",
     "prices": "measure",
     "train-predictor": "measure",
+    "distill": "distill",
     "boards": "device",
     "models": "model",
     "export-gguf": "model",

@@ -31,7 +31,8 @@ from sparseflash.image.sfm import Image, pack
 from sparseflash.measure.engine import Engine, dense_thresholds
 from sparseflash.model import recipes
 from sparseflash.model.load import load_model
-from sparseflash.model.recipes import Recipe, fetch, fetch_tokenizer
+from sparseflash.model.load.delta import apply_delta
+from sparseflash.model.recipes import Recipe, delta_path, fetch, fetch_tokenizer
 from sparseflash.model.spec import Model, Words
 from sparseflash.pipeline.places import Places, curve_path
 from sparseflash.plan.boards import Board, load_board
@@ -69,6 +70,8 @@ if TYPE_CHECKING:
 def open_model(recipe: Recipe) -> Model:
     """Downloads if needed and loads; the model takes the recipe's name."""
     model = load_model(fetch(recipe), fetch_tokenizer(recipe))
+    if recipe.delta is not None:
+        model = apply_delta(model, delta_path(recipe.delta), recipe.delta.budget)
     model.name = recipe.name
     return model
 
