@@ -81,10 +81,15 @@ void sf_flash_token(bool head) {
     (void)head;
 }
 
+int sf_flash_crc(uint32_t at, uint32_t bytes, uint32_t *crc) {
+    *crc = sf_crc32(0, sf_port_flash_base() + at, bytes);
+    return SF_OK;
+}
+
 int sf_flash_start(void) {
     return SF_OK;
 }
 
 int sf_flash_error(void) {
-    return SF_OK;
+    return sf_port_flash_same() ? SF_OK : SF_ERR_DAMAGED;
 }

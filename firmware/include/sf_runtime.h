@@ -11,7 +11,8 @@ enum {
     SF_ERR_MODEL = -2,   /* the image in flash is not the one this code was made for */
     SF_ERR_CONTEXT = -3, /* position past the KV cache */
     SF_ERR_TOKEN = -4,   /* token id outside the vocabulary */
-    SF_ERR_ARG = -5
+    SF_ERR_ARG = -5,
+    SF_ERR_DAMAGED = -6 /* the image in flash is not what was packed, or it changed */
 };
 
 /* Sites a trace records, in the order they are computed in a layer. */
@@ -71,7 +72,8 @@ typedef struct {
     uint32_t ticks_per_second; /* unit of the time counters, 0 when the port has no clock */
 } sf_info;
 
-/* Checks the image in flash against the compiled-in SHA-256; call once. */
+/* Checks that the image in flash is the one of the compiled-in SHA-256, and the CRC-32 of each of
+ * its sections; call once. */
 int sf_init(void);
 const sf_info *sf_get_info(void);
 /* Forgets the KV cache. */

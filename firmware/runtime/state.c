@@ -130,7 +130,10 @@ int sf_init(void) {
         return SF_ERR_MODEL;
     }
     sf_reset();
-    const int code = sf_flash_start();
+    int code = sf_check_image();
+    if (code == SF_OK) {
+        code = sf_flash_start();
+    }
     sf_counters_clear();
     return code;
 }

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from sparseflash.base.files import root
-from sparseflash.codegen.build import STRICT
+from sparseflash.codegen.build import STRICT, includes
 
 
 @pytest.mark.parametrize("machine", ["-m64", "-m32"])
@@ -16,7 +16,7 @@ def test_any_logits_and_settings(tmp_path: Path, machine: str) -> None:
     fw = root() / "firmware"
     model = Path(__file__).parents[1] / "golden" / "dense-q4"  # for its sf_model.h
     flags = [*STRICT, machine, "-O1", "-g", "-fsanitize=undefined,float-divide-by-zero"]
-    flags += ["-fno-sanitize-recover=all", f"-I{fw / 'include'}", f"-I{model}"]
+    flags += ["-fno-sanitize-recover=all", *includes("plain"), f"-I{model}"]
     sources = [Path(__file__).with_name("sampler_main.c"), fw / "runtime" / "sample.c"]
     exe = tmp_path / "sampler"
     made = subprocess.run(

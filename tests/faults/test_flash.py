@@ -262,6 +262,20 @@ def test_any_read_of_a_token_may_fail(
     assert failures > 150
 
 
+def test_rows_longer_than_a_buffer(image: Image, host: Board, tmp_path: Path) -> None:
+    """Refused by the plan; and by the compiler, should a plan say otherwise."""
+    row = 36  # 64 weights of q4 in groups of 32, and more for columns of down
+    for changes in ({"ring_bytes": 1024 + row - 1}, {"pick_bytes": 1024 + row - 1}):
+        with pytest.raises(TooSmallError, match=next(iter(changes))):
+            board = stream_board(host, **changes)
+            make_plan(image, board, dense_thresholds(image), kv_len=32, ram=34_000)
+    plan = make_plan(image, stream_board(host), dense_thresholds(image), kv_len=32, ram=34_000)
+    plan["flash"]["ring_bytes"] = 1024 + plan["flash"]["ring_row"] - 1
+    generate(plan, tmp_path / "gen")
+    with pytest.raises(SparseflashError, match="a buffer holds a row"):
+        build_library(tmp_path / "gen", tmp_path / "lib.so", "cc", ["-O0"], flash=FAULTS)
+
+
 def test_too_small(image: Image, host: Board) -> None:
     with pytest.raises(TooSmallError, match="--ram"):
         make_plan(image, stream_board(host), dense_thresholds(image), kv_len=32, ram=12_000)

@@ -102,9 +102,31 @@ def _flash_and_parts(
     budget = ram - sum(memory.values()) - sum(board.reserve.values())
     reading = Reading.of(stream)
     parts = place(parts, budget, image.spec.tied_head, ram, board.id, reading)
+    _check_rows_fit(flash, parts, head_rows, board.id)
     memory["pinned weights"] = flash["pinned_bytes"] = pinned_bytes(parts)
     memory["total"] = sum(memory.values())
     return {"mode": "stream", **flash}, parts
+
+
+def _check_rows_fit(flash: dict[str, Any], parts: list[Part], head_rows: int, board: str) -> None:
+    """Refuses a streamed row that no buffer holds; adds the longest of each ring to ``flash``."""
+    picked = {"gate", "up", "down"} | ({"head"} if head_rows else set())
+    edge = 2 * flash["align"]  # a read begins and ends at whole units
+    for ring in ("ring", "pick"):
+        longest = 0
+        for p in parts:
+            if p.pinned >= p.rows or p.kind == "embed" or p.kind.endswith("scales"):
+                continue  # these have buffers of their own, of the longest row
+            if ring == "pick" and p.kind not in picked and not p.input:
+                continue
+            longest = max(longest, p.stride)
+            if p.stride + edge > flash[f"{ring}_bytes"]:
+                raise TooSmallError(
+                    f"board {board}: a row of {p.kind} of layer {p.layer} takes {p.stride:,} bytes "
+                    f"and the {ring} buffers hold {flash[f'{ring}_bytes'] - edge:,}; raise "
+                    f"{ring}_bytes in its board.yaml or choose a smaller model"
+                )
+        flash[f"{ring}_row"] = longest
 
 
 def _expectation(parts: list[Part], board: Board) -> dict[str, Any]:
