@@ -155,7 +155,7 @@ static void sum_columns(const sf_part *p, list which, const sf_part *scales, uin
                 in = h;
             }
             switch (p->grid) {
-            case SF_GRID_Q4: sf_axpy_q4(col, in, to - from, outputs, act_k[block], isum, acc); break;
+            case SF_GRID_Q4: sf_axpy_q4(col, in, to - from, outputs, isum); break;
             default: break;
             }
         }
@@ -197,20 +197,20 @@ static list reaching(const float *v, list from, float limit) {
 /* clang-format off */
 const sf_part sf_parts[SF_PARTS] = {
     /* at, stride, bytes, rows, resident rows and where, FFN, scales, threshold of inputs, grid, shift */
-    { 15296u, 40u, 40u, 128u, 0u, 0u, false, false, 0, SF_GRID_Q4, 0 }, /* qkv 0 */
-    { 20416u, 40u, 40u, 64u, 0u, 0u, false, false, 0, SF_GRID_Q4, 0 }, /* o 0 */
-    { 22976u, 112u, 40u, 172u, 0u, 0u, true, false, 0, SF_GRID_Q4, 0 }, /* gate 0 */
-    { 23016u, 112u, 40u, 172u, 0u, 0u, true, false, 0, SF_GRID_Q4, 0 }, /* up 0 */
-    { 42240u, 256u, 256u, 6u, 0u, 0u, true, true, 0, SF_GRID_Q4, 0 }, /* down_scales 0 */
-    { 23056u, 112u, 32u, 172u, 0u, 0u, true, false, 0, SF_GRID_Q4, 0 }, /* down 0 */
-    { 43776u, 40u, 40u, 128u, 0u, 0u, false, false, 0, SF_GRID_Q4, 0 }, /* qkv 1 */
-    { 48896u, 40u, 40u, 64u, 0u, 0u, false, false, 0, SF_GRID_Q4, 0 }, /* o 1 */
-    { 51456u, 112u, 40u, 172u, 0u, 0u, true, false, 0, SF_GRID_Q4, 0 }, /* gate 1 */
-    { 51496u, 112u, 40u, 172u, 0u, 0u, true, false, 0, SF_GRID_Q4, 0 }, /* up 1 */
-    { 70720u, 256u, 256u, 6u, 0u, 0u, true, true, 0, SF_GRID_Q4, 0 }, /* down_scales 1 */
-    { 51536u, 112u, 32u, 172u, 0u, 0u, true, false, 0, SF_GRID_Q4, 0 }, /* down 1 */
-    { 4416u, 68u, 68u, 160u, 0u, 0u, false, false, 0, SF_GRID_Q8, 0 }, /* head 2 */
-    { 4416u, 68u, 68u, 160u, 0u, 0u, false, false, 0, SF_GRID_Q8, 0 }, /* embed 2 */
+    { 15488u, 40u, 40u, 128u, 0u, 0u, false, false, 0, SF_GRID_Q4, 0 }, /* qkv 0 */
+    { 20608u, 40u, 40u, 64u, 0u, 0u, false, false, 0, SF_GRID_Q4, 0 }, /* o 0 */
+    { 23168u, 112u, 40u, 172u, 0u, 0u, true, false, 0, SF_GRID_Q4, 0 }, /* gate 0 */
+    { 23208u, 112u, 40u, 172u, 0u, 0u, true, false, 0, SF_GRID_Q4, 0 }, /* up 0 */
+    { 42432u, 256u, 256u, 6u, 0u, 0u, true, true, 0, SF_GRID_Q4, 0 }, /* down_scales 0 */
+    { 23248u, 112u, 32u, 172u, 0u, 0u, true, false, 0, SF_GRID_Q4, 0 }, /* down 0 */
+    { 43968u, 40u, 40u, 128u, 0u, 0u, false, false, 0, SF_GRID_Q4, 0 }, /* qkv 1 */
+    { 49088u, 40u, 40u, 64u, 0u, 0u, false, false, 0, SF_GRID_Q4, 0 }, /* o 1 */
+    { 51648u, 112u, 40u, 172u, 0u, 0u, true, false, 0, SF_GRID_Q4, 0 }, /* gate 1 */
+    { 51688u, 112u, 40u, 172u, 0u, 0u, true, false, 0, SF_GRID_Q4, 0 }, /* up 1 */
+    { 70912u, 256u, 256u, 6u, 0u, 0u, true, true, 0, SF_GRID_Q4, 0 }, /* down_scales 1 */
+    { 51728u, 112u, 32u, 172u, 0u, 0u, true, false, 0, SF_GRID_Q4, 0 }, /* down 1 */
+    { 4608u, 68u, 68u, 160u, 0u, 0u, false, false, 0, SF_GRID_Q8, 0 }, /* head 2 */
+    { 4608u, 68u, 68u, 160u, 0u, 0u, false, false, 0, SF_GRID_Q8, 0 }, /* embed 2 */
 };
 /* clang-format on */
 

@@ -156,7 +156,7 @@ static void sum_columns(const sf_part *p, list which, const sf_part *scales, uin
                 in = h;
             }
             switch (p->grid) {
-            case SF_GRID_Q4: sf_axpy_q4(col, in, to - from, outputs, act_k[block], isum, acc); break;
+            case SF_GRID_Q4: sf_axpy_q4(col, in, to - from, outputs, isum); break;
             default: break;
             }
         }
@@ -202,36 +202,36 @@ static list reaching(const float *v, list from, float limit) {
 /* clang-format off */
 const sf_part sf_parts[SF_PARTS] = {
     /* at, stride, bytes, rows, resident rows and where, FFN, scales, threshold of inputs, grid, shift */
-    { 31936u, 68u, 68u, 32u, 0u, 0u, false, false, 0, SF_GRID_Q8, 0 }, /* q_b 0 */
-    { 34112u, 36u, 36u, 64u, 0u, 0u, false, false, 0, SF_GRID_Q8, 0 }, /* q 0 */
+    { 32064u, 68u, 68u, 32u, 0u, 0u, false, false, 0, SF_GRID_Q8, 0 }, /* q_b 0 */
+    { 34240u, 36u, 36u, 64u, 0u, 0u, false, false, 0, SF_GRID_Q8, 0 }, /* q 0 */
     { 0u, 0u, 0u, 0u, 0u, 0u, false, false, 0, SF_GRID_Q8, 0 }, /* k_b 0 */
-    { 15808u, 68u, 68u, 32u, 0u, 0u, false, false, 0, SF_GRID_Q8, 0 }, /* k 0 */
-    { 36416u, 68u, 68u, 64u, 0u, 0u, false, false, 0, SF_GRID_Q8, 0 }, /* v_b 0 */
-    { 40768u, 68u, 68u, 32u, 0u, 0u, false, false, 0, SF_GRID_Q8, 0 }, /* v 0 */
-    { 42944u, 68u, 68u, 32u, 0u, 0u, false, false, 0, SF_GRID_Q8, 0 }, /* o_b 0 */
-    { 45120u, 36u, 36u, 64u, 0u, 0u, false, false, 0, SF_GRID_Q8, 0 }, /* o 0 */
-    { 47424u, 40u, 40u, 64u, 0u, 0u, true, false, 0, SF_GRID_Q4, 0 }, /* gate_b 0 */
-    { 49984u, 40u, 40u, 172u, 0u, 0u, true, false, 0, SF_GRID_Q4, 0 }, /* gate 0 */
+    { 15936u, 68u, 68u, 32u, 0u, 0u, false, false, 0, SF_GRID_Q8, 0 }, /* k 0 */
+    { 36544u, 68u, 68u, 64u, 0u, 0u, false, false, 0, SF_GRID_Q8, 0 }, /* v_b 0 */
+    { 40896u, 68u, 68u, 32u, 0u, 0u, false, false, 0, SF_GRID_Q8, 0 }, /* v 0 */
+    { 43072u, 68u, 68u, 32u, 0u, 0u, false, false, 0, SF_GRID_Q8, 0 }, /* o_b 0 */
+    { 45248u, 36u, 36u, 64u, 0u, 0u, false, false, 0, SF_GRID_Q8, 0 }, /* o 0 */
+    { 47552u, 40u, 40u, 64u, 0u, 0u, true, false, 0, SF_GRID_Q4, 0 }, /* gate_b 0 */
+    { 50112u, 40u, 40u, 172u, 0u, 0u, true, false, 0, SF_GRID_Q4, 0 }, /* gate 0 */
     { 0u, 0u, 0u, 0u, 0u, 0u, true, false, 0, SF_GRID_Q4, 0 }, /* up_b 0 */
-    { 17984u, 40u, 40u, 172u, 0u, 0u, true, false, 0, SF_GRID_Q4, 0 }, /* up 0 */
-    { 30400u, 256u, 256u, 6u, 0u, 0u, true, true, 0, SF_GRID_Q4, 0 }, /* down_scales 0 */
-    { 24864u, 32u, 32u, 172u, 0u, 0u, true, false, 0, SF_GRID_Q4, 0 }, /* down 0 */
+    { 18112u, 40u, 40u, 172u, 0u, 0u, true, false, 0, SF_GRID_Q4, 0 }, /* up 0 */
+    { 30528u, 256u, 256u, 6u, 0u, 0u, true, true, 0, SF_GRID_Q4, 0 }, /* down_scales 0 */
+    { 24992u, 32u, 32u, 172u, 0u, 0u, true, false, 0, SF_GRID_Q4, 0 }, /* down 0 */
     { 0u, 0u, 0u, 0u, 0u, 0u, false, false, 0, SF_GRID_Q8, 0 }, /* q_b 1 */
-    { 56896u, 68u, 68u, 64u, 0u, 0u, false, false, 0, SF_GRID_Q8, 0 }, /* q 1 */
-    { 74816u, 68u, 68u, 32u, 0u, 0u, false, false, 0, SF_GRID_Q8, 0 }, /* k_b 1 */
-    { 76992u, 36u, 36u, 32u, 0u, 0u, false, false, 0, SF_GRID_Q8, 0 }, /* k 1 */
+    { 57024u, 68u, 68u, 64u, 0u, 0u, false, false, 0, SF_GRID_Q8, 0 }, /* q 1 */
+    { 74944u, 68u, 68u, 32u, 0u, 0u, false, false, 0, SF_GRID_Q8, 0 }, /* k_b 1 */
+    { 77120u, 36u, 36u, 32u, 0u, 0u, false, false, 0, SF_GRID_Q8, 0 }, /* k 1 */
     { 0u, 0u, 0u, 0u, 0u, 0u, false, false, 0, SF_GRID_Q8, 0 }, /* v_b 1 */
-    { 61248u, 68u, 68u, 32u, 0u, 0u, false, false, 0, SF_GRID_Q8, 0 }, /* v 1 */
+    { 61376u, 68u, 68u, 32u, 0u, 0u, false, false, 0, SF_GRID_Q8, 0 }, /* v 1 */
     { 0u, 0u, 0u, 0u, 0u, 0u, false, false, 0, SF_GRID_Q8, 0 }, /* o_b 1 */
-    { 63424u, 68u, 68u, 64u, 0u, 0u, false, false, 0, SF_GRID_Q8, 0 }, /* o 1 */
-    { 78144u, 40u, 40u, 32u, 0u, 0u, true, false, 0, SF_GRID_Q4, 0 }, /* gate_b 1 */
-    { 79424u, 20u, 20u, 172u, 0u, 0u, true, false, 0, SF_GRID_Q4, 0 }, /* gate 1 */
-    { 82864u, 40u, 40u, 96u, 0u, 0u, true, false, 0, SF_GRID_Q4, 0 }, /* up_b 1 */
-    { 86704u, 60u, 60u, 172u, 0u, 0u, true, false, 0, SF_GRID_Q4, 0 }, /* up 1 */
-    { 73280u, 256u, 256u, 6u, 0u, 0u, true, true, 0, SF_GRID_Q4, 0 }, /* down_scales 1 */
-    { 67776u, 32u, 32u, 172u, 0u, 0u, true, false, 0, SF_GRID_Q4, 0 }, /* down 1 */
-    { 4928u, 68u, 68u, 160u, 0u, 0u, false, false, 0, SF_GRID_Q8, 0 }, /* head 2 */
-    { 4928u, 68u, 68u, 160u, 0u, 0u, false, false, 0, SF_GRID_Q8, 0 }, /* embed 2 */
+    { 63552u, 68u, 68u, 64u, 0u, 0u, false, false, 0, SF_GRID_Q8, 0 }, /* o 1 */
+    { 78272u, 40u, 40u, 32u, 0u, 0u, true, false, 0, SF_GRID_Q4, 0 }, /* gate_b 1 */
+    { 79552u, 20u, 20u, 172u, 0u, 0u, true, false, 0, SF_GRID_Q4, 0 }, /* gate 1 */
+    { 82992u, 40u, 40u, 96u, 0u, 0u, true, false, 0, SF_GRID_Q4, 0 }, /* up_b 1 */
+    { 86832u, 60u, 60u, 172u, 0u, 0u, true, false, 0, SF_GRID_Q4, 0 }, /* up 1 */
+    { 73408u, 256u, 256u, 6u, 0u, 0u, true, true, 0, SF_GRID_Q4, 0 }, /* down_scales 1 */
+    { 67904u, 32u, 32u, 172u, 0u, 0u, true, false, 0, SF_GRID_Q4, 0 }, /* down 1 */
+    { 5056u, 68u, 68u, 160u, 0u, 0u, false, false, 0, SF_GRID_Q8, 0 }, /* head 2 */
+    { 5056u, 68u, 68u, 160u, 0u, 0u, false, false, 0, SF_GRID_Q8, 0 }, /* embed 2 */
 };
 /* clang-format on */
 

@@ -159,7 +159,7 @@ static void sum_columns(const sf_part *p, list which, const sf_part *scales, uin
                 in = h;
             }
             switch (p->grid) {
-            case SF_GRID_Q4: sf_axpy_q4(col, in, to - from, outputs, act_k[block], isum, acc); break;
+            case SF_GRID_Q4: sf_axpy_q4(col, in, to - from, outputs, isum); break;
             default: break;
             }
         }
@@ -201,21 +201,21 @@ static list reaching(const float *v, list from, float limit) {
 /* clang-format off */
 const sf_part sf_parts[SF_PARTS] = {
     /* at, stride, bytes, rows, resident rows and where, FFN, scales, threshold of inputs, grid, shift */
-    { 22912u, 68u, 68u, 128u, 0u, 0u, false, false, 0, SF_GRID_Q8, 0 }, /* qkv 0 */
-    { 31616u, 68u, 68u, 64u, 0u, 0u, false, false, 0, SF_GRID_Q8, 0 }, /* o 0 */
-    { 35968u, 112u, 40u, 172u, 0u, 0u, true, false, 0, SF_GRID_Q4, 0 }, /* gate 0 */
-    { 36008u, 112u, 40u, 172u, 0u, 0u, true, false, 0, SF_GRID_Q4, 0 }, /* up 0 */
-    { 55232u, 256u, 256u, 6u, 0u, 0u, true, true, 0, SF_GRID_Q4, 0 }, /* down_scales 0 */
-    { 36048u, 112u, 32u, 172u, 0u, 0u, true, false, 0, SF_GRID_Q4, 0 }, /* down 0 */
-    { 56768u, 68u, 68u, 128u, 0u, 0u, false, false, 0, SF_GRID_Q8, 0 }, /* qkv 1 */
-    { 65472u, 68u, 68u, 64u, 0u, 0u, false, false, 0, SF_GRID_Q8, 0 }, /* o 1 */
-    { 69824u, 112u, 40u, 172u, 0u, 0u, true, false, 0, SF_GRID_Q4, 0 }, /* gate 1 */
-    { 69864u, 112u, 40u, 172u, 0u, 0u, true, false, 0, SF_GRID_Q4, 0 }, /* up 1 */
-    { 89088u, 256u, 256u, 6u, 0u, 0u, true, true, 0, SF_GRID_Q4, 0 }, /* down_scales 1 */
-    { 69904u, 112u, 32u, 172u, 0u, 0u, true, false, 0, SF_GRID_Q4, 0 }, /* down 1 */
-    { 16512u, 40u, 40u, 160u, 0u, 0u, false, false, 0, SF_GRID_Q4, 0 }, /* head_proxy 2 */
-    { 5632u, 68u, 68u, 160u, 0u, 0u, false, false, 0, SF_GRID_Q8, 0 }, /* head 2 */
-    { 5632u, 68u, 68u, 160u, 0u, 0u, false, false, 0, SF_GRID_Q8, 0 }, /* embed 2 */
+    { 23104u, 68u, 68u, 128u, 0u, 0u, false, false, 0, SF_GRID_Q8, 0 }, /* qkv 0 */
+    { 31808u, 68u, 68u, 64u, 0u, 0u, false, false, 0, SF_GRID_Q8, 0 }, /* o 0 */
+    { 36160u, 112u, 40u, 172u, 0u, 0u, true, false, 0, SF_GRID_Q4, 0 }, /* gate 0 */
+    { 36200u, 112u, 40u, 172u, 0u, 0u, true, false, 0, SF_GRID_Q4, 0 }, /* up 0 */
+    { 55424u, 256u, 256u, 6u, 0u, 0u, true, true, 0, SF_GRID_Q4, 0 }, /* down_scales 0 */
+    { 36240u, 112u, 32u, 172u, 0u, 0u, true, false, 0, SF_GRID_Q4, 0 }, /* down 0 */
+    { 56960u, 68u, 68u, 128u, 0u, 0u, false, false, 0, SF_GRID_Q8, 0 }, /* qkv 1 */
+    { 65664u, 68u, 68u, 64u, 0u, 0u, false, false, 0, SF_GRID_Q8, 0 }, /* o 1 */
+    { 70016u, 112u, 40u, 172u, 0u, 0u, true, false, 0, SF_GRID_Q4, 0 }, /* gate 1 */
+    { 70056u, 112u, 40u, 172u, 0u, 0u, true, false, 0, SF_GRID_Q4, 0 }, /* up 1 */
+    { 89280u, 256u, 256u, 6u, 0u, 0u, true, true, 0, SF_GRID_Q4, 0 }, /* down_scales 1 */
+    { 70096u, 112u, 32u, 172u, 0u, 0u, true, false, 0, SF_GRID_Q4, 0 }, /* down 1 */
+    { 16704u, 40u, 40u, 160u, 0u, 0u, false, false, 0, SF_GRID_Q4, 0 }, /* head_proxy 2 */
+    { 5824u, 68u, 68u, 160u, 0u, 0u, false, false, 0, SF_GRID_Q8, 0 }, /* head 2 */
+    { 5824u, 68u, 68u, 160u, 0u, 0u, false, false, 0, SF_GRID_Q8, 0 }, /* embed 2 */
 };
 /* clang-format on */
 

@@ -42,10 +42,10 @@
 #define SF_EMBED_SCALE 0x1.0000000000000p+0f
 
 /* Flash image: offsets and strides in bytes. */
-#define SF_IMAGE_BYTES 88992u
-#define SF_TOKENS_AT 1280u
-#define SF_VECTORS_AT 1984u
-#define SF_ROPE_AT 3264u
+#define SF_IMAGE_BYTES 89184u
+#define SF_TOKENS_AT 1472u
+#define SF_VECTORS_AT 2176u
+#define SF_ROPE_AT 3456u
 
 /* How the rows or columns of a part store their weights. */
 enum sf_grid {

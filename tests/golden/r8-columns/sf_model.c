@@ -138,7 +138,7 @@ static void sum_columns(const sf_part *p, list which, const sf_part *scales, uin
                 in = h;
             }
             switch (p->grid) {
-            case SF_GRID_R8: sf_axpy_r8(col, in, to - from, outputs, act_k[block], NULL, acc); break;
+            case SF_GRID_R8: sf_axpy_r8(col, in, to - from, outputs, act_k[block], acc); break;
             default: break;
             }
         }
@@ -186,20 +186,20 @@ static list reaching(const float *v, list from, float limit) {
 /* clang-format off */
 const sf_part sf_parts[SF_PARTS] = {
     /* at, stride, bytes, rows, resident rows and where, FFN, scales, threshold of inputs, grid, shift */
-    { 16576u, 76u, 76u, 128u, 0u, 0u, false, false, 0, SF_GRID_R8, 0 }, /* qkv 0 */
-    { 26304u, 76u, 76u, 64u, 0u, 0u, false, false, 0, SF_GRID_R8, 0 }, /* o 0 */
-    { 31168u, 216u, 76u, 172u, 0u, 0u, true, false, 0, SF_GRID_R8, 0 }, /* gate 0 */
-    { 31244u, 216u, 76u, 172u, 0u, 0u, true, false, 0, SF_GRID_R8, 0 }, /* up 0 */
-    { 68352u, 256u, 256u, 1u, 0u, 0u, true, true, 0, SF_GRID_R8, 0 }, /* down_scales 0 */
-    { 31320u, 216u, 64u, 172u, 0u, 0u, true, false, 0, SF_GRID_R8, 0 }, /* down 0 */
-    { 68608u, 76u, 76u, 128u, 0u, 0u, false, false, 0, SF_GRID_R8, 0 }, /* qkv 1 */
-    { 78336u, 76u, 76u, 64u, 0u, 0u, false, false, 0, SF_GRID_R8, 0 }, /* o 1 */
-    { 83200u, 216u, 76u, 172u, 0u, 0u, true, false, 0, SF_GRID_R8, 0 }, /* gate 1 */
-    { 83276u, 216u, 76u, 172u, 0u, 0u, true, false, 0, SF_GRID_R8, 0 }, /* up 1 */
-    { 120384u, 256u, 256u, 1u, 0u, 0u, true, true, 0, SF_GRID_R8, 0 }, /* down_scales 1 */
-    { 83352u, 216u, 64u, 172u, 0u, 0u, true, false, 0, SF_GRID_R8, 0 }, /* down 1 */
-    { 4416u, 76u, 76u, 160u, 0u, 0u, false, false, 0, SF_GRID_R8, 0 }, /* head 2 */
-    { 4416u, 76u, 76u, 160u, 0u, 0u, false, false, 0, SF_GRID_R8, 0 }, /* embed 2 */
+    { 16768u, 76u, 76u, 128u, 0u, 0u, false, false, 0, SF_GRID_R8, 0 }, /* qkv 0 */
+    { 26496u, 76u, 76u, 64u, 0u, 0u, false, false, 0, SF_GRID_R8, 0 }, /* o 0 */
+    { 31360u, 216u, 76u, 172u, 0u, 0u, true, false, 0, SF_GRID_R8, 0 }, /* gate 0 */
+    { 31436u, 216u, 76u, 172u, 0u, 0u, true, false, 0, SF_GRID_R8, 0 }, /* up 0 */
+    { 68544u, 256u, 256u, 1u, 0u, 0u, true, true, 0, SF_GRID_R8, 0 }, /* down_scales 0 */
+    { 31512u, 216u, 64u, 172u, 0u, 0u, true, false, 0, SF_GRID_R8, 0 }, /* down 0 */
+    { 68800u, 76u, 76u, 128u, 0u, 0u, false, false, 0, SF_GRID_R8, 0 }, /* qkv 1 */
+    { 78528u, 76u, 76u, 64u, 0u, 0u, false, false, 0, SF_GRID_R8, 0 }, /* o 1 */
+    { 83392u, 216u, 76u, 172u, 0u, 0u, true, false, 0, SF_GRID_R8, 0 }, /* gate 1 */
+    { 83468u, 216u, 76u, 172u, 0u, 0u, true, false, 0, SF_GRID_R8, 0 }, /* up 1 */
+    { 120576u, 256u, 256u, 1u, 0u, 0u, true, true, 0, SF_GRID_R8, 0 }, /* down_scales 1 */
+    { 83544u, 216u, 64u, 172u, 0u, 0u, true, false, 0, SF_GRID_R8, 0 }, /* down 1 */
+    { 4608u, 76u, 76u, 160u, 0u, 0u, false, false, 0, SF_GRID_R8, 0 }, /* head 2 */
+    { 4608u, 76u, 76u, 160u, 0u, 0u, false, false, 0, SF_GRID_R8, 0 }, /* embed 2 */
 };
 /* clang-format on */
 

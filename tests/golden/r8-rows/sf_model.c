@@ -134,18 +134,18 @@ static list reaching(const float *v, list from, float limit) {
 /* clang-format off */
 const sf_part sf_parts[SF_PARTS] = {
     /* at, stride, bytes, rows, resident rows and where, FFN, scales, threshold of inputs, grid, shift */
-    { 16192u, 76u, 76u, 128u, 0u, 0u, false, false, 0, SF_GRID_R8, 0 }, /* qkv 0 */
-    { 25920u, 76u, 76u, 64u, 0u, 0u, false, false, 0, SF_GRID_R8, 0 }, /* o 0 */
-    { 30784u, 76u, 76u, 172u, 0u, 0u, true, false, 0, SF_GRID_R8, 0 }, /* gate 0 */
-    { 43856u, 76u, 76u, 172u, 0u, 0u, true, false, 0, SF_GRID_R8, 0 }, /* up 0 */
-    { 56928u, 220u, 220u, 64u, 0u, 0u, true, false, 0, SF_GRID_R8, 0 }, /* down 0 */
-    { 71040u, 76u, 76u, 128u, 0u, 0u, false, false, 0, SF_GRID_R8, 0 }, /* qkv 1 */
-    { 80768u, 76u, 76u, 64u, 0u, 0u, false, false, 0, SF_GRID_R8, 0 }, /* o 1 */
-    { 85632u, 76u, 76u, 172u, 0u, 0u, true, false, 0, SF_GRID_R8, 0 }, /* gate 1 */
-    { 98704u, 76u, 76u, 172u, 0u, 0u, true, false, 0, SF_GRID_R8, 0 }, /* up 1 */
-    { 111776u, 220u, 220u, 64u, 0u, 0u, true, false, 0, SF_GRID_R8, 0 }, /* down 1 */
-    { 5312u, 68u, 68u, 160u, 0u, 0u, false, false, 0, SF_GRID_Q8, 0 }, /* head 2 */
-    { 5312u, 68u, 68u, 160u, 0u, 0u, false, false, 0, SF_GRID_Q8, 0 }, /* embed 2 */
+    { 16320u, 76u, 76u, 128u, 0u, 0u, false, false, 0, SF_GRID_R8, 0 }, /* qkv 0 */
+    { 26048u, 76u, 76u, 64u, 0u, 0u, false, false, 0, SF_GRID_R8, 0 }, /* o 0 */
+    { 30912u, 76u, 76u, 172u, 0u, 0u, true, false, 0, SF_GRID_R8, 0 }, /* gate 0 */
+    { 43984u, 76u, 76u, 172u, 0u, 0u, true, false, 0, SF_GRID_R8, 0 }, /* up 0 */
+    { 57056u, 220u, 220u, 64u, 0u, 0u, true, false, 0, SF_GRID_R8, 0 }, /* down 0 */
+    { 71168u, 76u, 76u, 128u, 0u, 0u, false, false, 0, SF_GRID_R8, 0 }, /* qkv 1 */
+    { 80896u, 76u, 76u, 64u, 0u, 0u, false, false, 0, SF_GRID_R8, 0 }, /* o 1 */
+    { 85760u, 76u, 76u, 172u, 0u, 0u, true, false, 0, SF_GRID_R8, 0 }, /* gate 1 */
+    { 98832u, 76u, 76u, 172u, 0u, 0u, true, false, 0, SF_GRID_R8, 0 }, /* up 1 */
+    { 111904u, 220u, 220u, 64u, 0u, 0u, true, false, 0, SF_GRID_R8, 0 }, /* down 1 */
+    { 5440u, 68u, 68u, 160u, 0u, 0u, false, false, 0, SF_GRID_Q8, 0 }, /* head 2 */
+    { 5440u, 68u, 68u, 160u, 0u, 0u, false, false, 0, SF_GRID_Q8, 0 }, /* embed 2 */
 };
 /* clang-format on */
 

@@ -38,10 +38,10 @@
 #define SF_EMBED_SCALE 0x1.0000000000000p+0f
 
 /* Flash image: offsets and strides in bytes. */
-#define SF_IMAGE_BYTES 125856u
-#define SF_TOKENS_AT 1280u
-#define SF_VECTORS_AT 1984u
-#define SF_ROPE_AT 4288u
+#define SF_IMAGE_BYTES 125984u
+#define SF_TOKENS_AT 1408u
+#define SF_VECTORS_AT 2112u
+#define SF_ROPE_AT 4416u
 
 /* How the rows or columns of a part store their weights. */
 enum sf_grid {

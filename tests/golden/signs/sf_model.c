@@ -157,7 +157,7 @@ static void sum_columns(const sf_part *p, list which, const sf_part *scales, uin
                 in = h;
             }
             switch (p->grid) {
-            case SF_GRID_Q4: sf_axpy_q4(col, in, to - from, outputs, act_k[block], isum, acc); break;
+            case SF_GRID_Q4: sf_axpy_q4(col, in, to - from, outputs, isum); break;
             default: break;
             }
         }
@@ -213,22 +213,22 @@ static list predict(uint32_t l) {
 /* clang-format off */
 const sf_part sf_parts[SF_PARTS] = {
     /* at, stride, bytes, rows, resident rows and where, FFN, scales, threshold of inputs, grid, shift */
-    { 15424u, 40u, 40u, 128u, 0u, 0u, false, false, 0, SF_GRID_Q4, 0 }, /* qkv 0 */
-    { 20544u, 40u, 40u, 64u, 0u, 0u, false, false, 0, SF_GRID_Q4, 0 }, /* o 0 */
-    { 43904u, 8u, 8u, 172u, 0u, 0u, true, false, 0, SF_GRID_SIGNS, 0 }, /* predictor_gate 0 */
-    { 23104u, 112u, 40u, 172u, 0u, 0u, true, false, 0, SF_GRID_Q4, 0 }, /* gate 0 */
-    { 23144u, 112u, 40u, 172u, 0u, 0u, true, false, 0, SF_GRID_Q4, 0 }, /* up 0 */
-    { 42368u, 256u, 256u, 6u, 0u, 0u, true, true, 0, SF_GRID_Q4, 0 }, /* down_scales 0 */
-    { 23184u, 112u, 32u, 172u, 0u, 0u, true, false, 0, SF_GRID_Q4, 0 }, /* down 0 */
-    { 45312u, 40u, 40u, 128u, 0u, 0u, false, false, 0, SF_GRID_Q4, 0 }, /* qkv 1 */
-    { 50432u, 40u, 40u, 64u, 0u, 0u, false, false, 0, SF_GRID_Q4, 0 }, /* o 1 */
-    { 73792u, 8u, 8u, 172u, 0u, 0u, true, false, 0, SF_GRID_SIGNS, 0 }, /* predictor_gate 1 */
-    { 52992u, 112u, 40u, 172u, 0u, 0u, true, false, 0, SF_GRID_Q4, 0 }, /* gate 1 */
-    { 53032u, 112u, 40u, 172u, 0u, 0u, true, false, 0, SF_GRID_Q4, 0 }, /* up 1 */
-    { 72256u, 256u, 256u, 6u, 0u, 0u, true, true, 0, SF_GRID_Q4, 0 }, /* down_scales 1 */
-    { 53072u, 112u, 32u, 172u, 0u, 0u, true, false, 0, SF_GRID_Q4, 0 }, /* down 1 */
-    { 4544u, 68u, 68u, 160u, 0u, 0u, false, false, 0, SF_GRID_Q8, 0 }, /* head 2 */
-    { 4544u, 68u, 68u, 160u, 0u, 0u, false, false, 0, SF_GRID_Q8, 0 }, /* embed 2 */
+    { 15552u, 40u, 40u, 128u, 0u, 0u, false, false, 0, SF_GRID_Q4, 0 }, /* qkv 0 */
+    { 20672u, 40u, 40u, 64u, 0u, 0u, false, false, 0, SF_GRID_Q4, 0 }, /* o 0 */
+    { 44032u, 8u, 8u, 172u, 0u, 0u, true, false, 0, SF_GRID_SIGNS, 0 }, /* predictor_gate 0 */
+    { 23232u, 112u, 40u, 172u, 0u, 0u, true, false, 0, SF_GRID_Q4, 0 }, /* gate 0 */
+    { 23272u, 112u, 40u, 172u, 0u, 0u, true, false, 0, SF_GRID_Q4, 0 }, /* up 0 */
+    { 42496u, 256u, 256u, 6u, 0u, 0u, true, true, 0, SF_GRID_Q4, 0 }, /* down_scales 0 */
+    { 23312u, 112u, 32u, 172u, 0u, 0u, true, false, 0, SF_GRID_Q4, 0 }, /* down 0 */
+    { 45440u, 40u, 40u, 128u, 0u, 0u, false, false, 0, SF_GRID_Q4, 0 }, /* qkv 1 */
+    { 50560u, 40u, 40u, 64u, 0u, 0u, false, false, 0, SF_GRID_Q4, 0 }, /* o 1 */
+    { 73920u, 8u, 8u, 172u, 0u, 0u, true, false, 0, SF_GRID_SIGNS, 0 }, /* predictor_gate 1 */
+    { 53120u, 112u, 40u, 172u, 0u, 0u, true, false, 0, SF_GRID_Q4, 0 }, /* gate 1 */
+    { 53160u, 112u, 40u, 172u, 0u, 0u, true, false, 0, SF_GRID_Q4, 0 }, /* up 1 */
+    { 72384u, 256u, 256u, 6u, 0u, 0u, true, true, 0, SF_GRID_Q4, 0 }, /* down_scales 1 */
+    { 53200u, 112u, 32u, 172u, 0u, 0u, true, false, 0, SF_GRID_Q4, 0 }, /* down 1 */
+    { 4672u, 68u, 68u, 160u, 0u, 0u, false, false, 0, SF_GRID_Q8, 0 }, /* head 2 */
+    { 4672u, 68u, 68u, 160u, 0u, 0u, false, false, 0, SF_GRID_Q8, 0 }, /* embed 2 */
 };
 /* clang-format on */
 

@@ -41,10 +41,10 @@
 #define SF_EMBED_SCALE 0x1.0000000000000p+0f
 
 /* Flash image: offsets and strides in bytes. */
-#define SF_IMAGE_BYTES 75168u
-#define SF_TOKENS_AT 1280u
-#define SF_VECTORS_AT 1984u
-#define SF_ROPE_AT 3264u
+#define SF_IMAGE_BYTES 75296u
+#define SF_TOKENS_AT 1408u
+#define SF_VECTORS_AT 2112u
+#define SF_ROPE_AT 3392u
 
 /* How the rows or columns of a part store their weights. */
 enum sf_grid {

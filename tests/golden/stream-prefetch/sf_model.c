@@ -156,7 +156,7 @@ static void sum_columns(const sf_part *p, list which, const sf_part *scales, uin
                 in = h;
             }
             switch (p->grid) {
-            case SF_GRID_Q4: sf_axpy_q4(col, in, to - from, outputs, act_k[block], isum, acc); break;
+            case SF_GRID_Q4: sf_axpy_q4(col, in, to - from, outputs, isum); break;
             default: break;
             }
         }
@@ -209,24 +209,24 @@ static list predict(uint32_t l) {
 /* clang-format off */
 const sf_part sf_parts[SF_PARTS] = {
     /* at, stride, bytes, rows, resident rows and where, FFN, scales, threshold of inputs, grid, shift */
-    { 15552u, 40u, 40u, 128u, 41u, 0u, false, false, 0, SF_GRID_Q4, 0 }, /* qkv 0 */
-    { 20672u, 40u, 40u, 64u, 19u, 1664u, false, false, 0, SF_GRID_Q4, 0 }, /* o 0 */
-    { 44032u, 20u, 20u, 172u, 54u, 2432u, true, false, 0, SF_GRID_PROXY, 0 }, /* predictor_gate 0 */
-    { 47472u, 20u, 20u, 172u, 54u, 3520u, true, false, 0, SF_GRID_PROXY, 0 }, /* predictor_up 0 */
-    { 23232u, 40u, 40u, 172u, 56u, 4608u, true, false, 0, SF_GRID_Q4, 0 }, /* gate 0 */
-    { 30112u, 40u, 40u, 172u, 56u, 6848u, true, false, 0, SF_GRID_Q4, 0 }, /* up 0 */
-    { 42496u, 256u, 256u, 6u, 6u, 9088u, true, true, 0, SF_GRID_Q4, 0 }, /* down_scales 0 */
-    { 36992u, 32u, 32u, 172u, 56u, 10624u, true, false, 0, SF_GRID_Q4, 0 }, /* down 0 */
-    { 50944u, 40u, 40u, 128u, 41u, 12416u, false, false, 0, SF_GRID_Q4, 0 }, /* qkv 1 */
-    { 56064u, 40u, 40u, 64u, 19u, 14080u, false, false, 0, SF_GRID_Q4, 0 }, /* o 1 */
-    { 79424u, 20u, 20u, 172u, 54u, 14848u, true, false, 0, SF_GRID_PROXY, 0 }, /* predictor_gate 1 */
-    { 82864u, 20u, 20u, 172u, 54u, 15936u, true, false, 0, SF_GRID_PROXY, 0 }, /* predictor_up 1 */
-    { 58624u, 40u, 40u, 172u, 56u, 17024u, true, false, 0, SF_GRID_Q4, 0 }, /* gate 1 */
-    { 65504u, 40u, 40u, 172u, 56u, 19264u, true, false, 0, SF_GRID_Q4, 0 }, /* up 1 */
-    { 77888u, 256u, 256u, 6u, 6u, 21504u, true, true, 0, SF_GRID_Q4, 0 }, /* down_scales 1 */
-    { 72384u, 32u, 32u, 172u, 56u, 23040u, true, false, 0, SF_GRID_Q4, 0 }, /* down 1 */
-    { 4672u, 68u, 68u, 160u, 53u, 24832u, false, false, 0, SF_GRID_Q8, 0 }, /* head 2 */
-    { 4672u, 68u, 68u, 160u, 53u, 24832u, false, false, 0, SF_GRID_Q8, 0 }, /* embed 2 */
+    { 15744u, 40u, 40u, 128u, 41u, 0u, false, false, 0, SF_GRID_Q4, 0 }, /* qkv 0 */
+    { 20864u, 40u, 40u, 64u, 19u, 1664u, false, false, 0, SF_GRID_Q4, 0 }, /* o 0 */
+    { 44224u, 20u, 20u, 172u, 54u, 2432u, true, false, 0, SF_GRID_PROXY, 0 }, /* predictor_gate 0 */
+    { 47664u, 20u, 20u, 172u, 54u, 3520u, true, false, 0, SF_GRID_PROXY, 0 }, /* predictor_up 0 */
+    { 23424u, 40u, 40u, 172u, 56u, 4608u, true, false, 0, SF_GRID_Q4, 0 }, /* gate 0 */
+    { 30304u, 40u, 40u, 172u, 56u, 6848u, true, false, 0, SF_GRID_Q4, 0 }, /* up 0 */
+    { 42688u, 256u, 256u, 6u, 6u, 9088u, true, true, 0, SF_GRID_Q4, 0 }, /* down_scales 0 */
+    { 37184u, 32u, 32u, 172u, 56u, 10624u, true, false, 0, SF_GRID_Q4, 0 }, /* down 0 */
+    { 51136u, 40u, 40u, 128u, 41u, 12416u, false, false, 0, SF_GRID_Q4, 0 }, /* qkv 1 */
+    { 56256u, 40u, 40u, 64u, 19u, 14080u, false, false, 0, SF_GRID_Q4, 0 }, /* o 1 */
+    { 79616u, 20u, 20u, 172u, 54u, 14848u, true, false, 0, SF_GRID_PROXY, 0 }, /* predictor_gate 1 */
+    { 83056u, 20u, 20u, 172u, 54u, 15936u, true, false, 0, SF_GRID_PROXY, 0 }, /* predictor_up 1 */
+    { 58816u, 40u, 40u, 172u, 56u, 17024u, true, false, 0, SF_GRID_Q4, 0 }, /* gate 1 */
+    { 65696u, 40u, 40u, 172u, 56u, 19264u, true, false, 0, SF_GRID_Q4, 0 }, /* up 1 */
+    { 78080u, 256u, 256u, 6u, 6u, 21504u, true, true, 0, SF_GRID_Q4, 0 }, /* down_scales 1 */
+    { 72576u, 32u, 32u, 172u, 56u, 23040u, true, false, 0, SF_GRID_Q4, 0 }, /* down 1 */
+    { 4864u, 68u, 68u, 160u, 53u, 24832u, false, false, 0, SF_GRID_Q8, 0 }, /* head 2 */
+    { 4864u, 68u, 68u, 160u, 53u, 24832u, false, false, 0, SF_GRID_Q8, 0 }, /* embed 2 */
 };
 /* clang-format on */
 

@@ -40,10 +40,10 @@
 #define SF_EMBED_SCALE 0x1.0000000000000p+0f
 
 /* Flash image: offsets and strides in bytes. */
-#define SF_IMAGE_BYTES 86304u
-#define SF_TOKENS_AT 1280u
-#define SF_VECTORS_AT 1984u
-#define SF_ROPE_AT 3264u
+#define SF_IMAGE_BYTES 86496u
+#define SF_TOKENS_AT 1472u
+#define SF_VECTORS_AT 2176u
+#define SF_ROPE_AT 3456u
 
 /* How the rows or columns of a part store their weights. */
 enum sf_grid {
@@ -81,6 +81,8 @@ enum sf_part_kind {
 #define SF_RING_BYTES 4096u
 #define SF_PICK_BUFFERS 2u
 #define SF_PICK_BYTES 2048u
+#define SF_RING_ROW 68u /* longest that the ring carries */
+#define SF_PICK_ROW 40u /* and that a mask may pick */
 #define SF_RING_ROW 68u /* longest that the ring carries */
 #define SF_PICK_ROW 40u /* and that a mask may pick */
 #define SF_ROW_BYTES 1536u
