@@ -78,7 +78,7 @@ def test_tools_are_passed_on() -> None:
         ("{{ '%1000000000d' % 1 }}", "memory"),
         ("{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}", "time"),
         ("{% for i in range(99999) %}{{ 'a' * 1000 }}{% endfor %}", "longer than"),
-        ("{{ (10 ** 10) ** (10 ** 9) }}", "time or memory"),
+        ("{{ (10 ** 10) ** (10 ** 9) }}", "time"),
         ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "fails"),
         ("{{ open('/etc/passwd').read() }}", "undefined"),
         ("{% include '/etc/passwd' %}", "fails"),

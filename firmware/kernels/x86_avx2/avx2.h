@@ -59,12 +59,15 @@ SF_INLINE int32_t sf_total32(__m256i acc) {
     s = _mm_add_epi32(s, _mm_unpackhi_epi64(s, s));
     return _mm_cvtsi128_si32(_mm_add_epi32(s, _mm_shuffle_epi32(s, 1)));
 }
-/* Rows mostly lie one after another: what has the size of n rows lies behind them. Memory is slower
- * than the kernels, so they ask for it ahead; asking for anything else does no harm. */
+/* Memory is slower than the kernels, so they ask ahead for what lies behind n rows at equal
+ * distances, and has their size. Rows of a list are asked for when their tile is made; 0 asks for
+ * nothing new. */
 SF_INLINE uintptr_t sf_behind(const uint8_t *const *row, uint32_t n) {
-    return n > 1u ? (uintptr_t)row[n - 1u] - (uintptr_t)row[0] +
-                        ((uintptr_t)row[1] - (uintptr_t)row[0])
-                  : 0u;
+    return n > 1u && (uintptr_t)row[n - 1u] - (uintptr_t)row[0] ==
+                         (n - 1u) * ((uintptr_t)row[1] - (uintptr_t)row[0])
+               ? (uintptr_t)row[n - 1u] - (uintptr_t)row[0] +
+                     ((uintptr_t)row[1] - (uintptr_t)row[0])
+               : 0u;
 }
 SF_INLINE void sf_prefetch(const uint8_t *p, uintptr_t behind) {
     _mm_prefetch((const void *)((uintptr_t)p + behind), _MM_HINT_T0);

@@ -9,9 +9,10 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
+if TYPE_CHECKING:
+    import numpy as np
 
 
 def root() -> Path:
@@ -58,9 +59,11 @@ def write_bytes(path: Path, data: bytes) -> None:
 
 
 def write_arrays(path: Path, **arrays: np.ndarray) -> None:
-    """An .npz."""
+    """An .npz, compressed."""
+    import numpy as np
+
     data = io.BytesIO()
-    np.savez(data, **arrays)  # type: ignore[arg-type]
+    np.savez_compressed(data, **arrays)  # type: ignore[arg-type]
     write_bytes(path, data.getvalue())
 
 

@@ -28,9 +28,12 @@ VERBS = {
     "flash-curve": "device",
     "perplexity": "measure",
     "sparsity": "measure",
+    "prices": "measure",
     "train-predictor": "measure",
+    "distill": "distill",
     "boards": "device",
     "models": "model",
+    "export-gguf": "model",
 }
 """Files of the verbs, in the order of the help."""
 

@@ -28,8 +28,8 @@ app = typer.Typer()
 def generate(
     model: ModelOption = DEFAULT_MODEL,
     board: BoardOption = "host",
-    method: MethodOption = "h",
-    sparsity: SparsityOption = 30,
+    method: MethodOption = "auto",
+    sparsity: SparsityOption = None,
     kv_len: KvOption = None,
     ram: RamOption = None,
     order: Annotated[str, typer.Option(help="neurons in flash: file or coactivation")] = "file",
@@ -65,7 +65,9 @@ def generate(
     say_placement(plan)
     for sentence in warnings(image.formats, target):
         console.say(f"warning: {sentence}")
-    what = f"method {method} {setting.percent:g} %"
+    if setting.reason:
+        console.say(setting.reason)
+    what = f"method {setting.method}" + (f" {setting.percent:g} %" if setting.percent else "")
     console.say(f"flash {image.size:,} of {target.flash_bytes:,} bytes; {what}")
 
 
@@ -82,7 +84,7 @@ def say_placement(plan: dict[str, Any]) -> None:
         for name, k in [*placement["kinds"].items(), ("total", placement["total"])]
     ]
     console.table(("weights", "pinned", "streamed", "read a token"), rows, "placement, bytes")
-    if "ratio" in placement:
+    if "ratio" in placement or "ratio_predicted" in placement:
         say_expected(placement)
     if "read_seconds" not in placement:
         console.say("make flash-curve measures what the reads cost on this board")
@@ -112,6 +114,12 @@ def say_expected(placement: dict[str, Any]) -> None:
     whole = ", ".join(f"{n} of {placement[f'whole_{k}']:g}" for k, n in names.items())
     guessed = f"; a predictor picks in {placement['guessed']:g}" if "guessed" in placement else ""
     console.say(f"of {placement['layers']:g} layers these stay whole: {whole}{guessed}")
+    if "ratio" not in placement:
+        console.say(
+            f"perplexity is expected at {placement['ratio_predicted']:.3f} of dense, by prices "
+            "measured on calibration text; METHOD=planned measures it on other text"
+        )
+        return
     console.say(
         f"perplexity {placement['ratio']:.4f} ± {placement['ratio_error']:.4f} of dense on text "
         "that calibration did not see; the model of the loss predicted "

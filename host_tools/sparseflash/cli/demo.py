@@ -9,7 +9,7 @@ import typer
 from sparseflash.cli import console
 from sparseflash.cli.build import flash, generate
 from sparseflash.cli.device import bench, chat, validate
-from sparseflash.cli.model import calibrate, fetch
+from sparseflash.cli.model import fetch
 from sparseflash.cli.options import (
     DEFAULT_MODEL,
     BoardOption,
@@ -26,8 +26,8 @@ app = typer.Typer()
 def demo(
     model: ModelOption = DEFAULT_MODEL,
     board: BoardOption = "host",
-    method: MethodOption = "h",
-    sparsity: SparsityOption = 30,
+    method: MethodOption = "auto",
+    sparsity: SparsityOption = None,
     head: HeadOption = "exact",
 ) -> None:
     """The main job: pack, generate, build, flash, validate, bench, chat."""
@@ -37,7 +37,6 @@ def demo(
     question = load_recipe(model).prompt
     for title, step in (
         ("fetch", lambda: fetch(model)),
-        ("calibrate", lambda: calibrate(model)),
         ("generate", lambda: generate(model, board, method, sparsity, head=head)),
         ("flash", lambda: flash(model, board)),
         ("validate", lambda: validate(model, board)),

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from sparseflash.cli import console
-from sparseflash.cli.options import DEFAULT_MODEL, MODEL_HELP, ModelOption
+from sparseflash.cli.options import (
+    DEFAULT_MODEL,
+    MODEL_HELP,
+    MethodOption,
+    ModelOption,
+    SparsityOption,
+)
 
 app = typer.Typer()
 
@@ -45,6 +52,21 @@ def calibrate(model: ModelOption = DEFAULT_MODEL) -> None:
     recipe = recipes.load_recipe(model)
     stages.calibrated(stages.open_model(recipe), recipe)
     console.say(f"calibration {Places(model).calibration}")
+
+
+@app.command("export-gguf")
+def export_gguf(
+    out: Annotated[Path, typer.Option("--out", help="the .gguf to write")],
+    model: ModelOption = DEFAULT_MODEL,
+    method: MethodOption = "h",
+    sparsity: SparsityOption = 30,
+    order: Annotated[bool, typer.Option(help="the order of neurons in flash too")] = False,
+) -> None:
+    """Writes a copy of a GGUF with the method's thresholds under sparseflash.* keys."""
+    from sparseflash.pipeline import stages
+
+    stages.export_gguf(model, out, method, sparsity, order)
+    console.say(f"{out}: method {method} {sparsity:g} %")
 
 
 @app.command()

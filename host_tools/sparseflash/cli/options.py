@@ -25,8 +25,20 @@ def _named(model: str) -> str:
 MODEL_HELP = "a recipe of models/, a .gguf, a safetensors folder, a llama2.c .bin, a hub id"
 ModelOption = Annotated[str, typer.Option("--model", help=MODEL_HELP, callback=_named)]
 PortOption = Annotated[str | None, typer.Option("--port", help="serial port or pyserial URL")]
-MethodOption = Annotated[str, typer.Option("--method", help="docs/METHODS.md")]
-SparsityOption = Annotated[float, typer.Option("--sparsity", help="percent below the threshold")]
+MethodOption = Annotated[
+    str,
+    typer.Option(
+        "--method",
+        help="auto, dense, h, cats, paper, teal, prox-3, marginal; more: docs/METHODS.md",
+    ),
+]
+SparsityOption = Annotated[
+    float | None,
+    typer.Option(
+        "--sparsity",
+        help="percent: below the threshold, by default 30; with auto fewer streamed bytes",
+    ),
+]
 KvOption = Annotated[int | None, typer.Option("--kv-len", min=1, help="positions of KV cache")]
 RamOption = Annotated[
     int | None,

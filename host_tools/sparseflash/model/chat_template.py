@@ -50,7 +50,7 @@ def render(
             check=False,
         )
     except subprocess.TimeoutExpired:
-        raise InputError(_fails(f"it runs longer than {SECONDS} s")) from None
+        raise InputError(_fails(f"it takes more time than {SECONDS} s")) from None
     try:
         answer = json.loads(done.stdout)
     except ValueError:

@@ -74,6 +74,19 @@ class PredictorFile:
 
 
 @dataclass(frozen=True)
+class DeltaFile:
+    """A distilled model as a difference to ``source`` (``model.load.delta``).
+
+    ``path`` is relative to the root; ``budget`` is the percent of FFN bytes that is taken when
+    nobody says another.
+    """
+
+    path: str
+    sha256: str
+    budget: int
+
+
+@dataclass(frozen=True)
 class Recipe:
     """A model of ``models/``: its source and its defaults."""
 
@@ -95,6 +108,8 @@ class Recipe:
     """``text`` (a name), ``tokens`` and ``window``."""
     predictors: dict[str, PredictorFile] = field(default_factory=dict)
     """Trained predictors by method name."""
+    delta: DeltaFile | None = None
+    """What makes a distilled model of the source."""
 
 
 # --- reading ------------------------------------------------------------------------------------
@@ -155,6 +170,30 @@ def _predictors(where: str, raw: Any) -> dict[str, PredictorFile]:
     return {str(name): PredictorFile(**entry) for name, entry in raw.items()}
 
 
+def _delta(where: str, raw: Any) -> DeltaFile:
+    if not isinstance(raw, dict) or set(raw) != {"path", "sha256", "budget"}:
+        raise InputError(f"{where}: delta needs path, sha256 and budget; correct it")
+    if not isinstance(raw["sha256"], str) or not _SHA256.fullmatch(raw["sha256"]):
+        raise InputError(f"{where}: sha256 of the delta is not 64 hexadecimal digits")
+    if not isinstance(raw["budget"], int) or not 0 < raw["budget"] <= 100:
+        raise InputError(f"{where}: budget of the delta is not a percentage; correct it")
+    return DeltaFile(**raw)
+
+
+def delta_path(delta: DeltaFile) -> Path:
+    """The checked delta file.
+
+    Raises:
+        InputError: it is missing or its SHA-256 is another.
+    """
+    path = root() / delta.path
+    if not path.is_file():
+        raise InputError(f"{path}: no such delta; restore it from the repository")
+    if file_sha256(path) != delta.sha256:
+        raise InputError(f"{path}: its SHA-256 is not the recipe's; restore it from the repository")
+    return path
+
+
 def recipe_names() -> list[str]:
     """Names of the model recipes, sorted."""
     found = (p.stem for p in (root() / "models").glob("*.yaml"))
@@ -191,9 +230,9 @@ def load_recipe(name: str) -> Recipe:
     raw = _load_yaml(path)
     where = str(path) if path == own else f"models/{name}.yaml"
     needed = ("name", "title", "licence", "source", "formats", "kv_len")
-    optional = ("tokenizer", "calibration", "evaluation", "predictors", "prompt", "stamp")
+    known = ("tokenizer", "calibration", "evaluation", "predictors", "prompt", "stamp", "delta")
     missing = [k for k in needed if k not in raw]
-    extra = [k for k in raw if k not in needed + optional]
+    extra = [k for k in raw if k not in needed + known]
     if missing or extra:
         raise InputError(f"{where}: fields missing {missing}, not known {extra}; correct it")
     if raw["name"] != name:
@@ -218,6 +257,7 @@ def load_recipe(name: str) -> Recipe:
         calibration=raw.get("calibration") or {},
         evaluation=raw.get("evaluation") or {},
         predictors=_predictors(where, raw.get("predictors") or {}),
+        delta=None if raw.get("delta") is None else _delta(where, raw["delta"]),
     )
 
 
@@ -232,6 +272,12 @@ def text_sources() -> dict[str, TextSource]:
         source = _source(where, {k: v for k, v in entry.items() if k != "licence"})
         found[name] = TextSource(name, entry["licence"], source)
     return found
+
+
+def text_sha256(name: str) -> str:
+    """SHA-256 of a declared text, without fetching it, or of a file."""
+    sources = text_sources()
+    return sources[name].source.sha256 if name in sources else file_sha256(text_path(name))
 
 
 def text_is_here(name: str) -> bool:

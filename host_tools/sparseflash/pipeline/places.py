@@ -1,6 +1,7 @@
 """Paths of the artefacts, under ``build/``.
 
-build/models/<model>/    model.sfm, calibration.npz and .json, libsparseflash.so, perplexity.*
+build/models/<model>/    model.sfm, calibration.npz and .json, prices.npz, libsparseflash.so,
+                         perplexity.*
 build/<board>/<model>/   plan.json, gen/, firmware, flashed/, bench.*
 """
 
@@ -42,6 +43,11 @@ class Places:
     @property
     def calibration(self) -> Path:
         return self.folder / "calibration.npz"
+
+    @property
+    def prices(self) -> Path:
+        """Measured here; those of models that ship lie beside their recipes."""
+        return self.folder / "prices.npz"
 
     @property
     def target(self) -> Path:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -15,7 +16,7 @@ import numpy as np
 
 from sparseflash import __version__
 from sparseflash.base.errors import InputError, MismatchError, UnsupportedError, UsageError
-from sparseflash.base.files import write_csv, write_json
+from sparseflash.base.files import root, write_csv, write_json
 from sparseflash.codegen import footprint
 from sparseflash.codegen.build import build_firmware, build_library
 from sparseflash.codegen.generate import generate
@@ -30,19 +31,21 @@ from sparseflash.image.sfm import Image, pack
 from sparseflash.measure.engine import Engine, dense_thresholds
 from sparseflash.model import recipes
 from sparseflash.model.load import load_model
-from sparseflash.model.recipes import Recipe, fetch, fetch_tokenizer
+from sparseflash.model.load.delta import apply_delta
+from sparseflash.model.recipes import Recipe, delta_path, fetch, fetch_tokenizer
 from sparseflash.model.spec import Model, Words
 from sparseflash.pipeline.places import Places, curve_path
 from sparseflash.plan.boards import Board, load_board
 from sparseflash.plan.kept import read_plan
 from sparseflash.plan.placement import use_of
 from sparseflash.plan.plan import make_plan
-from sparseflash.plan.planner import check_streams, propose
+from sparseflash.plan.planner import check_streams, choose, propose, streams
 from sparseflash.sparsity import registry
 from sparseflash.sparsity.calibrate import Calibration, calibrate
 from sparseflash.sparsity.neuron_order import load_order, measure_order, save_order
 from sparseflash.sparsity.setting import (
     NEURONS,
+    PERCENT,
     Setting,
     check_method,
     formats_for,
@@ -60,12 +63,15 @@ from sparseflash.sparsity.windows import spread
 
 if TYPE_CHECKING:
     from sparseflash.measure.perplexity import Row
+    from sparseflash.sparsity.prices import Prices
     from sparseflash.sparsity.study import Study
 
 
 def open_model(recipe: Recipe) -> Model:
     """Downloads if needed and loads; the model takes the recipe's name."""
     model = load_model(fetch(recipe), fetch_tokenizer(recipe))
+    if recipe.delta is not None:
+        model = apply_delta(model, delta_path(recipe.delta), recipe.delta.budget)
     model.name = recipe.name
     return model
 
@@ -141,12 +147,18 @@ def calibrated(model: Model, recipe: Recipe) -> Calibration:
     return result
 
 
-def check_asked(method: str, percent: float, speculate: str = "", asvd: float = 0.0) -> None:
+PLANNED = ("auto", "planned")
+"""Methods that look at the board: auto by kept prices, planned by measuring all anew."""
+
+
+def check_asked(method: str, percent: float | None, speculate: str = "", asvd: float = 0.0) -> None:
     """Refuses, before anything is loaded, what no device runs."""
-    if method != "planned":
-        check_method(method, percent)
-    elif speculate or asvd:
-        raise UsageError("method planned takes neither --speculate nor --asvd")
+    named = "marginal" if method in PLANNED else method
+    check_method(named, PERCENT if percent is None else percent)
+    if method in PLANNED and (speculate or asvd):
+        raise UsageError(
+            f"method {method} takes neither --speculate nor --asvd; name another, as --method h"
+        )
 
 
 def setting_on(
@@ -154,7 +166,7 @@ def setting_on(
     recipe: Recipe,
     board: Board,
     method: str,
-    percent: float,
+    percent: float | None,
     kv_len: int | None = None,
     ram: int | None = None,
     head_rows: int = 0,
@@ -162,7 +174,10 @@ def setting_on(
     asvd: float = 0.0,
     progress: Callable[[str], None] = lambda _: None,
 ) -> Setting:
-    """What a method drops on a board."""
+    """What a method drops on a board; percent None takes the method's own."""
+    if method == "auto":
+        return auto_for(model, recipe, board, percent, kv_len, ram, head_rows, progress)
+    percent = PERCENT if percent is None else percent
     if method == "planned":
         return planned_for(model, recipe, board, percent, kv_len, ram, head_rows, progress)
     return setting_for(model, recipe, method, percent, speculate, asvd, progress)
@@ -307,6 +322,106 @@ def with_curve(board: Board) -> Board:
     return replace(board, raw=board.raw | {"stream": stream})
 
 
+def prices_digest(model: Model, recipe: Recipe) -> str:
+    """Of the source and of the calibration that prices belong to."""
+    settings = calibration_settings(recipe)
+    texts = {n: recipes.text_sha256(n) for n in settings["texts"] if n != "random"}
+    what = [model.source.get("sha256", ""), settings, texts]
+    return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
+
+
+def prices_of(model: Model, recipe: Recipe) -> Prices | None:
+    """Prices that were measured here, or are kept with the recipe; None where there are none."""
+    from sparseflash.sparsity.prices import Prices
+
+    digest = prices_digest(model, recipe)
+    kept = (Places(recipe.name).prices, recipes.root() / "models" / f"{recipe.name}.prices.npz")
+    for path in kept:
+        if path.is_file() and (found := Prices.load(path, digest)) is not None:
+            return found
+    return None
+
+
+def measure_prices(
+    model: Model, recipe: Recipe, progress: Callable[[str], None] = lambda _: None
+) -> Path:
+    """prices.npz: what drops cost at every site and level, and the thresholds of the levels."""
+    from sparseflash.sparsity.budgets.marginal import model_of
+    from sparseflash.sparsity.prices import GRID, Prices
+    from sparseflash.sparsity.sites import key
+
+    study, marginal = study_of(model, recipe, progress=progress), registry.method("marginal")
+    found = Prices(*model_of(study, marginal), thresholds={})
+    for site in marginal.sites:
+        name = key(site, marginal.score)
+        rows = [
+            [study.scores.threshold(i, name, t) for t in GRID] for i in range(len(model.layers))
+        ]
+        found.thresholds[site] = np.array(rows, np.float32)
+    path = Places(recipe.name).prices
+    found.save(path, prices_digest(model, recipe))
+    return path
+
+
+def dense_plan(
+    model: Model,
+    recipe: Recipe,
+    board: Board,
+    kv_len: int | None = None,
+    ram: int | None = None,
+    head_rows: int = 0,
+) -> dict[str, Any]:
+    """The plan of a board that streams when nothing is dropped."""
+    none = np.zeros((model.spec.n_layers, len(THRESHOLDS)), np.float32)
+    image = pack_model(model, recipe, "split", screened=head_rows > 0)
+    positions = kv_len or min(recipe.kv_len, board.kv_len_default)
+    return make_plan(image, board, none, positions, ram=ram, head_rows=head_rows)
+
+
+def auto_for(
+    model: Model,
+    recipe: Recipe,
+    board: Board,
+    percent: float | None = None,
+    kv_len: int | None = None,
+    ram: int | None = None,
+    head_rows: int = 0,
+    progress: Callable[[str], None] = lambda _: None,
+) -> Setting:
+    """What ``planner.choose`` takes for the board and the RAM by the prices that are there.
+
+    percent: fewer streamed bytes; None leaves it to the planner.
+
+    Raises:
+        UsageError: no plan streams so little.
+        TooSmallError: the RAM holds no plan.
+    """
+    board, dense, prices = with_curve(board), {}, None
+    if streams(board):
+        progress("planning without drops")
+        dense = dense_plan(model, recipe, board, kv_len, ram, head_rows)
+        prices = prices_of(model, recipe)
+    progress("choosing what stays in RAM and what streams")
+    formats = formats_for(recipe)
+    found, reason = choose(model.spec, formats, board, dense, percent, prices)
+    thresholds = np.zeros((model.spec.n_layers, len(THRESHOLDS)), np.float32)
+    if found is None:
+        return Setting("dense", 0.0, {}, thresholds, reason=reason)
+    assert prices is not None
+    for site, levels in found.levels.items():
+        thresholds[:, THRESHOLDS.index(site)] = prices.threshold(site, levels)
+    saved = 100 * (1 - found.read / dense["placement"]["total"]["read"])
+    return Setting(
+        "marginal",
+        round(saved, 1),
+        found.levels,
+        thresholds,
+        use=found.use,
+        expected=found.expected,
+        reason=reason,
+    )
+
+
 def planned_for(
     model: Model,
     recipe: Recipe,
@@ -334,14 +449,12 @@ def planned_for(
     check_method(marginal.name, percent)
     check_streams(board)
     board = with_curve(board)
-    none = np.zeros((model.spec.n_layers, len(THRESHOLDS)), np.float32)
-    image = pack_model(model, recipe, "split", screened=head_rows > 0)
-    positions = kv_len or min(recipe.kv_len, board.kv_len_default)
-    dense = make_plan(image, board, none, positions, ram=ram, head_rows=head_rows)
+    dense = dense_plan(model, recipe, board, kv_len, ram, head_rows)
     if not dense["placement"]["total"]["streamed"] or not percent:
+        none = np.zeros((model.spec.n_layers, len(THRESHOLDS)), np.float32)
         return Setting("dense", 0.0, {}, none, expected={"ratio": 1.0})
     study = study_of(model, recipe, progress=progress)
-    prices = Prices(*model_of(study, marginal))
+    prices = Prices(*model_of(study, marginal), thresholds={})
     named = [m for m in map(registry.method, recipe.predictors) if not study.ahead(m)]
     prices.guesses = [guessed(study, m) for m in named]
     progress("choosing what stays in RAM")
@@ -542,6 +655,33 @@ def perplexity_of(
     }
     write_report(rows, folder, about)
     return folder, rows, about
+
+
+def export_gguf(model: str, out: Path, method: str, percent: float, order: bool) -> None:
+    """A copy of the model's GGUF with thresholds, and if asked the neuron order and a predictor.
+
+    Raises:
+        UsageError: the model does not come from a GGUF file.
+    """
+    from sparseflash.model.load.gguf_out import SparseKeys, write_sparse_gguf
+
+    recipe = recipes.load_recipe(model)
+    source = recipes.fetch(recipe)
+    if source.suffix != ".gguf":
+        raise UsageError(f"{model} comes from {source.name}, not from a GGUF file")
+    loaded = open_model(recipe)
+    setting = setting_for(loaded, recipe, method, percent)
+    guess = setting.guess
+    predictor = recipe.predictors.get(guess.name) if guess and guess.rank else None
+    keys = SparseKeys(
+        method,
+        setting.percent,
+        THRESHOLDS,
+        np.asarray(setting.thresholds, np.float32),
+        neuron_order(loaded, recipe).astype(np.int32) if order else None,
+        (root() / predictor.path).read_bytes() if predictor else b"",
+    )
+    write_sparse_gguf(source, out, keys)
 
 
 def host_engine(

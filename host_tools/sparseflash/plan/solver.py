@@ -211,6 +211,7 @@ def solve(problem: Problem) -> Solved:
 class TooMuchError(UsageError):
     """More bytes than can be saved; ``least`` is what can still be reached."""
 
-    def __init__(self, least: float) -> None:
-        super().__init__(f"no plan streams so little; the least is {least:,.0f} bytes a token")
+    def __init__(self, least: float, sentence: str = "") -> None:
+        said = f"no plan streams so little; the least is {least:,.0f} bytes a token"
+        super().__init__(sentence or said)
         self.least = least

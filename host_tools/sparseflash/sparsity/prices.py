@@ -5,12 +5,21 @@
 
 from __future__ import annotations
 
+import zipfile
+import zlib
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from sparseflash.base.errors import InputError
+from sparseflash.base.files import write_arrays
 from sparseflash.sparsity.registry import Method
+
+VERSION = 1
+"""Of what prices mean; raise it when a definition changes."""
+BROKEN = (zipfile.BadZipFile, zlib.error)
 
 GRID = (0.0, 0.1, 0.2, 0.25, 0.3, 0.35, 0.4, 0.45, 0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9)
 KINDS = {"attn": ("q", "k", "v"), "o": ("o",), "x": ("xg", "xu"), "ffn": ("act", "h")}
@@ -134,10 +143,69 @@ class Guessed:
 
 @dataclass
 class Prices:
-    """All that the planner chooses by."""
+    """All that the planner chooses by, and what its choices compare with."""
 
     curves: Curves
     drift: Drift
     rises: Rises
+    thresholds: dict[str, np.ndarray]
+    """Of each site, float32 (layers, G)."""
     guesses: list[Guessed] = field(default_factory=list)
-    """Of the predictors that the recipe names."""
+    """Of the predictors that the recipe names; they are not kept in a file."""
+
+    def threshold(self, site: str, levels: np.ndarray) -> np.ndarray:
+        """What a site compares with at levels (layers,) of GRID; 0 where nothing is dropped."""
+        at = np.searchsorted(GRID, levels)
+        found = self.thresholds[site][np.arange(len(levels)), at]
+        return np.where(levels > 0, found, np.float32(0))
+
+    def save(self, path: Path, digest: str) -> None:
+        """An .npz. Thresholds are kept whole; all else as binary16 in units of its own greatest."""
+        arrays: dict[str, np.ndarray] = {"digest": np.array(digest), "version": np.array(VERSION)}
+        for name, value in self._tables().items():
+            top = float(np.abs(value).max(initial=0.0)) or 1.0
+            arrays[name] = (value / top).astype(np.float16)
+            arrays[f"{name}/top"] = np.array(top)
+        arrays |= {f"rise/{k}": np.array(v) for k, v in self.rises.items()}
+        arrays |= {f"threshold/{k}": v.astype(np.float32) for k, v in self.thresholds.items()}
+        write_arrays(path, **arrays)
+
+    def _tables(self) -> dict[str, np.ndarray]:
+        curves, drift = vars(self.curves), vars(self.drift)
+        out: dict[str, np.ndarray] = {}
+        for part, tables in (("curves", curves), ("drift", drift)):
+            for name, value in tables.items():
+                each = value if isinstance(value, dict) else {"": value}
+                out |= {f"{part}/{name}/{k}": v for k, v in each.items()}
+        return out
+
+    @classmethod
+    def load(cls, path: Path, digest: str) -> Prices | None:
+        """Those of a file; None when they were measured for another source or calibration.
+
+        Raises:
+            InputError: the file is damaged.
+        """
+        try:
+            with np.load(path, allow_pickle=False) as z:
+                if str(z["digest"]) != digest or int(z["version"]) != VERSION:
+                    return None
+                found: dict[str, dict[str, Any]] = {"curves": {}, "drift": {}}
+                rises, thresholds = {}, {}
+                for key in z.files:
+                    part, _, rest = key.partition("/")
+                    if part == "rise":
+                        rises[rest] = (float(z[key][0]), float(z[key][1]))
+                    elif part == "threshold":
+                        thresholds[rest] = z[key]
+                    elif part in found and not key.endswith("/top"):
+                        name, _, kind = rest.partition("/")
+                        value = z[key].astype(np.float64) * float(z[f"{key}/top"])
+                        if kind:
+                            found[part].setdefault(name, {})[kind] = value
+                        else:
+                            found[part][name] = value
+                curves, drift = Curves(**found["curves"]), Drift(**found["drift"])
+                return cls(curves, drift, rises, thresholds)
+        except (OSError, ValueError, KeyError, TypeError, EOFError, *BROKEN) as e:
+            raise InputError(f"{path} is damaged ({e}); make prices measures it again") from e

@@ -17,12 +17,21 @@ from sparseflash.sparsity.sites import Use
 
 DEVICE_METHODS = tuple(m.name for m in registry.METHODS.values() if m.device)
 """Methods that thresholds of a layer express."""
+PEOPLE = ("auto", "dense", "h", "cats", "paper", "teal", "prox-3", "marginal")
+"""Methods that the command line names; all that are measured are in docs/METHODS.md."""
+PERCENT = 30.0
+"""That a named method takes when none is asked for; ``auto`` chooses its own."""
 NEURONS = ("gate", "act", "up", "h")
 """Sites of true values that drop neurons."""
 
 
 def check_method(method: str, percent: float) -> None:
     """Refuses a method that does not exist or that no device runs, and a sparsity out of range."""
+    if method not in registry.METHODS and not method.startswith("lowrank-"):
+        raise UsageError(
+            f"method {method!r} is unknown; there are {', '.join(PEOPLE)}, and all of "
+            "docs/METHODS.md"
+        )
     if not registry.method(method).device:
         raise UsageError(
             f"method {method!r} is measured on the host only (make sparsity); a device runs "
@@ -49,6 +58,8 @@ class Setting:
     expected: dict[str, float] = field(default_factory=dict)
     """Of the planner: ``ratio`` of perplexity to dense and its error, measured; what the model of
     the loss predicted, now and with a megabyte more; numbers of layers by what stays whole."""
+    reason: str = ""
+    """Of ``auto``: why it chose this, a sentence."""
     predictor: str = ""
     """Method whose predictor picks the neurons of layers with a level ``proxy``."""
 

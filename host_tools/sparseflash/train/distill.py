@@ -13,8 +13,6 @@ Several processes (torchrun) share a batch: gradients and densities are averaged
 
 from __future__ import annotations
 
-import json
-import os
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -27,6 +25,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from sparseflash.base.errors import InputError
+from sparseflash.base.files import whole
 from sparseflash.model.load import delta as fmt
 from sparseflash.train import student as st
 from sparseflash.train.evaluate import settle, sparse_of
@@ -213,9 +212,9 @@ class Distiller:
         )
         if self.world > 1:
             both = torch.cat([by_budget.reshape(-1), kl.view(1)])
-            for t in [p.grad for p in self.params] + [both]:
+            for t in [p.grad for p in self.params if p.grad is not None] + [both]:
                 dist.all_reduce(t)
-                t /= self.world
+                t.div_(self.world)
             by_budget, kl = both[:-1].view_as(by_budget), both[-1]
         with torch.no_grad():
             self.densities = by_budget
@@ -325,11 +324,12 @@ class Distiller:
                 layer[m] = fmt.fit(self.base.lines(i)[m], q.cpu().numpy(), s.e[m][i].cpu().numpy())
             codes.append(layer)
         scale = {b: torch.exp(s.log_t[k]).float().cpu().numpy() for k, b in enumerate(c.budgets)}
+        norms = {n: t.detach().float().cpu().numpy() for n, t in s.norms.items()}
         out = fmt.Delta(
             codes,
             {site: s.vector[site].half().cpu().numpy() for site in fmt.SITES},
             scale,
-            *(s.norms[n].detach().float().cpu().numpy() for n in NORMS),
+            **norms,
             meta=(meta or {}) | {"settings": asdict(c), "steps": self.step, "tokens": self.tokens},
         )
         if windows is not None:
@@ -358,9 +358,8 @@ class Distiller:
             "curve": self.curve,
             "settings": asdict(self.settings),
         }
-        temporary = path.with_name(path.name + ".part")
-        torch.save(state, temporary)
-        os.replace(temporary, path)
+        with whole(path) as temporary:
+            torch.save(state, temporary)
 
     def load(self, path: Path) -> None:
         """Goes on from a checkpoint of the same model and budgets.
@@ -407,10 +406,3 @@ def _turns(which: list[int]) -> Callable[[int], float]:
         return (seen[i] - 0.5) / total[i]
 
     return key
-
-
-def write_curve(path: Path, curve: list[dict[str, Any]]) -> None:
-    """The run's readings as JSON, whole or not at all."""
-    temporary = path.with_name(path.name + ".part")
-    temporary.write_text(json.dumps(curve, indent=1))
-    os.replace(temporary, path)

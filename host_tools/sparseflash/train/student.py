@@ -23,7 +23,7 @@ from torch import Tensor
 
 from sparseflash.base.errors import UnsupportedError
 from sparseflash.model.load import delta as fmt
-from sparseflash.model.spec import Activation, Model, Norm, Position, as_float32
+from sparseflash.model.spec import LayerSpec, Model, ModelSpec, as_float32
 
 BAND = 0.5
 """Half width of the band around a threshold (as a ratio) in which the mask has a gradient."""
@@ -72,22 +72,28 @@ def base_of(model: Model) -> Base:
             activations or positions), or widths that are no multiple of 32.
     """
     s = model.spec
-    scales = {(y.rope_theta, y.rope_scale, y.window) for y in s.layers}
-    plain = (
-        s.gated
-        and s.activation is Activation.SILU
-        and s.norm is Norm.RMS
-        and s.position is Position.ROPE
-        and not (s.qk_norm or s.sandwich_norms or s.attn_bias or s.out_bias)
-        and s.embed_scale == 1.0
-        and not s.attn_scale
-        and len(scales) == 1
-        and next(iter(scales))[1:] == (1.0, 0)
+    # Whatever a spec can say beyond a plain Llama is not computed here, now or later.
+    plain = ModelSpec(
+        s.family,
+        s.vocab,
+        s.dim,
+        s.ffn_dim,
+        s.n_layers,
+        s.n_heads,
+        s.n_kv_heads,
+        s.head_dim,
+        s.context,
+        (LayerSpec(rope_theta=s.layers[0].rope_theta),) * s.n_layers,
+        norm_eps=s.norm_eps,
+        tied_head=s.tied_head,
+        bos_id=s.bos_id,
+        eos_ids=s.eos_ids,
+        chat_template=s.chat_template,
     )
-    if not plain or s.dim % 32 or s.ffn_dim % 32:
+    if s != plain or s.dim % 32 or s.ffn_dim % 32:
         raise UnsupportedError(
-            f"{model.name}: distill handles Llama-like models (SiLU, RMS norm, RoPE, no biases, "
-            "widths in multiples of 32); this one has something else"
+            f"{model.name}: distill handles plain Llama-like models (SiLU, RMS norm, RoPE, no "
+            "biases, widths in multiples of 32); this one has something else"
         )
     shape = Shape(
         s.vocab,
@@ -102,7 +108,7 @@ def base_of(model: Model) -> Base:
     )
     y = model.layers
 
-    def stack(rows: list[np.ndarray]) -> np.ndarray:
+    def stack(rows: list[Any]) -> np.ndarray:
         return np.stack(rows)
 
     qkv = [np.concatenate([as_float32(p) for p in (a.q_proj, a.k_proj, a.v_proj)]) for a in y]
@@ -134,7 +140,7 @@ def random_base(shape: Shape, seed: int = 0) -> Base:
     one = np.ones((n, d), np.float32)
     return Base(
         shape,
-        r(shape.vocab, d, scale=1.0),
+        r(shape.vocab, d, scale=0.25),
         one,
         r(n, q + 2 * kv, d, scale=0.2),
         r(n, d, q),
@@ -394,7 +400,7 @@ class Student:
         return rms(x, self.base["final_norm"], s.eps)
 
     def forward(self, ids: Tensor, which: Tensor, quantised: bool) -> tuple[Tensor, Tensor]:
-        """Last hidden state (B, T, D) and densities (L, 3, B); ``which`` (B,) chooses the budget."""
+        """Last hidden state (B, T, D), densities (L, 3, B); ``which`` (B,) chooses the budget."""
         s = self.shape
         x = F.embedding(ids, self.frozen["embed"])
         cos, sin = self._angles(ids.shape[1], x.dtype)

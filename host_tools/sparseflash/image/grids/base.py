@@ -25,6 +25,8 @@ from sparseflash.model.spec import (
 )
 
 Blocks = Q4Blocks | Q8Blocks | R8Blocks | S4Blocks | S4Columns
+LEAST_SCALE = 2.0**-24
+"""The least half above 0."""
 HALF_LIMIT = 64.0
 """Scales are below this, so that 2^24 times one is an exact 32-bit integer."""
 
@@ -122,7 +124,8 @@ def quantize(matrix: Matrix, fmt: str, where: str = "matrix", columns: bool = Fa
     """The matrix on the grid ``fmt``; blocks that are on it already pass unchanged.
 
     Raises:
-        UnsupportedError: a scale is too large for the device's integers.
+        UnsupportedError: a scale is too large for the device's integers, or weights are too small
+            for the least scale.
     """
     g = GRIDS[fmt]
     kind = g.columns_of if columns else g.rows_of
@@ -135,7 +138,36 @@ def quantize(matrix: Matrix, fmt: str, where: str = "matrix", columns: bool = Fa
                 f"{where}: a weight scale is {HALF_LIMIT:g} or more, or not a number, which the "
                 "device's integers cannot hold; check that the model file is not damaged"
             )
+    if not isinstance(matrix, kind):
+        _check_small(as_float32(matrix), blocks, fmt, where)
     return blocks
+
+
+def _check_small(w: np.ndarray, blocks: Blocks, fmt: str, where: str) -> None:
+    """Refuses a matrix of which a group of 32 would become zero though it counts.
+
+    It counts unless the matrix holds weights 2^16 times larger, which round by more than it holds.
+    """
+    top = np.float32(np.abs(w).max(initial=0))
+    if not 0 < top < LEAST_SCALE * 2**20:  # else what a scale can lose does not count
+        return
+
+    def tops(x: np.ndarray) -> np.ndarray:
+        groups = pad_columns(x[: w.shape[0], : w.shape[1]]).reshape(w.shape[0], -1, GROUP)
+        return np.asarray(np.abs(groups).max(-1))
+
+    lost = (tops(w) >= top * np.float32(2.0**-16)) & (tops(w) > 0) & (tops(blocks.float32()) == 0)
+    if lost.any():
+        raise UnsupportedError(
+            f"{where}: weights of {tops(w)[lost].max():.1e} are too small for grid {fmt}, whose "
+            f"least scale is {LEAST_SCALE:.1e}; scale the model's matrices up before"
+        )
+
+
+def half_scale(d: np.ndarray) -> np.ndarray:
+    """Scales as halves; one that would round to 0 becomes the least, so that weights stay."""
+    halves = d.astype(np.float16)
+    return np.where((halves == 0) & (d > 0), np.float16(LEAST_SCALE), halves)
 
 
 def row_bytes(cols: int, fmt: str) -> int:

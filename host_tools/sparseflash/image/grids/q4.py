@@ -14,6 +14,7 @@ from sparseflash.image.grids.base import (
     Grid,
     aligned,
     bytes_of,
+    half_scale,
     outputs_first,
     pack_nibbles,
     pad_columns,
@@ -37,7 +38,7 @@ class Q4(Grid):
         out = w.shape[0]
         x = pad_columns(w.astype(np.float32)).reshape(out, -1, GROUP)
         low = x.min(-1).astype(np.float16)
-        d = ((x.max(-1) - low.astype(np.float32)) / np.float32(15)).astype(np.float16)
+        d = half_scale((x.max(-1) - low.astype(np.float32)) / np.float32(15))
         step = d.astype(np.float32)
         inverse = np.divide(np.float32(1), step, out=np.zeros_like(step), where=step != 0)
         q = np.rint((x - low.astype(np.float32)[..., None]) * inverse[..., None])

@@ -11,6 +11,7 @@ from sparseflash.image.grids.base import (
     Grid,
     aligned,
     bytes_of,
+    half_scale,
     outputs_first,
     pad_columns,
     padded,
@@ -60,7 +61,7 @@ class Q8(Grid):
         """By the largest magnitude of each group."""
         out = w.shape[0]
         x = pad_columns(w.astype(np.float32)).reshape(out, -1, GROUP)
-        d = (np.abs(x).max(-1) / np.float32(127)).astype(np.float16)
+        d = half_scale(np.abs(x).max(-1) / np.float32(127))
         step = d.astype(np.float32)
         inverse = np.divide(np.float32(1), step, out=np.zeros_like(step), where=step != 0)
         q = np.rint(x * inverse[..., None])

@@ -27,6 +27,7 @@ budgets, figures. For every layer l and matrix m: ``words.l.m`` uint32 (coded sy
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import zipfile
@@ -39,6 +40,7 @@ from typing import Any
 import numpy as np
 
 from sparseflash.base.errors import InputError
+from sparseflash.base.files import write_bytes
 from sparseflash.model.spec import Model, S4Blocks, S4Columns, Thresholds, as_float32
 
 FORMAT = 1
@@ -262,9 +264,7 @@ def write_delta(path: Path, delta: Delta, base: list[dict[str, np.ndarray]]) -> 
     ):
         for info in source.infolist():
             out.writestr(zipfile.ZipInfo(info.filename), source.read(info), zipfile.ZIP_DEFLATED)
-    temporary = path.with_name(path.name + ".part")
-    temporary.write_bytes(packed.getvalue())
-    temporary.replace(path)
+    write_bytes(path, packed.getvalue())
     return len(packed.getvalue())
 
 
@@ -357,5 +357,14 @@ def apply_delta(base: Model, path: Path, budget: int | None = None) -> Model:
                 thresholds=delta.thresholds(i, budget),
             )
         )
-    source = base.source | {"delta": path.name, "budget": str(budget)}
-    return replace(base, layers=layers, final_norm=delta.final_norm, source=source)
+    # What is derived from the model is kept by its hash, so this one needs its own.
+    sha = hashlib.sha256(base.source.get("sha256", "").encode() + path.read_bytes())
+    sha.update(str(budget).encode())
+    source = base.source | {
+        "delta": path.name,
+        "budget": str(budget),
+        "base_sha256": base.source.get("sha256", ""),
+        "sha256": sha.hexdigest(),
+    }
+    spec = replace(base.spec, own_thresholds=True)
+    return replace(base, spec=spec, layers=layers, final_norm=delta.final_norm, source=source)

@@ -108,7 +108,7 @@ def _layer(tensors: _Tensors, family: Family, spec: ModelSpec, i: int) -> Layer:
                         f"configuration asks for {len(index)} rows; export the checkpoint again"
                     )
                 parts[field] = rows[index]
-    return Layer(**parts)  # type: ignore[arg-type]
+    return Layer(**parts)
 
 
 def _chat_template(folder: Path) -> str:
