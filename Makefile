@@ -23,7 +23,7 @@ STAMP := $(VENV)/.ready
 STAMP_DEV := $(VENV)/.ready-dev
 PIP := $(PY) -m pip --quiet --disable-pip-version-check
 
-.PHONY: flash-curve cycles help demo test setup setup-boards fetch calibrate generate build flash size stack validate perplexity sparsity prices bench chat boards models golden lint clean
+.PHONY: faults flash-curve cycles help demo test setup setup-boards fetch calibrate generate build flash size stack validate perplexity sparsity prices bench chat boards models golden lint clean
 
 help: ## This list
 	awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-14s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -51,6 +51,9 @@ setup-boards: ## Compilers and emulators of the boards (apt-get; needs root or s
 test: $(STAMP_DEV) setup-boards ## Set-up, compilers and emulators, and every test
 	$(SF) fetch --model smollm2-135m --texts
 	$(PY) -m pytest -q -ra
+
+faults: $(STAMP_DEV) ## Every fault of the campaigns that make test samples
+	SPARSEFLASH_FAULTS=all $(PY) -m pytest -q tests/faults
 
 fetch: setup ## Downloads MODEL
 	$(SF) fetch --model $(MODEL) --texts
