@@ -111,12 +111,12 @@ lint: $(STAMP_DEV) ## ruff, mypy, clang-format; cppcheck and clang-tidy where th
 	$(VENV)/bin/ruff check host_tools tests
 	$(VENV)/bin/ruff format --check host_tools tests
 	$(VENV)/bin/mypy
-	$(VENV)/bin/clang-format --dry-run -Werror $$(find firmware tests -name '*.[ch]')
+	$(VENV)/bin/clang-format --dry-run -Werror $$(find firmware tests host_tools/emulators -name '*.[ch]')
 	for d in tests/golden/*/; do \
 	    ! command -v cppcheck >/dev/null || cppcheck --quiet --std=c11 --error-exitcode=1 \
-	        --enable=warning,performance,portability -Ifirmware/include -I$$d $$d/sf_model.c || exit 1; \
+	        --enable=warning,performance,portability -Ifirmware/include -Ifirmware/kernels/plain -I$$d $$d/sf_model.c || exit 1; \
 	    ! command -v clang-tidy >/dev/null || clang-tidy --quiet --warnings-as-errors='*' \
-	        $$d/sf_model.c -- -std=c11 -Ifirmware/include -I$$d || exit 1; \
+	        $$d/sf_model.c -- -std=c11 -Ifirmware/include -Ifirmware/kernels/plain -I$$d || exit 1; \
 	done
 
 clean: ## Removes what was built (not the venv and the downloads)

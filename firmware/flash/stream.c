@@ -378,7 +378,10 @@ const uint8_t *sf_flash_row(const sf_part *part, uint32_t row) {
         return row_memory[k];
     }
     wait_slot(&single[k]);
-    single[k].rows = error == SF_OK ? 1 : 0; /* to be read again */
+    if (error != SF_OK) {
+        single[k].rows = 0; /* to be read again */
+        memset(row_memory[k], 0, SF_ROW_BYTES);
+    }
     /* Scales come block after block: the next is on its way while this one is used. */
     slot *other = &single[1u - k];
     wait_slot(other);

@@ -17,10 +17,11 @@ typedef struct {
     uint32_t rows;
     uint32_t pinned; /* rows from 0 on that are resident in RAM */
     uint32_t pin;    /* where they lie in the resident RAM */
-    bool ffn;        /* counts as FFN bytes */
-    bool tables;     /* scales: rows come one by one */
+    bool ffn : 1;    /* counts as FFN bytes */
+    bool tables : 1; /* scales: rows come one by one */
     uint8_t input;   /* threshold of the inputs whose columns these are; 0: not columns of inputs */
     uint8_t grid;    /* enum sf_grid: how a row stores its weights */
+    uint8_t shift;   /* of a product by columns that carry their scales: sf_axpy_s4 */
 } sf_part;
 
 /* Rows of a part, all from 0 on or those of an ascending index list. */

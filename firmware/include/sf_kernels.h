@@ -89,6 +89,16 @@ static inline float sf_sum_to_float(int64_t acc, int32_t s) {
 static inline float sf_row_sum_to_float(int64_t acc, int32_t s) {
     return sf_sum_to_float(acc, s - 24);
 }
+/* What a group of a column of s4 is multiplied by, |result| < 2^15: the activation a times the
+ * scale in units of 2^(shift - 24), rounded; shift >= 1 is the matrix's. */
+static inline int32_t sf_s4_factor(int32_t a, uint32_t half, uint32_t shift) {
+    const int64_t product = (int64_t)a * sf_half(half);
+    return (int32_t)((product + ((int64_t)1 << (shift - 1u))) >> shift);
+}
+/* Its sums as floats; s is the activation's. */
+static inline float sf_s4_to_float(int32_t acc, uint32_t shift, int32_t s) {
+    return (float)acc * sf_pow2((int32_t)shift - (24 + SF_SHIFT_SPAN + s));
+}
 /* A sum below 2^63 as a float, and back, truncated; neither needs a conversion by doubles. */
 static inline float sf_whole(uint64_t sum) {
     return sf_sum_to_float((int64_t)sum, -(24 + SF_SHIFT_SPAN));
@@ -128,17 +138,6 @@ typedef struct {
     float scale;              /* score scale * log2(e) */
 } sf_attn;
 
-/* What a group of a column of s4 is multiplied by, |result| < 2^15: the activation a times the
- * scale in units of 2^(shift - 24), rounded; shift >= 1 is the matrix's. */
-static inline int32_t sf_s4_factor(int32_t a, uint32_t half, uint32_t shift) {
-    const int64_t product = (int64_t)a * sf_half(half);
-    return (int32_t)((product + ((int64_t)1 << (shift - 1u))) >> shift);
-}
-/* Sums of columns of s4 as floats; s is the activation's. */
-static inline float sf_s4_to_float(int32_t acc, uint32_t shift, int32_t s) {
-    return (float)acc * sf_pow2((int32_t)shift - (24 + SF_SHIFT_SPAN + s));
-}
-
 /* Every kernel; a tier has some of them, and what it lacks is that of plain C, to the same bits. */
 typedef struct {
     /* x [n] -> v, groups of 32. */
@@ -151,7 +150,6 @@ typedef struct {
     void (*dot_q4)(const uint8_t *const *row, uint32_t n, const sf_bfp *x, float *out);
     void (*dot_q8)(const uint8_t *const *row, uint32_t n, const sf_bfp *x, float *out);
     void (*dot_r8)(const uint8_t *const *row, uint32_t n, const sf_bfp *x, float *out);
-    /* Symmetric 4-bit rows whose scales follow them. */
     void (*dot_s4)(const uint8_t *const *row, uint32_t n, const sf_bfp *x, float *out);
     /* The same for proxy rows of 1 to 4 bits a weight. */
     void (*dot_proxy)(const uint8_t *const *row, uint32_t n, uint32_t bits, const sf_bfp *x,
@@ -160,27 +158,23 @@ typedef struct {
      * words. */
     void (*dot_signs)(const uint8_t *const *row, uint32_t n, const uint32_t *sign, uint32_t groups,
                       float *out);
-    /* sums += sum_r h[r] * col[r][j] for n <= SF_GROUP columns of dim weights of one block of 32
-     * inputs: isum [dim] before their shift by k, or acc [dim] after it. A grid with a scale a
-     * block takes isum, and its scale moves them to acc; r8 takes acc. */
+    /* isum[j] += sum_r h[r] * col[r][j] for n <= SF_GROUP columns of dim weights. */
     void (*axpy_q4)(const uint8_t *const *col, const int8_t *h, uint32_t n, uint32_t dim,
-                    uint32_t k, int32_t *isum, int64_t *acc);
+                    int32_t *isum);
     void (*axpy_q8)(const uint8_t *const *col, const int8_t *h, uint32_t n, uint32_t dim,
-                    uint32_t k, int32_t *isum, int64_t *acc);
+                    int32_t *isum);
+    /* acc[j] += (sum_r h[r] * col[r][j]) << k; the scales of r8 are those of outputs. */
     void (*axpy_r8)(const uint8_t *const *col, const int8_t *h, uint32_t n, uint32_t dim,
-                    uint32_t k, int32_t *isum, int64_t *acc);
+                    uint32_t k, int64_t *acc);
+    /* acc[j] += sum_r factor(a[r], scale) * q of col[r][j] for n <= SF_TILE columns of dim weights
+     * of s4 (sf_s4_factor); a is an activation with its shift, q << k. */
+    void (*axpy_s4)(const uint8_t *const *col, const int32_t *a, uint32_t n, uint32_t dim,
+                    uint32_t shift, int32_t *acc);
     /* acc[j] += (isum[j] << k) * d[j] + sum * m[j]; scales as in the image; clears isum. */
     void (*scale_q4)(const uint8_t *scales, uint32_t k, int32_t sum, uint32_t dim, int32_t *isum,
                      int64_t *acc);
     void (*scale_q8)(const uint8_t *scales, uint32_t k, int32_t sum, uint32_t dim, int32_t *isum,
                      int64_t *acc);
-    void (*scale_r8)(const uint8_t *scales, uint32_t k, int32_t sum, uint32_t dim, int32_t *isum,
-                     int64_t *acc);
-
-    /* acc[j] += sum_r sf_s4_factor(a[r], its scale) * q of col[r][j] for n <= SF_TILE columns of
-     * dim weights that carry their scales; a is an activation with its shift, q << k. */
-    void (*axpy_s4)(const uint8_t *const *col, const int32_t *a, uint32_t n, uint32_t dim,
-                    uint32_t shift, int32_t *acc);
 
     /* The rows largest of x [n], n <= 65536, the least index first among equals: their indices,
      * ascending, in pick [rows]. */
@@ -225,10 +219,9 @@ typedef struct {
     X(plain, axpy_q4)                                                                              \
     X(plain, axpy_q8)                                                                              \
     X(plain, axpy_r8)                                                                              \
+    X(plain, axpy_s4)                                                                              \
     X(plain, scale_q4)                                                                             \
     X(plain, scale_q8)                                                                             \
-    X(plain, scale_r8)                                                                             \
-    X(plain, axpy_s4)                                                                              \
     X(plain, pick_largest)                                                                         \
     X(plain, row_q4)                                                                               \
     X(plain, row_q8)                                                                               \
@@ -289,10 +282,9 @@ static inline void sf_choose_tier(void) {
 #define sf_axpy_q4 sf_tier.axpy_q4
 #define sf_axpy_q8 sf_tier.axpy_q8
 #define sf_axpy_r8 sf_tier.axpy_r8
+#define sf_axpy_s4 sf_tier.axpy_s4
 #define sf_scale_q4 sf_tier.scale_q4
 #define sf_scale_q8 sf_tier.scale_q8
-#define sf_scale_r8 sf_tier.scale_r8
-#define sf_axpy_s4 sf_tier.axpy_s4
 #define sf_pick_largest sf_tier.pick_largest
 #define sf_row_q4 sf_tier.row_q4
 #define sf_row_q8 sf_tier.row_q8

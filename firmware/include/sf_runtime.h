@@ -94,7 +94,8 @@ int sf_tap_set(uint32_t layer, uint32_t site);
 /* Values kept by the last step; *n gets the count. */
 const float *sf_tap_values(uint32_t *n);
 
-/* Sampling. temperature 0 is greedy; top_p 1 keeps all. Integer PRNG, seed != 0. */
+/* Sampling. temperature 0 is greedy; top_p 1 keeps all. What is out of range is taken as the
+ * nearest value in it. Integer PRNG. */
 typedef struct {
     float temperature;
     float top_p;

@@ -15,6 +15,8 @@ enum {
     WIRE = FRAME + FRAME / 254 + 2 /* stuffing and the zero */
 };
 
+#define MOST_TEMPERATURE 1e6f /* beyond it every token is as likely */
+
 static struct {
     uint8_t in[WIRE]; /* the frame coming in; decoded in place */
     size_t in_n;
@@ -301,8 +303,13 @@ static int generate(const uint8_t *p) {
     if (!s.have_logits) {
         return SF_LINK_ERR_LOGITS;
     }
+    const float temperature = get_float(p + 8), top_p = get_float(p + 12);
+    if (!(temperature >= 0.0f && temperature <= MOST_TEMPERATURE && top_p >= 0.0f &&
+          top_p <= 1.0f)) {
+        return SF_ERR_ARG;
+    }
     end_generation();
-    sf_sampler_init(&s.sampler, get_float(p + 8), get_float(p + 12), get64(p + 16));
+    sf_sampler_init(&s.sampler, temperature, top_p, get64(p + 16));
     s.left = get32(p + 4);
     s.generating = true;
     return SF_OK;
@@ -344,11 +351,12 @@ static int stream(const uint8_t *p) {
         }
         uint32_t n = 0;
         const uint8_t *text = sf_token_text(s.token, &n);
-        if (6u + (size_t)n > room()) {
-            if (count > 0) {
-                break;
-            }
-            n = (uint32_t)room() - 6u; /* longer than a reply: the token counts, not its text */
+        const size_t space = room();
+        if (count > 0 && (space < 6u || n > space - 6u)) {
+            break;
+        }
+        if (n > space - 6u) { /* longer than a reply: the token counts, not its text */
+            n = (uint32_t)space - 6u;
         }
         put32(s.token);
         put16(n);

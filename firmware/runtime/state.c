@@ -172,7 +172,13 @@ const uint8_t *sf_token_text(uint32_t token, uint32_t *n) {
     if (token >= SF_VOCAB) {
         return text;
     }
+    /* A damaged table gives no text, and none from outside the image. */
+    const uint32_t most = SF_IMAGE_BYTES - SF_TOKENS_AT - 4u - (SF_VOCAB + 1u) * 4u;
     const uint32_t from = sf_load32(table + 4u * token);
-    *n = sf_load32(table + 4u * token + 4u) - from;
+    const uint32_t to = sf_load32(table + 4u * token + 4u);
+    if (from > to || to > most) {
+        return text;
+    }
+    *n = to - from;
     return text + from;
 }

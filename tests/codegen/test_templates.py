@@ -13,6 +13,7 @@ import pytest
 from conftest import random_model
 from sparseflash.base.errors import InputError
 from sparseflash.base.files import root
+from sparseflash.codegen.build import includes
 from sparseflash.codegen.generate import render
 from sparseflash.image.sfm import Image, pack
 from sparseflash.measure.engine import dense_thresholds
@@ -21,7 +22,17 @@ from sparseflash.plan.memory import ARRAYS, bytes_of
 from sparseflash.plan.plan import make_plan, memory_sizes
 
 TEMPLATES = sorted((root() / "codegen_templates").glob("*.j2"))
-STAGES = ["attention", "matrix", "predictor", "prefetch", "sf_model", "sparse_ffn", "tables"]
+STAGES = [
+    "attention",
+    "columns",
+    "matrix",
+    "rows",
+    "predictor",
+    "prefetch",
+    "sf_model",
+    "sparse_ffn",
+    "tables",
+]
 
 
 @pytest.fixture
@@ -73,7 +84,6 @@ def test_a_size_is_said_once(plan: dict[str, Any], tmp_path: Path) -> None:
     for arena, fits in ((plan["arena_bytes"], True), (plan["arena_bytes"] + 4, False)):
         for name, text in render(plan | {"arena_bytes": arena}).items():
             (tmp_path / name).write_text(text)
-        include = root() / "firmware" / "include"
-        command = ["cc", f"-I{include}", "-I.", "-fsyntax-only", "sf_model.c"]
+        command = ["cc", *includes("x86_64"), "-I.", "-fsyntax-only", "sf_model.c"]
         said = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
         assert ("counts the bytes of the plan" not in said.stderr) == fits

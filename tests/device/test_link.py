@@ -18,7 +18,7 @@ from cobs import cobs
 
 from sparseflash.base.errors import LinkError, MismatchError, ToolError, UsageError
 from sparseflash.base.files import root
-from sparseflash.codegen.build import STRICT
+from sparseflash.codegen.build import STRICT, includes
 from sparseflash.device.host_board import HostProcess, start_host_device
 from sparseflash.device.link import protocol
 from sparseflash.device.link.client import Device
@@ -68,9 +68,9 @@ def build_fake(folder: Path, *flags: str) -> Path:
         Path(__file__).with_name("fake_runtime.c"),
     ]
     exe = folder / "sparseflash-device"
-    includes = [f"-I{fw / 'include'}", f"-I{fw / 'link'}"]
     subprocess.run(
-        ["cc", *STRICT, "-O2", *flags, *includes, *map(str, sources), "-o", str(exe)], check=True
+        ["cc", *STRICT, "-O2", *flags, *includes("plain"), *map(str, sources), "-o", str(exe)],
+        check=True,
     )
     return exe
 
@@ -207,6 +207,60 @@ def test_any_payload_is_answered(process: HostProcess) -> None:
                 d._request(_AnyType(kind), bytes([fill]) * n, lambda _: None)
             except (DeviceError, LinkError) as e:
                 assert "refused" in str(e), (kind, n, fill)
+
+
+@pytest.mark.parametrize("kind", [Type.READ_LOGITS, Type.READ_TRACE, Type.READ_TAP])
+def test_reads_stay_inside(device: Device, kind: Type) -> None:
+    """Offset and count of what is read lie inside it, and the reply fits a frame."""
+    device.step(3)
+    n = {Type.READ_LOGITS: VOCAB, Type.READ_TRACE: LAYERS * 7, Type.READ_TAP: 600}[kind]
+    most = protocol.TAP_CHUNK if kind == Type.READ_TAP else protocol.CHUNK
+    head = 4 if kind == Type.READ_TAP else 0
+    for offset, count in ((0, most), (n - 1, 1), (n, 0), (n - most, most)):
+        got = device._request(kind, protocol.read(offset, count), lambda payload: payload)
+        assert len(got) == head + 4 * count
+    for offset, count in (
+        *((0, c) for c in (most + 1, 1000, 0x4000, 0x4001, 65535)),
+        *((n - 1, c) for c in (2, most)),
+        *((n, c) for c in (1, most)),
+        *((o, c) for o in (n + 1, 2**30, 2**31, 2**32 - 1) for c in (0, 1, most)),
+    ):
+        with pytest.raises(DeviceError, match="out of range"):
+            device._request(kind, protocol.read(offset, count), lambda payload: payload)
+
+
+@pytest.mark.parametrize(
+    ("temperature", "top_p"),
+    [
+        *((float("nan"), 1), (-1e-3, 1), (1e7, 1), (float("inf"), 1)),
+        *((1, float("nan")), (1, -0.1), (1, 1.01), (1, float("inf"))),
+    ],
+)
+def test_sampling_out_of_range(device: Device, temperature: float, top_p: float) -> None:
+    """The client refuses it before it asks, and so does the device."""
+    with pytest.raises(UsageError, match="out of range"):
+        next(device.generate([1], 3, temperature, top_p))
+    assert device.position == 0
+    device.prefill([1], logits=True)
+    payload = protocol.generate(1, 3, temperature, top_p, 1)
+    with pytest.raises(DeviceError, match="out of range"):
+        device._request(Type.GENERATE, payload, lambda _: None)
+
+
+def test_texts_longer_than_a_frame(
+    tmp_path: Path, image: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a broken table, where addresses have 32 bits too: the token counts, its text is cut."""
+    monkeypatch.setenv("FAKE_LONG_TEXT", "1")
+    for flags in ([], ["-m32"]):
+        try:
+            built = build_fake(tmp_path, "-fsanitize=undefined", *flags)
+        except subprocess.CalledProcessError:
+            pytest.skip("no C library of 32 bits")
+        with start_host_device(built, image) as host, Device.open(host.url) as d:
+            got = list(d.generate([1, 2], 3))
+            assert [t for t, _ in got] == [t for t, _ in Fake().run(1, 2).generate(3)]
+            assert {len(text) for _, text in got} == {1024 - 7 - 6}
 
 
 class _AnyType(int):

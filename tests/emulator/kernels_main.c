@@ -144,8 +144,8 @@ static bool row_scales(uint32_t kind) {
     }
     const uint32_t few = below((ROWS < SF_GROUP ? ROWS : SF_GROUP) + 1u), shift = below(13);
     memcpy(acc[1], acc[0], sizeof acc[0]);
-    sf_axpy_r8(p, q[0], few, groups * 32u, shift, isum[0], acc[0]);
-    sf_plain_axpy_r8(p, q[0], few, groups * 32u, shift, isum[1], acc[1]);
+    sf_axpy_r8(p, q[0], few, groups * 32u, shift, acc[0]);
+    sf_plain_axpy_r8(p, q[0], few, groups * 32u, shift, acc[1]);
     return memcmp(acc[0], acc[1], sizeof acc[0]) == 0;
 }
 
@@ -180,6 +180,77 @@ static bool own_scales(uint32_t kind) {
     return memcmp(isum[0], isum[1], groups * 32u * sizeof(int32_t)) == 0;
 }
 
+/* Proxies of 1 to 4 bits, and signs. */
+static bool few_bits(uint32_t kind) {
+    const uint32_t groups = 1u + below(GROUPS), n = 1u + below(ROWS), bits = 1u + below(4);
+    const uint8_t *p[ROWS];
+    const sf_bfp v = {q[0], sum[0], k[0], groups, (int32_t)below(120) - 40};
+    uint32_t sign[GROUPS];
+    rows_and_x(groups, 4u * bits, kind);
+    for (uint32_t r = 0; r < ROWS; r++) {
+        p[r] = rows[r];
+    }
+    sf_dot_proxy(p, n, bits, &v, out[0]);
+    sf_plain_dot_proxy(p, n, bits, &v, out[1]);
+    if (memcmp(out[0], out[1], n * sizeof(float)) != 0) {
+        return false;
+    }
+    fill((uint8_t *)sign, sizeof sign, kind, 0, 0xFF);
+    sf_dot_signs(p, n, sign, groups, out[0]);
+    sf_plain_dot_signs(p, n, sign, groups, out[1]);
+    return memcmp(out[0], out[1], n * sizeof(float)) == 0;
+}
+
+/* The largest of values among which some are equal. */
+static bool picked(uint32_t kind) {
+    static uint16_t pick[2][MAX_DIM];
+    const uint32_t n = 1u + below(MAX_DIM), most = 1u + below(n);
+    for (uint32_t i = 0; i < n; i++) {
+        x[i] = kind == 0 ? value(60) : (kind == 1 ? 0.0f : (float)((int32_t)below(20) - 10));
+    }
+    sf_pick_largest(x, n, most, pick[0]);
+    sf_plain_pick_largest(x, n, most, pick[1]);
+    return memcmp(pick[0], pick[1], most * sizeof pick[0][0]) == 0;
+}
+
+static bool rows_as_floats(uint32_t kind) {
+    const uint32_t groups = 1u + below(GROUPS), dim = groups * SF_GROUP;
+    rows_and_x(groups, 16, kind);
+    sf_row_q4(rows[0], dim, out[0]);
+    sf_plain_row_q4(rows[0], dim, out[1]);
+    if (memcmp(out[0], out[1], dim * sizeof(float)) != 0) {
+        return false;
+    }
+    sf_row_s4(rows[0], dim, out[0]);
+    sf_plain_row_s4(rows[0], dim, out[1]);
+    if (memcmp(out[0], out[1], dim * sizeof(float)) != 0) {
+        return false;
+    }
+    rows_and_x(groups, 32, kind);
+    sf_row_q8(rows[0], dim, out[0]);
+    sf_plain_row_q8(rows[0], dim, out[1]);
+    return memcmp(out[0], out[1], dim * sizeof(float)) == 0;
+}
+
+static bool rotated(void) {
+    const uint32_t half = 1u + below(64), pos = random32() >> below(32);
+    uint32_t inc[64];
+    for (uint32_t i = 0; i < half; i++) {
+        inc[i] = random32();
+        x[i] = value(60);
+        x[half + i] = value(60);
+    }
+    sf_rope_angles(inc, half, pos, out[0]);
+    sf_plain_rope_angles(inc, half, pos, out[1]);
+    if (memcmp(out[0], out[1], 2u * half * sizeof(float)) != 0) {
+        return false;
+    }
+    memcpy(x + 2u * half, x, 2u * half * sizeof(float));
+    sf_rope(x, out[0], half);
+    sf_plain_rope(x + 2u * half, out[0], half);
+    return memcmp(x, x + 2u * half, 2u * half * sizeof(float)) == 0;
+}
+
 static bool columns(uint32_t kind) {
     const uint32_t dim = 32u * (1u + below(GROUPS)), n = 1u + below(ROWS);
     const uint32_t shift = below(13);
@@ -196,16 +267,16 @@ static bool columns(uint32_t kind) {
         memcpy(scales + 4u * i, &a, sizeof a);
         memcpy(scales + 4u * i + 2u, &b, sizeof b);
     }
-    sf_axpy_q4(p, q[0], n, dim, shift, isum[0], acc[0]);
-    sf_plain_axpy_q4(p, q[0], n, dim, shift, isum[1], acc[1]);
+    sf_axpy_q4(p, q[0], n, dim, isum[0]);
+    sf_plain_axpy_q4(p, q[0], n, dim, isum[1]);
     if (memcmp(isum[0], isum[1], dim * sizeof(int32_t)) != 0) {
         return false;
     }
     const int32_t total = ((int32_t)below(8129) - 4064) * (1 << shift);
     sf_scale_q4(scales, shift, total, dim, isum[0], acc[0]);
     sf_plain_scale_q4(scales, shift, total, dim, isum[1], acc[1]);
-    sf_axpy_q8(p, q[0], n, dim, shift, isum[0], acc[0]);
-    sf_plain_axpy_q8(p, q[0], n, dim, shift, isum[1], acc[1]);
+    sf_axpy_q8(p, q[0], n, dim, isum[0]);
+    sf_plain_axpy_q8(p, q[0], n, dim, isum[1]);
     if (memcmp(isum[0], isum[1], dim * sizeof(int32_t)) != 0) {
         return false;
     }
@@ -306,6 +377,11 @@ static bool elementwise(uint32_t kind) {
     if (memcmp(out[0], out[1], n * sizeof(float)) != 0) {
         return false;
     }
+    sf_relu(x, n, out[0]);
+    sf_plain_relu(x, n, out[1]);
+    if (memcmp(out[0], out[1], n * sizeof(float)) != 0) {
+        return false;
+    }
     sf_multiply(out[0], x, n);
     sf_plain_multiply(out[1], x, n);
     sf_add(out[0], x + MAX_DIM / 2, n);
@@ -340,6 +416,20 @@ const char *first_difference(void) {
             if (!own_scales(j & 3u)) {
                 return "rows and columns with their own scales";
             }
+        }
+        for (uint32_t j = 0; j < 4; j++) {
+            if (!few_bits(j)) {
+                return "proxies or signs";
+            }
+            if (!picked(j)) {
+                return "pick_largest";
+            }
+        }
+        if (!rows_as_floats(kind)) {
+            return "rows as floats";
+        }
+        if (!rotated()) {
+            return "rope";
         }
         if (!columns(kind)) {
             return "axpy or scale";

@@ -6,15 +6,32 @@
 #include "sf_runtime.h"
 
 #define QUEUE 64u
+#define RUBBISH 0x53 /* halves of 58: nothing of a model is so large */
 
 static struct {
     uint32_t offset, bytes;
     uint8_t *buffer;
     bool busy, done;
 } queue[QUEUE];
-static uint32_t seed = 1, depth = QUEUE, fail_at, reads;
+static uint32_t seed = 1, depth = QUEUE, fail_at, reads, kind;
+
+/* How the failing read fails. */
+enum { FAIL = 0, SHORT = 1, FLIP = 2 };
 
 void sf_fault_set(uint32_t new_seed, uint32_t new_depth, uint32_t fail);
+void sf_fault_kind(uint32_t new_kind);
+uint32_t sf_fault_reads(void);
+
+/* FAIL: nothing arrives. SHORT: half of it does. FLIP: all of it, with a bit the other way. Each is
+ * told. */
+void sf_fault_kind(uint32_t new_kind) {
+    kind = new_kind;
+}
+
+/* Reads since sf_fault_set(). */
+uint32_t sf_fault_reads(void) {
+    return reads;
+}
 
 /* seed of the order, most reads in flight (1 to 64), number of the read that fails (0: none). */
 void sf_fault_set(uint32_t new_seed, uint32_t new_depth, uint32_t fail) {
@@ -46,7 +63,7 @@ sf_ticket sf_flash_submit(uint32_t offset, uint32_t bytes, void *buffer) {
             queue[k].buffer = buffer;
             queue[k].busy = true;
             queue[k].done = false;
-            memset(buffer, 0xA5, bytes);
+            memset(buffer, RUBBISH, bytes);
             /* Some finish at once, some only when waited for. */
             if (random16() % 3u == 0) {
                 finish(k);
@@ -76,7 +93,12 @@ int sf_flash_wait(sf_ticket t) {
     queue[t].busy = false;
     reads++;
     if (reads == fail_at) {
-        memset(queue[t].buffer, 0xA5, queue[t].bytes);
+        const uint32_t bytes = queue[t].bytes, good = kind == SHORT ? bytes / 2u : 0u;
+        if (kind == FLIP) {
+            queue[t].buffer[random16() % bytes] ^= (uint8_t)(1u << random16() % 8u);
+        } else {
+            memset(queue[t].buffer + good, RUBBISH, bytes - good);
+        }
         return SF_ERR_FLASH;
     }
     return SF_OK;

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -233,6 +234,32 @@ def test_failed_reads_are_named(image: Image, ids: np.ndarray, host: Board, tmp_
                 got = e.step(int(token))
             assert got is not None and np.array_equal(got, want[p]), (n, p)
     assert failures > 10
+
+
+@pytest.mark.parametrize("kind", ["fail", "short", "flip"])
+@pytest.mark.parametrize("buffers", [2, 5])
+def test_any_read_of_a_token_may_fail(
+    ids: np.ndarray, host: Board, tmp_path: Path, kind: str, buffers: int
+) -> None:
+    """Read n of some tokens fails, for every n (`make faults`) or a sample: a retry is right.
+
+    In this model a failed step meets keys below the least exponent of the cache.
+    """
+    pack(random_model(seed=2, n_layers=3), tmp_path / "m.sfm", Formats(layout="split", guess=2))
+    image = Image(tmp_path / "m.sfm")
+    e = engine(image, stream_board(host, ring_buffers=buffers), 44_000, tmp_path)
+    e._lib.sf_fault_kind(ctypes.c_uint32(("fail", "short", "flip").index(kind)))
+    failures = 0
+    for name, t in masks(image).items():
+        e.set_thresholds(t)
+        want = Reference(image).run(ids[:8], t, keep_sites=False).logits
+        replay(e, ids[:8], want, 1, 64)
+        n = 1
+        while n <= e._lib.sf_fault_reads():
+            replay(e, ids[:8], want, n, 64, n, (name, kind))
+            failures += 1
+            n += 1 if os.environ.get("SPARSEFLASH_FAULTS") == "all" else 7
+    assert failures > 150
 
 
 def test_too_small(image: Image, host: Board) -> None:

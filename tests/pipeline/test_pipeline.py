@@ -25,7 +25,7 @@ from sparseflash.device.bench import bench
 from sparseflash.device.host_board import start_host_device
 from sparseflash.device.validate import validate
 from sparseflash.image.factors import FACTORED, Factors
-from sparseflash.image.quantize import pack_rows
+from sparseflash.image.grids import pack_rows
 from sparseflash.image.reference import THRESHOLDS, Reference
 from sparseflash.image.sfm import Formats, Image, pack
 from sparseflash.measure.engine import Engine, dense_thresholds

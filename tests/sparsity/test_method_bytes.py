@@ -12,8 +12,10 @@ from conftest import data_folder, random_factors, random_predictor
 from sparseflash.base.errors import UsageError
 from sparseflash.codegen.build import build_library
 from sparseflash.codegen.generate import generate
+from sparseflash.image.bfp import Bfp, quantize_bfp
+from sparseflash.image.grids import linear
 from sparseflash.image.predictor import Predictor
-from sparseflash.image.reference import THRESHOLDS, Bfp, Linear, Reference, activate, quantize_bfp
+from sparseflash.image.reference import THRESHOLDS, Reference, activate
 from sparseflash.image.sfm import Formats, Image, pack
 from sparseflash.measure.engine import Engine, dense_thresholds
 from sparseflash.model.recipes import PredictorFile, file_sha256, load_recipe
@@ -78,20 +80,20 @@ def guess_of(
     """g' and u' of SPEC.md, from the rows of the image."""
     image = reference.image
     x = quantize_bfp(site["attn_in" if image.formats.ahead else "ffn_in"])
-    if not image.formats.rank:
+    if not image.rank:
         gate, up = image.guess(i)
-        return Linear(gate)(x), Linear(up)(x)
+        return linear(gate)(x), linear(up)(x)
     b, gate, up = image.predictor(i)
-    z = quantize_bfp(Linear(b)(x))
-    return Linear(gate)(z), Linear(up)(z)
+    z = quantize_bfp(linear(b)(x))
+    return linear(gate)(z), linear(up)(z)
 
 
 def product(reference: Reference, i: int, name: str, x: Bfp) -> np.ndarray:
     """gate or up of SPEC.md, whole or A (B x)."""
     pair = reference.image.factors(i, name)
     if pair is not None:
-        return Linear(pair[1])(quantize_bfp(Linear(pair[0])(x)))
-    return Linear(reference.image.ffn(i)[name == "up"])(x)
+        return linear(pair[1])(quantize_bfp(linear(pair[0])(x)))
+    return linear(reference.image.ffn(i)[name == "up"])(x)
 
 
 def reads_of(

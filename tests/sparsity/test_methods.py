@@ -15,7 +15,7 @@ import torch
 from conftest import random_factors, random_model
 from sparseflash.base.errors import InputError, UsageError
 from sparseflash.image.factors import FACTORED, Factors, shape_of
-from sparseflash.image.quantize import row_bytes
+from sparseflash.image.grids import row_bytes
 from sparseflash.image.sfm import Formats
 from sparseflash.measure.stats import perplexity_ratio
 from sparseflash.model.spec import Activation, Model, Q8Blocks, as_float32

@@ -44,9 +44,7 @@ static uint32_t pair_up(const uint8_t *const *col, const int8_t *h, uint32_t n, 
 /* clang-format on */
 
 void sf_arm_dsp_axpy_q8(const uint8_t *const *col, const int8_t *h, uint32_t n, uint32_t dim,
-                        uint32_t shift, int32_t *isum, int64_t *acc) {
-    (void)shift;
-    (void)acc;
+                        int32_t *isum) {
     struct pair pairs[SF_TILE / 2u + 1u];
     for (uint32_t from = 0; from < n; from += SF_TILE) {
         const uint32_t count =
@@ -72,9 +70,7 @@ void sf_arm_dsp_axpy_q8(const uint8_t *const *col, const int8_t *h, uint32_t n, 
 /* Two lanes of 16 bits hold sums of 16 columns: |15 * 127 * 16| < 2^15. The low lane is biased, so
  * that it never borrows from the high one. */
 void sf_arm_dsp_axpy_q4(const uint8_t *const *col, const int8_t *h, uint32_t n, uint32_t dim,
-                        uint32_t shift, int32_t *isum, int64_t *acc) {
-    (void)shift;
-    (void)acc;
+                        int32_t *isum) {
     const uint32_t mask = 0x000F000Fu;
     for (uint32_t from = 0; from < n; from += 16u) {
         const uint32_t to = n - from < 16u ? n : from + 16u;

@@ -290,9 +290,7 @@ static void pair_up(const uint8_t *const *col, const int8_t *h, uint32_t n, stru
     "smlal r2, r3, " a ", r5\n\t"                                                                  \
     "stmia r11!, {r0, r1, r2, r3}\n\t"
 
-void sf_arm_dsp_axpy_r8(const uint8_t *const *col, const int8_t *h, uint32_t n, uint32_t dim, uint32_t k,
- int32_t *isum, int64_t *acc) {
-    (void)isum;
+void sf_arm_dsp_axpy_r8(const uint8_t *const *col, const int8_t *h, uint32_t n, uint32_t dim, uint32_t k, int64_t *acc) {
     struct pair pairs[SF_GROUP / 2u + 1u];
     if (n == 0) {
         return;

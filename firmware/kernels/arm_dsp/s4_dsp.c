@@ -2,8 +2,6 @@
  * columns at a time. */
 #include "dsp.h"
 
-#include <stdbool.h>
-
 enum {
     CHUNK = 8,       /* groups whose activations are widened at a time */
     SINGLE = 16 + 2, /* words of a widened group: with its shift, and eight times its sum */

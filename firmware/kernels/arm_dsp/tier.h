@@ -13,10 +13,10 @@
     X(arm_dsp, dot_q8)                                                                             \
     X(arm_dsp, dot_r8)                                                                             \
     X(arm_dsp, dot_s4)                                                                             \
-    X(arm_dsp, axpy_s4)                                                                            \
     X(arm_dsp, axpy_q4)                                                                            \
     X(arm_dsp, axpy_q8)                                                                            \
     X(arm_dsp, axpy_r8)                                                                            \
+    X(arm_dsp, axpy_s4)                                                                            \
     X(arm_dsp, scale_q4)                                                                           \
     X(arm_dsp, scale_q8)                                                                           \
     X(arm_dsp, rmsnorm)                                                                            \

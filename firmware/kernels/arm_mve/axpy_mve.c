@@ -2,9 +2,7 @@
 #include "mve.h"
 
 void sf_arm_mve_axpy_q8(const uint8_t *const *col, const int8_t *h, uint32_t n, uint32_t dim,
-                        uint32_t shift, int32_t *isum, int64_t *acc) {
-    (void)shift;
-    (void)acc;
+                        int32_t *isum) {
     for (uint32_t j = 0; j < dim; j += 16u) {
         int32_t *y = isum + j;
         int32x4_t a = vldrwq_s32(y), b = vldrwq_s32(y + 4);
@@ -33,9 +31,7 @@ static inline void add8(int32_t *y, int16x8_t sum) {
 
 /* Sixteen columns of 15 * 127 fit sums of 16 bits. */
 void sf_arm_mve_axpy_q4(const uint8_t *const *col, const int8_t *h, uint32_t n, uint32_t dim,
-                        uint32_t shift, int32_t *isum, int64_t *acc) {
-    (void)shift;
-    (void)acc;
+                        int32_t *isum) {
     for (uint32_t from = 0; from < n; from += 16u) {
         const uint32_t to = n - from < 16u ? n : from + 16u;
         for (uint32_t j = 0; j < dim; j += SF_GROUP) {

@@ -10,9 +10,7 @@ static inline void add8(int32_t *y, int16x8_t s) {
 
 /* Sixteen columns of 15 * 127 fit sums of 16 bits. */
 void sf_arm_neon_axpy_q4(const uint8_t *const *col, const int8_t *h, uint32_t n, uint32_t dim,
-                         uint32_t shift, int32_t *isum, int64_t *acc) {
-    (void)shift;
-    (void)acc;
+                         int32_t *isum) {
     const uint8x16_t four = vdupq_n_u8(15);
     for (uint32_t from = 0; from < n; from += 16u) {
         const uint32_t to = n - from < 16u ? n : from + 16u;
@@ -38,9 +36,7 @@ void sf_arm_neon_axpy_q4(const uint8_t *const *col, const int8_t *h, uint32_t n,
 
 /* Two columns of -128 * 127 fit sums of 16 bits. */
 void sf_arm_neon_axpy_q8(const uint8_t *const *col, const int8_t *h, uint32_t n, uint32_t dim,
-                         uint32_t shift, int32_t *isum, int64_t *acc) {
-    (void)shift;
-    (void)acc;
+                         int32_t *isum) {
     for (uint32_t r = 0; r < n; r += 2u) {
         const int8_t *w = (const int8_t *)col[r];
         const int8_t *v = r + 1u < n ? (const int8_t *)col[r + 1u] : w;

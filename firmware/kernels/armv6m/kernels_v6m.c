@@ -98,9 +98,7 @@ void sf_armv6m_dot_q4(const uint8_t *const *row, uint32_t n, const sf_bfp *x, fl
 
 /* Sixteen columns at a time: their sums have 16 bits. */
 void sf_armv6m_axpy_q4(const uint8_t *const *col, const int8_t *h, uint32_t n, uint32_t dim,
-                       uint32_t shift, int32_t *isum, int64_t *acc) {
-    (void)shift;
-    (void)acc;
+                       int32_t *isum) {
     int32_t wide[SF_GROUP];
     widen(h, n, wide);
     for (uint32_t from = 0; from < n; from += 16u) {
@@ -114,9 +112,7 @@ void sf_armv6m_axpy_q4(const uint8_t *const *col, const int8_t *h, uint32_t n, u
 }
 
 void sf_armv6m_axpy_q8(const uint8_t *const *col, const int8_t *h, uint32_t n, uint32_t dim,
-                       uint32_t shift, int32_t *isum, int64_t *acc) {
-    (void)shift;
-    (void)acc;
+                       int32_t *isum) {
     int32_t wide[SF_GROUP];
     if (n == 0u) {
         return;

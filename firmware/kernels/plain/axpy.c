@@ -2,9 +2,7 @@
 #include "sf_kernels.h"
 
 void sf_plain_axpy_q4(const uint8_t *const *col, const int8_t *h, uint32_t n, uint32_t dim,
-                      uint32_t shift, int32_t *isum, int64_t *acc) {
-    (void)shift;
-    (void)acc;
+                      int32_t *isum) {
     for (uint32_t r = 0; r < n; r++) {
         const uint8_t *w = col[r];
         const int32_t a = h[r];
@@ -20,9 +18,7 @@ void sf_plain_axpy_q4(const uint8_t *const *col, const int8_t *h, uint32_t n, ui
 }
 
 void sf_plain_axpy_q8(const uint8_t *const *col, const int8_t *h, uint32_t n, uint32_t dim,
-                      uint32_t shift, int32_t *isum, int64_t *acc) {
-    (void)shift;
-    (void)acc;
+                      int32_t *isum) {
     for (uint32_t r = 0; r < n; r++) {
         const int8_t *w = (const int8_t *)col[r];
         const int32_t a = h[r];

@@ -3,7 +3,12 @@
 
 #include <math.h>
 
-void sf_plain_rmsnorm(const float *x, const float *w, uint32_t n, float eps, float *out) {
+/* A tier may compile this again, with its flags and its name. */
+#ifndef SF_NAME
+#define SF_NAME(kernel) sf_plain_##kernel
+#endif
+
+void SF_NAME(rmsnorm)(const float *x, const float *w, uint32_t n, float eps, float *out) {
     uint32_t top = 0;
     for (uint32_t i = 0; i < n; i++) {
         const uint32_t b = sf_bits(x[i]) & 0x7FFFFFFFu;
@@ -23,7 +28,7 @@ void sf_plain_rmsnorm(const float *x, const float *w, uint32_t n, float eps, flo
     }
 }
 
-float sf_plain_sigmoid(float x) {
+float SF_NAME(sigmoid)(float x) {
     float t = __builtin_fabsf(x) * 94548.46f; /* log2(e) * 65536 */
     uint32_t e;
     if (!(t < 2031616.0f)) { /* 31 * 65536; NaN too */
@@ -37,40 +42,42 @@ float sf_plain_sigmoid(float x) {
     return (float)inverse * sf_pow2(-16);
 }
 
-void sf_plain_silu(const float *x, uint32_t n, float *out) {
+#ifndef SF_SILU /* the tier has its own */
+void SF_NAME(silu)(const float *x, uint32_t n, float *out) {
     for (uint32_t i = 0; i < n; i++) {
-        out[i] = x[i] * sf_plain_sigmoid(x[i]);
+        out[i] = x[i] * SF_NAME(sigmoid)(x[i]);
     }
 }
+#endif
 
-void sf_plain_multiply(float *a, const float *b, uint32_t n) {
+void SF_NAME(multiply)(float *a, const float *b, uint32_t n) {
     for (uint32_t i = 0; i < n; i++) {
         a[i] *= b[i];
     }
 }
 
-void sf_plain_add(float *a, const float *b, uint32_t n) {
+void SF_NAME(add)(float *a, const float *b, uint32_t n) {
     for (uint32_t i = 0; i < n; i++) {
         a[i] += b[i];
     }
 }
 
-void sf_plain_gelu_tanh(const float *x, uint32_t n, float *out) {
+void SF_NAME(gelu_tanh)(const float *x, uint32_t n, float *out) {
     /* 0.5 x (1 + tanh(u)) = x sigmoid(2u), u = sqrt(2/pi) (x + 0.044715 x^3) */
     for (uint32_t i = 0; i < n; i++) {
         const float square = x[i] * x[i];
         const float inner = 0.07135481f * square;
-        out[i] = x[i] * sf_plain_sigmoid(x[i] * (inner + 1.5957691f));
+        out[i] = x[i] * SF_NAME(sigmoid)(x[i] * (inner + 1.5957691f));
     }
 }
 
-void sf_plain_relu(const float *x, uint32_t n, float *out) {
+void SF_NAME(relu)(const float *x, uint32_t n, float *out) {
     for (uint32_t i = 0; i < n; i++) {
         out[i] = x[i] > 0.0f ? x[i] : 0.0f;
     }
 }
 
-void sf_plain_rope_angles(const uint32_t *inc, uint32_t half, uint32_t pos, float *cs) {
+void SF_NAME(rope_angles)(const uint32_t *inc, uint32_t half, uint32_t pos, float *cs) {
     for (uint32_t i = 0; i < half; i++) {
         const uint32_t phase = pos * inc[i];
         const uint32_t quadrant = (phase + 0x20000000u) >> 30;
@@ -98,7 +105,7 @@ void sf_plain_rope_angles(const uint32_t *inc, uint32_t half, uint32_t pos, floa
     }
 }
 
-void sf_plain_rope(float *head, const float *cs, uint32_t half) {
+void SF_NAME(rope)(float *head, const float *cs, uint32_t half) {
     for (uint32_t i = 0; i < half; i++) {
         const float a = head[i];
         const float b = head[i + half];

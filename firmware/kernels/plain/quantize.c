@@ -1,6 +1,11 @@
 /* Activations to block floating point: scales are powers of two, so nothing is divided. */
 #include "sf_kernels.h"
 
+/* A tier may compile this again, with its flags and its name. */
+#ifndef SF_NAME
+#define SF_NAME(kernel) sf_plain_##kernel
+#endif
+
 typedef float scale;
 
 static scale scale_for(uint32_t top, int32_t s) {
@@ -12,5 +17,4 @@ static int32_t scaled(float x, scale factor, int32_t limit) {
     return v > limit ? limit : (v < -limit ? -limit : v);
 }
 
-#define SF_NAME(kernel) sf_plain_##kernel
 #include "quantize_body.h"

@@ -47,8 +47,7 @@ void sf_plain_dot_r8(const uint8_t *const *row, uint32_t n, const sf_bfp *x, flo
 }
 
 void sf_plain_axpy_r8(const uint8_t *const *col, const int8_t *h, uint32_t n, uint32_t dim,
-                      uint32_t k, int32_t *isum, int64_t *acc) {
-    (void)isum;
+                      uint32_t k, int64_t *acc) {
     for (uint32_t j = 0; j < dim; j += 2u) {
         int32_t sum[2] = {0, 0};
         for (uint32_t r = 0; r < n; r++) {
@@ -60,15 +59,4 @@ void sf_plain_axpy_r8(const uint8_t *const *col, const int8_t *h, uint32_t n, ui
         acc[j] += (int64_t)sum[0] * (int32_t)(1u << k);
         acc[j + 1u] += (int64_t)sum[1] * (int32_t)(1u << k);
     }
-}
-
-/* Sums are in acc already; the scales of columns are those of outputs, once for all blocks. */
-void sf_plain_scale_r8(const uint8_t *scales, uint32_t k, int32_t sum, uint32_t dim, int32_t *isum,
-                       int64_t *acc) {
-    (void)scales;
-    (void)k;
-    (void)sum;
-    (void)dim;
-    (void)isum;
-    (void)acc;
 }

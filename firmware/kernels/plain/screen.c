@@ -1,6 +1,11 @@
 /* Which rows a screened head computes exactly: the largest logits, without sorting them. */
 #include "sf_kernels.h"
 
+/* A tier may compile this again, with its flags and its name. */
+#ifndef SF_NAME
+#define SF_NAME(kernel) sf_plain_##kernel
+#endif
+
 /* Signed integers in the order of the floats, -0 below 0. */
 static inline int32_t key(float x) {
     const int32_t u = (int32_t)sf_bits(x);
@@ -15,7 +20,7 @@ static uint32_t reaching(const float *x, uint32_t n, int32_t limit) {
     return count;
 }
 
-void sf_plain_pick_largest(const float *x, uint32_t n, uint32_t rows, uint16_t *pick) {
+void SF_NAME(pick_largest)(const float *x, uint32_t n, uint32_t rows, uint16_t *pick) {
     /* The largest limit that at least `rows` reach, by bisection; one that exactly so many reach
      * picks the same. */
     int32_t low = INT32_MIN, high = INT32_MAX;

@@ -18,9 +18,7 @@ static inline void add_turned(const __m512i *a, uint32_t live, int32_t *y) {
 /* Four columns at a time: their bytes are interleaved, so that a dot product of four bytes takes
  * one output of each. A 128-bit lane holds a group of 32 outputs. */
 void sf_x86_vnni_axpy_q4(const uint8_t *const *col, const int8_t *h, uint32_t n, uint32_t dim,
-                         uint32_t shift, int32_t *isum, int64_t *acc) {
-    (void)shift;
-    (void)acc;
+                         int32_t *isum) {
     const __m512i four = _mm512_set1_epi8(15);
     const uint8_t *c[SF_GROUP];
     int8_t a[SF_GROUP] = {0};

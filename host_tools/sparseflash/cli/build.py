@@ -45,6 +45,7 @@ def generate(
     from sparseflash.model import recipes
     from sparseflash.pipeline import stages
     from sparseflash.plan.boards import load_board
+    from sparseflash.plan.plan import warnings
 
     recipe, target, rows = recipes.load_recipe(model), load_board(board), head_rows(head)
     stages.check_asked(method, sparsity, speculate, asvd)
@@ -62,6 +63,8 @@ def generate(
     lines = [(name, f"{size:,}") for name, size in sram.items()]
     console.table(("SRAM", "bytes"), lines, f"{model} on {board}")
     say_placement(plan)
+    for sentence in warnings(image.formats, target):
+        console.say(f"warning: {sentence}")
     if setting.reason:
         console.say(setting.reason)
     what = f"method {setting.method}" + (f" {setting.percent:g} %" if setting.percent else "")

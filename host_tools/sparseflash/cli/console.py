@@ -32,6 +32,11 @@ def say(text: str) -> None:
         print(text)
 
 
+def warn(sentence: str) -> None:
+    """On the standard error: something that does not stop the verb."""
+    _console(error=True).print(f"warning: {sentence}", markup=False, highlight=False)
+
+
 def fail(sentence: str) -> None:
     """Why the run stops, on the standard error."""
     if sys.stderr.isatty():

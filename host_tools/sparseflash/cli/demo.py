@@ -31,8 +31,10 @@ def demo(
     head: HeadOption = "exact",
 ) -> None:
     """The main job: pack, generate, build, flash, validate, bench, chat."""
+    from sparseflash.model.recipes import load_recipe
+
     start = time.monotonic()
-    question = "What is the capital of France?"
+    question = load_recipe(model).prompt
     for title, step in (
         ("fetch", lambda: fetch(model)),
         ("generate", lambda: generate(model, board, method, sparsity, head=head)),

@@ -70,6 +70,7 @@ def chat(
     temperature: Annotated[float, typer.Option(min=0, help="0 is greedy")] = 0.0,
     top_p: Annotated[float, typer.Option(min=0, max=1)] = 0.9,
     seed: Annotated[int, typer.Option(min=0)] = 1,
+    raw: Annotated[bool, typer.Option("--raw", help="without the model's chat template")] = False,
 ) -> None:
     """Talks to the device; with a message, one question and its answer."""
     from sparseflash.device.chat import Chat
@@ -77,7 +78,7 @@ def chat(
 
     words, ends = stages.open_tokenizer(model)
     with stages.session(model, board, port) as session:
-        talk = Chat(session.device, words, ends)
+        talk = Chat(session.device, words, ends, raw, console.warn)
         while text := message or console.ask("> "):
             for piece in talk.ask(text, most, temperature, top_p, seed):
                 console.write(piece)

@@ -2,19 +2,31 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import typer
 
 from sparseflash.cli import console
-from sparseflash.cli.options import DEFAULT_MODEL, ModelOption
+from sparseflash.cli.options import DEFAULT_MODEL, MODEL_HELP, ModelOption
 
 app = typer.Typer()
 
 
 @app.command()
-def fetch(model: ModelOption = DEFAULT_MODEL, texts: bool = False) -> None:
-    """Downloads a model, and with --texts the declared texts."""
+def fetch(
+    model: Annotated[str, typer.Option("--model", help=MODEL_HELP)] = DEFAULT_MODEL,
+    texts: bool = False,
+    tokenizer: Annotated[
+        str | None, typer.Option("--tokenizer", help="of a llama2.c .bin; later verbs know it")
+    ] = None,
+) -> None:
+    """Downloads a model, and with --texts the declared texts; names a model of your own."""
     from sparseflash.model import recipes
+    from sparseflash.model.resolve import resolve
 
+    given, model = model, resolve(model, tokenizer)
+    if given != model:
+        console.say(f"recipe {model}: {recipes.own_recipe_path(model)}")
     console.say(f"model {recipes.fetch(recipes.load_recipe(model))}")
     for name in recipes.text_sources() if texts else ():
         if recipes.text_is_here(name):

@@ -13,7 +13,17 @@ from sparseflash.base.sizes import parse_size
 DEFAULT_MODEL = "smollm2-135m"
 
 BoardOption = Annotated[str, typer.Option("--board", help="a folder of firmware/port")]
-ModelOption = Annotated[str, typer.Option("--model", help="a recipe of models/")]
+
+
+def _named(model: str) -> str:
+    """The recipe's name of what --model gives."""
+    from sparseflash.model.resolve import resolve
+
+    return resolve(model)
+
+
+MODEL_HELP = "a recipe of models/, a .gguf, a safetensors folder, a llama2.c .bin, a hub id"
+ModelOption = Annotated[str, typer.Option("--model", help=MODEL_HELP, callback=_named)]
 PortOption = Annotated[str | None, typer.Option("--port", help="serial port or pyserial URL")]
 MethodOption = Annotated[
     str,

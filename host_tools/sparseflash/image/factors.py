@@ -17,7 +17,7 @@ import numpy as np
 from sparseflash.base.errors import InputError
 from sparseflash.base.files import write_arrays
 from sparseflash.image.formats import FACTORED, Formats, Ranks, shape_of
-from sparseflash.image.quantize import Blocks, row_bytes, unpack_rows
+from sparseflash.image.grids import Blocks, row_bytes, unpack_rows
 from sparseflash.model.spec import Model, ModelSpec
 
 

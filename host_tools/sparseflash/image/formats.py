@@ -11,6 +11,8 @@ ORDERS = ("file", "coactivation")
 """Of the neurons in RECORDS."""
 MATRICES = ("qkv", "o", "gate", "up")
 """What a layer can store by columns: q, k and v together, and the others each."""
+BITS = (1, 2, 3, 4)
+"""Of a proxy."""
 FACTORED = ("q", "k", "v", "o", "gate", "up")
 """Projections that can be stored so; columns of down_proj are read for live neurons."""
 SITES = ("attn_in", "q", "attn", "ffn_in", "h", "ffn_out", "residual")
@@ -31,7 +33,8 @@ BY_ROWS = (
 def shape_of(spec: ModelSpec, name: str) -> tuple[int, int]:
     """Outputs and inputs of a projection of FACTORED."""
     outputs = {"q": spec.q_dim, "k": spec.kv_dim, "v": spec.kv_dim, "o": spec.dim}
-    return outputs.get(name, spec.ffn_dim), spec.q_dim if name == "o" else spec.dim
+    inputs = {"o": spec.q_dim, "gate": spec.gate_width, "up": spec.up_width}
+    return outputs.get(name, spec.ffn_dim), inputs.get(name, spec.dim)
 
 
 def check_order(order: str) -> None:
@@ -81,8 +84,9 @@ class Formats:
         return self.attn if name in "qkvo" else self.ffn
 
     def rank_of(self, layer: int, name: str) -> int:
-        """Rank of a projection of FACTORED; 0 for a whole matrix."""
-        return self.ranks[layer][FACTORED.index(name)] if self.ranks else 0
+        """Rank of a projection; 0 for a whole matrix."""
+        factored = self.ranks and name in FACTORED
+        return self.ranks[layer][FACTORED.index(name)] if factored else 0
 
     @property
     def most_rank(self) -> int:

@@ -10,10 +10,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from sparseflash.image.quantize import GROUP
+from sparseflash.image.grids import GROUP
 from sparseflash.model.spec import Q8Blocks
 
-BITS = (1, 2, 3, 4)
 SCALES = tuple(np.float32(1.0 - 0.05 * i) for i in range(11))
 """Shares of the largest magnitude that are tried as the end of the grid."""
 

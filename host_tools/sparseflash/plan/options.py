@@ -14,9 +14,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sparseflash.image.columns import column_bytes, table_bytes, tables
 from sparseflash.image.formats import Formats, shape_of
-from sparseflash.image.quantize import row_bytes
+from sparseflash.image.grids import column_bytes, row_bytes, table_bytes, tables
 from sparseflash.model.spec import ModelSpec
 from sparseflash.plan.reads import Reading
 from sparseflash.plan.solver import Units
@@ -167,12 +166,12 @@ class Options:
         levels = {"xg": grid[x], "xu": np.where(by_rows, 0.0, grid[x])}
         levels |= {"act": grid[a], "h": grid[s], "proxy": grid[g]}
         up, columns = c.rows[at, a], c.columns[at, a, s]
-        use: Use = {"scales": c.column_blocks[at, a, s]}
+        use: Use = {"down_scales": c.column_blocks[at, a, s]}
         if self.guessed is not None:
             kept = self.guessed.kept[at, g]
             use["gate"] = np.where(g > 0, kept, 1.0)
             up, columns = (np.where(g > 0, kept, v) for v in (up, columns))
-            use["scales"] = np.where(g > 0, self.guessed.blocks[at, g], use["scales"])
+            use["down_scales"] = np.where(g > 0, self.guessed.blocks[at, g], use["down_scales"])
         use |= {"up": up, "down": columns}
         use |= {"xg": c.kept["x"][at, x], "xu": c.kept["x"][at, x]}
         use |= {f"{m}_scales": c.blocks["x"][at, x] for m in ("gate", "up")}

@@ -62,10 +62,10 @@ def propose(
     reading = Reading.of(board.raw["stream"])
     size = {
         k: sum(p["rows"] * p["bytes"] for p in dense["parts"] if p["kind"] == k)
-        for k in ("head_proxy", "head", "scales")
+        for k in ("head_proxy", "head", "down_scales")
     }
     head = size["head_proxy" if head_rows else "head"]
-    budget = total["pinned"] - size["scales"]
+    budget = total["pinned"] - size["down_scales"]
     # The head is pinned first, and what of it is not streams with what is picked of a screened one.
     head_streams = max(0.0, head - max(budget, 0.0))
     if head_rows:

@@ -28,7 +28,7 @@ from torch import Tensor
 from sparseflash.base.errors import UsageError
 from sparseflash.image.factors import Factors, factor_bytes
 from sparseflash.image.formats import FACTORED, shape_of
-from sparseflash.image.quantize import GROUP, Blocks, pack_rows, quantize, row_bytes
+from sparseflash.image.grids import GROUP, Blocks, pack_rows, quantize, row_bytes
 from sparseflash.sparsity.gradients import OUTPUTS, SEED, walk
 from sparseflash.sparsity.predict.lowrank import PREDICTOR_TOKENS, moments, whitened_factors
 from sparseflash.sparsity.study import Study

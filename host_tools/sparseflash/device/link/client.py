@@ -342,6 +342,8 @@ class Device:
         """
         self._check(0 <= max_new < 1 << 32, f"max_new {max_new}")
         self._check(0 <= seed < 1 << 64, f"seed {seed}")
+        self._check(0 <= temperature <= p.MOST_TEMPERATURE, f"temperature {temperature}")
+        self._check(0 <= top_p <= 1, f"top_p {top_p}")
         self.prefill(prompt_tokens, logits=True)
         payload = p.generate(self._position, max_new, temperature, top_p, seed)
         self._request(Type.GENERATE, payload, _nothing)

@@ -28,6 +28,7 @@ CHUNK = MAX_PAYLOAD // 4
 """32-bit values in a full READ reply."""
 TAP_CHUNK = CHUNK - 1
 """READ_TAP replies start with the count of all values."""
+MOST_TEMPERATURE = 1e6
 PREFILL_CHUNK = (MAX_PAYLOAD - 5) // 4
 """Tokens in a full PREFILL."""
 

@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sparseflash.image.grids import pack_rows, quantize
 from sparseflash.image.predictor import Predictor
-from sparseflash.image.quantize import pack_rows, to_q4
 from sparseflash.model.torch_model import Hooks, TorchModel
 from sparseflash.sparsity.windows import spread
 
@@ -114,7 +114,7 @@ def svd_predictor(
         assert w.gate_proj is not None
         factors = shared_factors(w.gate_proj.float(), w.up_proj.float(), second[i]["ffn_in"], rank)
         for out, m in zip(packed, factors):
-            out.append(pack_rows(to_q4(m.cpu().numpy())))
+            out.append(pack_rows(quantize(m.cpu().numpy(), "q4")))
     b, gate, up = (np.stack(p) for p in packed)
     return Predictor(b, gate, up)
 

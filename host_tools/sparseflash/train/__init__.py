@@ -1,0 +1,1 @@
+"""Training: distillation to fewer bytes, and models of our own. Needs torch; a GPU is wanted."""
