@@ -11,6 +11,8 @@ ORDERS = ("file", "coactivation")
 """Of the neurons in RECORDS."""
 MATRICES = ("qkv", "o", "gate", "up")
 """What a layer can store by columns: q, k and v together, and the others each."""
+BITS = (1, 2, 3, 4)
+"""Of a proxy."""
 FACTORED = ("q", "k", "v", "o", "gate", "up")
 """Projections that can be stored so; columns of down_proj are read for live neurons."""
 SITES = ("attn_in", "q", "attn", "ffn_in", "h", "ffn_out", "residual")

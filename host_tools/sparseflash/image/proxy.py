@@ -13,7 +13,6 @@ import numpy as np
 from sparseflash.image.bfp import GROUP
 from sparseflash.model.spec import Q8Blocks
 
-BITS = (1, 2, 3, 4)
 SCALES = tuple(np.float32(1.0 - 0.05 * i) for i in range(11))
 """Shares of the largest magnitude that are tried as the end of the grid."""
 

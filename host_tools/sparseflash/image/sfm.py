@@ -17,10 +17,10 @@ import numpy as np
 from sparseflash.base.errors import InputError, UnsupportedError
 from sparseflash.base.files import write_bytes
 from sparseflash.image.factors import Factors
-from sparseflash.image.formats import BY_ROWS, FACTORED, MATRICES, Formats, shape_of
+from sparseflash.image.formats import BITS, BY_ROWS, FACTORED, MATRICES, Formats, shape_of
 from sparseflash.image.grids import GROUP, Blocks, grid, grid_of, padded, quantize
 from sparseflash.image.predictor import Predictor
-from sparseflash.image.proxy import BITS, pack_proxy, pack_signs, proxy_blocks, unpack_proxy
+from sparseflash.image.proxy import pack_proxy, pack_signs, proxy_blocks, unpack_proxy
 from sparseflash.image.screen import proxy_of
 from sparseflash.image.weights import Weight, read_table
 from sparseflash.model.rope import frequencies

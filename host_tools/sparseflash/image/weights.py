@@ -10,8 +10,8 @@ import struct
 from dataclasses import dataclass
 
 from sparseflash.base.errors import InputError
+from sparseflash.image.formats import BITS
 from sparseflash.image.grids import GRIDS
-from sparseflash.image.proxy import BITS
 
 ENTRY = struct.Struct("<24sHHBBBBQIIIIII")
 """name, layer, role, grid, columns, shift, 0, at, stride, size, count, outputs, inputs, CRC-32."""
