@@ -1,7 +1,7 @@
 """A small language model that writes stories: SmolLM2 tuned on a few hundred of them, then sampled.
 
 The tensors are a Llama's in GGUF naming. Tuning shows the style and how a prompt's words are used;
-sampling runs a batch of rows in bfloat16 with a cache, rows padded at the left.
+sampling runs a batch of rows of one length in bfloat16 with a cache.
 """
 
 from __future__ import annotations
@@ -170,9 +170,9 @@ class Writer:
         start = time.monotonic()
         torch.manual_seed(seed)
         p = {k: v.to(self.dtype) for k, v in self.p.items()}
-        widest = 64
+        longest = 64
         b = self.base
-        size = (rows, b.kv_heads, widest + length, b.head_dim)
+        size = (rows, b.kv_heads, longest + length, b.head_dim)
         keys = [torch.empty(size, dtype=self.dtype, device=self.device) for _ in range(b.layers)]
         values = [torch.empty_like(k) for k in keys]
         before, after, sample = _before, _after, _sample
@@ -181,13 +181,14 @@ class Writer:
                 torch.compile(f, dynamic=False) for f in (_before, _after, _sample)
             )
         last = 0.0
+        waiting: dict[int, list[list[int]]] = {}
         while time.monotonic() - start + last < seconds:
             begun = time.monotonic()
-            asks = [a for a, _ in zip(prompts, range(rows))]
-            if len(asks) < rows:
+            asks = _alike(prompts, waiting, rows, longest)
+            if not asks:
                 return
-            asks = [a[-widest:] for a in asks]
-            ids = torch.tensor([[0] * (widest - len(a)) + a for a in asks], device=self.device)
+            widest = len(asks[0])
+            ids = torch.tensor(asks, device=self.device)
             out = torch.zeros(rows, widest + length, dtype=torch.long, device=self.device)
             out[:, :widest] = ids
             for at in range(0, rows, 512):
@@ -221,6 +222,20 @@ class Writer:
             made = sum(map(len, answers))
             report(f"write {len(answers)} of {rows} ended, {made / last:.0f} tokens/s kept")
             yield answers
+
+
+def _alike(
+    prompts: Iterator[list[int]], waiting: dict[int, list[list[int]]], rows: int, longest: int
+) -> list[list[int]]:
+    """The next ``rows`` prompts of one length; the others wait. Padding would cost the writer more
+    than it saves: SmolLM2 loses the thread behind a few dozen padding tokens."""
+    for prompt in prompts:
+        if len(prompt) <= longest:
+            same = waiting.setdefault(len(prompt), [])
+            same.append(prompt)
+            if len(same) == rows:
+                return waiting.pop(len(prompt))
+    return []
 
 
 def _before(
