@@ -2,8 +2,8 @@
 
 BOARD ?= host
 MODEL ?= smollm2-135m
-SPARSITY ?= 30
-METHOD ?= h
+SPARSITY ?=
+METHOD ?= auto
 HEAD ?= exact
 PORT ?=
 TEXT ?=
@@ -17,13 +17,13 @@ VENV := .venv
 PY := $(VENV)/bin/python
 SF := $(VENV)/bin/sparseflash
 ARGS := --board $(BOARD) --model $(MODEL)
-PLAN := --method $(METHOD) --sparsity $(SPARSITY) --head $(HEAD)
+PLAN := --method $(METHOD) $(if $(SPARSITY),--sparsity $(SPARSITY)) --head $(HEAD)
 LINE := $(if $(PORT),--port $(PORT))
 STAMP := $(VENV)/.ready
 STAMP_DEV := $(VENV)/.ready-dev
 PIP := $(PY) -m pip --quiet --disable-pip-version-check
 
-.PHONY: flash-curve cycles help demo test setup setup-boards fetch calibrate generate build flash size stack validate perplexity sparsity bench chat boards models golden lint clean
+.PHONY: flash-curve cycles help demo test setup setup-boards fetch calibrate generate build flash size stack validate perplexity sparsity prices bench chat boards models golden lint clean
 
 help: ## This list
 	awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-14s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -83,6 +83,9 @@ perplexity: setup ## Perplexity, KL and bytes a token of dense and sparse varian
 sparsity: setup ## Every sparsity method on one page: table, plots (WINDOWS=8 for a short look)
 	$(SF) sparsity --model $(MODEL) $(if $(TEXT),--text $(TEXT)) $(if $(WINDOWS),--windows $(WINDOWS))
 
+prices: setup ## Measures what drops of MODEL cost, for METHOD=auto (long)
+	$(SF) prices --model $(MODEL)
+
 bench: setup ## Tokens a second and bytes a token over the link
 	$(SF) bench $(ARGS) $(LINE)
 
@@ -108,12 +111,12 @@ lint: $(STAMP_DEV) ## ruff, mypy, clang-format; cppcheck and clang-tidy where th
 	$(VENV)/bin/ruff check host_tools tests
 	$(VENV)/bin/ruff format --check host_tools tests
 	$(VENV)/bin/mypy
-	$(VENV)/bin/clang-format --dry-run -Werror $$(find firmware tests -name '*.[ch]')
+	$(VENV)/bin/clang-format --dry-run -Werror $$(find firmware tests host_tools/emulators -name '*.[ch]')
 	for d in tests/golden/*/; do \
 	    ! command -v cppcheck >/dev/null || cppcheck --quiet --std=c11 --error-exitcode=1 \
-	        --enable=warning,performance,portability -Ifirmware/include -I$$d $$d/sf_model.c || exit 1; \
+	        --enable=warning,performance,portability -Ifirmware/include -Ifirmware/kernels/plain -I$$d $$d/sf_model.c || exit 1; \
 	    ! command -v clang-tidy >/dev/null || clang-tidy --quiet --warnings-as-errors='*' \
-	        $$d/sf_model.c -- -std=c11 -Ifirmware/include -I$$d || exit 1; \
+	        $$d/sf_model.c -- -std=c11 -Ifirmware/include -Ifirmware/kernels/plain -I$$d || exit 1; \
 	done
 
 clean: ## Removes what was built (not the venv and the downloads)

@@ -12,8 +12,8 @@ import pytest
 
 from sparseflash.base.files import root
 from sparseflash.image.factors import FACTORED, Factors, shape_of
+from sparseflash.image.grids import pack_rows, quantize
 from sparseflash.image.predictor import Predictor
-from sparseflash.image.quantize import pack_rows, quantize, to_q4
 from sparseflash.model.spec import Layer, LayerSpec, Model, ModelSpec
 from sparseflash.plan.boards import Board, load_board
 
@@ -91,7 +91,7 @@ def random_predictor(spec: ModelSpec, rank: int, ahead: bool = False, seed: int 
 
     def rows(n: int, cols: int) -> np.ndarray:
         w = rng.standard_normal((spec.n_layers, n, cols)) / np.sqrt(cols)
-        return np.stack([pack_rows(to_q4(m.astype(np.float32))) for m in w])
+        return np.stack([pack_rows(quantize(m.astype(np.float32), "q4")) for m in w])
 
     n = spec.ffn_dim
     return Predictor(rows(rank, spec.dim), rows(n, rank), rows(n, rank), ahead)

@@ -27,6 +27,10 @@ typedef struct {
     bool waiting;
 } slot;
 
+_Static_assert(SF_RING_ROW + 2u * SF_FLASH_ALIGN <= SF_RING_BYTES, "a buffer holds a row");
+_Static_assert(SF_PICK_ROW + 2u * SF_FLASH_ALIGN <= SF_PICK_BYTES, "a buffer holds a row");
+_Static_assert(SF_RING_BUFFERS >= 2, "one is read while the other is used");
+
 static _Alignas(SF_FLASH_ALIGN) uint8_t pinned[SF_PINNED_BYTES + SF_FLASH_ALIGN];
 SF_FLASH_BUFFER static _Alignas(SF_FLASH_ALIGN) uint8_t ring_memory[SF_RING_BUFFERS][SF_RING_BYTES];
 SF_FLASH_BUFFER static _Alignas(SF_FLASH_ALIGN) uint8_t pick_memory[SF_PICK_BUFFERS][SF_PICK_BYTES];
@@ -378,7 +382,10 @@ const uint8_t *sf_flash_row(const sf_part *part, uint32_t row) {
         return row_memory[k];
     }
     wait_slot(&single[k]);
-    single[k].rows = error == SF_OK ? 1 : 0; /* to be read again */
+    if (error != SF_OK) {
+        single[k].rows = 0; /* to be read again */
+        memset(row_memory[k], 0, SF_ROW_BYTES);
+    }
     /* Scales come block after block: the next is on its way while this one is used. */
     slot *other = &single[1u - k];
     wait_slot(other);
@@ -397,6 +404,51 @@ const uint8_t *sf_flash_map(uint32_t at, uint32_t bytes) {
     }
 #endif
     return sf_port_flash_base() + at;
+}
+
+/* Nothing is on its way into a buffer any more. */
+static void settle(void) {
+    while (ring_count > 0) {
+        ring_pop();
+    }
+    while (pick_count > 0) {
+        pick_pop();
+    }
+    wait_slot(&single[0]);
+    wait_slot(&single[1]);
+    error = SF_OK;
+}
+
+/* Two buffers: one is read while the sum of the other is made. */
+int sf_flash_crc(uint32_t at, uint32_t bytes, uint32_t *crc) {
+    const uint32_t room = SF_RING_BYTES - 2u * SF_FLASH_ALIGN, count = (bytes + room - 1u) / room;
+    slot s[2] = {{.waiting = false}, {.waiting = false}};
+    uint32_t c = 0;
+    settle();
+    for (uint32_t i = 0; i <= count; i++) {
+        if (i < count) {
+            const uint32_t n = bytes - i * room < room ? bytes - i * room : room;
+            slot *next = &s[i % 2u];
+            next->data = submit(at + i * room, n, ring_memory[i % 2u], &next->ticket);
+            next->waiting = next->data != NULL;
+            next->rows = n;
+            error = next->waiting ? error : SF_ERR_FLASH;
+        }
+        if (i > 0) {
+            slot *last = &s[(i - 1u) % 2u];
+            wait_slot(last);
+            c = error == SF_OK ? sf_crc32(c, last->data, last->rows) : c;
+        }
+        if (error != SF_OK) {
+            break;
+        }
+    }
+    wait_slot(&s[0]);
+    wait_slot(&s[1]);
+    const int code = error;
+    error = SF_OK;
+    *crc = c;
+    return code;
 }
 
 static int load(uint32_t at, uint32_t bytes, uint8_t *to) {
@@ -425,11 +477,10 @@ void sf_flash_token(bool head) {
 
 int sf_flash_start(void) {
     int code = SF_OK;
-    ring_head = ring_count = pick_head = pick_count = 0;
+    settle();
     ahead_part = ahead_row = 0;
     early_part = SF_PARTS;
     single[0].rows = single[1].rows = 0;
-    error = SF_OK;
 #ifdef SF_CONST_BYTES
     code = load(SF_CONST_AT, SF_CONST_BYTES, constants);
 #endif
@@ -445,5 +496,5 @@ int sf_flash_start(void) {
 int sf_flash_error(void) {
     const int code = error;
     error = SF_OK;
-    return code;
+    return code == SF_OK && !sf_port_flash_same() ? SF_ERR_DAMAGED : code;
 }

@@ -17,10 +17,11 @@ typedef struct {
     uint32_t rows;
     uint32_t pinned; /* rows from 0 on that are resident in RAM */
     uint32_t pin;    /* where they lie in the resident RAM */
-    bool ffn;        /* counts as FFN bytes */
-    bool tables;     /* scales: rows come one by one */
+    bool ffn : 1;    /* counts as FFN bytes */
+    bool tables : 1; /* scales: rows come one by one */
     uint8_t input;   /* threshold of the inputs whose columns these are; 0: not columns of inputs */
     uint8_t grid;    /* enum sf_grid: how a row stores its weights */
+    uint8_t shift;   /* of a product by columns that carry their scales: sf_axpy_s4 */
 } sf_part;
 
 /* Rows of a part, all from 0 on or those of an ascending index list. */
@@ -53,9 +54,12 @@ const uint8_t *sf_flash_row(const sf_part *part, uint32_t row);
 const uint8_t *sf_flash_map(uint32_t at, uint32_t bytes);
 /* A token begins; head: it will read the head. */
 void sf_flash_token(bool head);
-/* Loads the pinned parts; SF_ERR_FLASH when a read fails. */
+/* *crc of bytes at `at`, read as the weights are read; only before sf_flash_start(). SF_ERR_FLASH
+ * when a read fails. */
+int sf_flash_crc(uint32_t at, uint32_t bytes, uint32_t *crc);
+/* Loads the resident parts; SF_ERR_FLASH when a read fails. */
 int sf_flash_start(void);
-/* SF_OK, or SF_ERR_FLASH once any read failed; clears. */
+/* SF_OK, SF_ERR_FLASH once any read failed, SF_ERR_DAMAGED once the image changed; clears. */
 int sf_flash_error(void);
 
 /* The asynchronous reads under it, one implementation a board: submit never blocks for data,

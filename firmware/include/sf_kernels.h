@@ -2,23 +2,13 @@
 #ifndef SF_KERNELS_H
 #define SF_KERNELS_H
 
+#include <stdbool.h>
 #include <stdint.h>
 #include <string.h>
 
-/* The tier of cores without 64-bit products and with floats in software: kernels/armv6m.h. */
-#if defined(__ARM_ARCH_6M__) && !defined(SF_PLAIN)
-#define SF_ARMV6M 1
-#endif
+#include "tier.h" /* of the folder of kernels that this program is built with */
 
-#define SF_GROUP 32u /* elements that share a scale */
-/* Most rows a kernel takes at once; it prepares the activations for them. */
-#if defined(__ARM_FEATURE_DSP)
-#define SF_TILE 128u
-#elif defined(SF_ARMV6M)
-#define SF_TILE 32u
-#else
-#define SF_TILE 16u
-#endif
+#define SF_GROUP 32u     /* elements that share a scale */
 #define SF_SHIFT_SPAN 12 /* widest distance between group exponents of a vector */
 #define SF_S_MIN (-40)   /* activation exponents are kept in this range, */
 #define SF_S_MAX 80      /* so that every power of two below is a normal float */
@@ -75,59 +65,15 @@ static inline uint32_t sf_load16(const uint8_t *p) {
     return v;
 }
 
-/* x [n] -> v, groups of 32. */
-void sf_quantize(const float *x, uint32_t n, sf_bfp *v);
-/* x [n] -> q [n] with one exponent; returns s: x ~ q * 2^-s. bits: 8 or 16. */
-int32_t sf_quantize16(const float *x, uint32_t n, int16_t *q);
-int32_t sf_quantize8(const float *x, uint32_t n, int8_t *q);
-
-/* out[r] = row[r] . x for n <= SF_TILE rows of x->groups*32 weights. */
-void sf_dot_q4(const uint8_t *const *row, uint32_t n, const sf_bfp *x, float *out);
-void sf_dot_q8(const uint8_t *const *row, uint32_t n, const sf_bfp *x, float *out);
-/* 8-bit rows with one scale. */
-void sf_dot_r8(const uint8_t *const *row, uint32_t n, const sf_bfp *x, float *out);
-/* Symmetric 4-bit rows whose scales follow them. */
-void sf_dot_s4(const uint8_t *const *row, uint32_t n, const sf_bfp *x, float *out);
-/* The same for proxy rows of 1 to 4 bits a weight. */
-void sf_dot_proxy(const uint8_t *const *row, uint32_t n, uint32_t bits, const sf_bfp *x,
-                  float *out);
-/* out[r] = how many of the signs of row r (a bit set below zero) are those of sign [groups] words.
- */
-void sf_dot_signs(const uint8_t *const *row, uint32_t n, const uint32_t *sign, uint32_t groups,
-                  float *out);
-/* isum[j] += sum_r h[r] * col[r][j] for n <= SF_GROUP columns of dim weights. */
-void sf_axpy_q4(const uint8_t *const *col, const int8_t *h, uint32_t n, uint32_t dim,
-                int32_t *isum);
-void sf_axpy_q8(const uint8_t *const *col, const int8_t *h, uint32_t n, uint32_t dim,
-                int32_t *isum);
-/* acc[j] += (isum[j] << k) * d[j] + sum * m[j]; scales as in the image; clears isum. */
-void sf_scale_q4(const uint8_t *scales, uint32_t k, int32_t sum, uint32_t dim, int32_t *isum,
-                 int64_t *acc);
-void sf_scale_q8(const uint8_t *scales, uint32_t k, int32_t sum, uint32_t dim, int32_t *isum,
-                 int64_t *acc);
-/* acc[j] += (sum_r h[r] * col[r][j]) << k for n <= SF_GROUP columns of dim weights of r8. */
-void sf_axpy_r8(const uint8_t *const *col, const int8_t *h, uint32_t n, uint32_t dim, uint32_t k,
-                int64_t *acc);
-/* What a group of a column of s4 is multiplied by, |result| < 2^15: the activation a times the
- * scale in units of 2^(shift - 24), rounded; shift >= 1 is the matrix's. */
-static inline int32_t sf_s4_factor(int32_t a, uint32_t half, uint32_t shift) {
-    const int64_t product = (int64_t)a * sf_half(half);
-    return (int32_t)((product + ((int64_t)1 << (shift - 1u))) >> shift);
-}
-/* acc[j] += sum_r factor(a[r], scale) * q of col[r][j] for n <= SF_TILE columns of dim weights of
- * s4; a is an activation with its shift, q << k. */
-void sf_axpy_s4(const uint8_t *const *col, const int32_t *a, uint32_t n, uint32_t dim,
-                uint32_t shift, int32_t *acc);
-/* Its sums as floats; s is the activation's. */
-static inline float sf_s4_to_float(int32_t acc, uint32_t shift, int32_t s) {
-    return (float)acc * sf_pow2((int32_t)shift - (24 + SF_SHIFT_SPAN + s));
-}
 /* An accumulated sum as a float; s is the activation's. */
-#ifdef SF_ARMV6M
+static inline float sf_plain_sum_to_float(int64_t acc, int32_t s) {
+    return (float)acc * sf_pow2(-(24 + SF_SHIFT_SPAN + s));
+}
+#ifdef SF_TIER_SUM_TO_FLOAT
 float sf_sum_to_float(int64_t acc, int32_t s);
 #else
 static inline float sf_sum_to_float(int64_t acc, int32_t s) {
-#if defined(__ARM_FEATURE_FMA) && !defined(SF_PLAIN) /* tests compare with plain C */
+#ifdef __ARM_FEATURE_FMA
     /* 24 bits above and 24 below are exact, and a fused product rounds once. */
     const uint32_t high = (uint32_t)(acc >> 32);
     if (high + 0x8000u < 0x10000u) {
@@ -136,12 +82,22 @@ static inline float sf_sum_to_float(int64_t acc, int32_t s) {
                sf_pow2(-(24 + SF_SHIFT_SPAN + s));
     }
 #endif
-    return (float)acc * sf_pow2(-(24 + SF_SHIFT_SPAN + s));
+    return sf_plain_sum_to_float(acc, s);
 }
 #endif
 /* The same of r8, without the scale of its row. */
 static inline float sf_row_sum_to_float(int64_t acc, int32_t s) {
     return sf_sum_to_float(acc, s - 24);
+}
+/* What a group of a column of s4 is multiplied by, |result| < 2^15: the activation a times the
+ * scale in units of 2^(shift - 24), rounded; shift >= 1 is the matrix's. */
+static inline int32_t sf_s4_factor(int32_t a, uint32_t half, uint32_t shift) {
+    const int64_t product = (int64_t)a * sf_half(half);
+    return (int32_t)((product + ((int64_t)1 << (shift - 1u))) >> shift);
+}
+/* Its sums as floats; s is the activation's. */
+static inline float sf_s4_to_float(int32_t acc, uint32_t shift, int32_t s) {
+    return (float)acc * sf_pow2((int32_t)shift - (24 + SF_SHIFT_SPAN + s));
 }
 /* A sum below 2^63 as a float, and back, truncated; neither needs a conversion by doubles. */
 static inline float sf_whole(uint64_t sum) {
@@ -152,18 +108,12 @@ static inline uint64_t sf_truncate(float x) {
     const uint64_t m = (sf_bits(x) & 0x007FFFFFu) | 0x00800000u;
     return e < 127u ? 0u : (e < 150u ? m >> (150u - e) : m << (e - 150u));
 }
-/* The rows largest of x [n], n <= 65536, the least index first among equals: their indices,
- * ascending, in pick [rows]. */
-void sf_pick_largest(const float *x, uint32_t n, uint32_t rows, uint16_t *pick);
-/* One row as floats: x [dim]. */
-void sf_row_q4(const uint8_t *row, uint32_t dim, float *x);
-void sf_row_q8(const uint8_t *row, uint32_t dim, float *x);
-void sf_row_r8(const uint8_t *row, uint32_t dim, float *x);
-void sf_row_s4(const uint8_t *row, uint32_t dim, float *x);
-
-float sf_sqrt(float x);
-/* out = x / rms(x) * w; scratch [n]. out may be x. */
-void sf_rmsnorm(const float *x, const float *w, uint32_t n, float eps, float *out);
+/* How far the values of a norm are scaled up before they are rounded, from the bits of the largest
+ * magnitude. */
+static inline int32_t sf_norm_exponent(uint32_t top) {
+    const int32_t s = 14 - ((int32_t)(top >> 23) - 127);
+    return s < SF_S_MIN ? SF_S_MIN : (s > 60 ? 60 : s);
+}
 
 /* 2^-(x/65536) = m * 2^-(16+e): returns m in (32768, 65536], *e = x >> 16. */
 static inline uint32_t sf_exp2n(uint32_t x, uint32_t *e) {
@@ -174,20 +124,6 @@ static inline uint32_t sf_exp2n(uint32_t x, uint32_t *e) {
     *e = x >> 16;
     return 65536u - ((f * t) >> 16);
 }
-float sf_sigmoid(float x);
-/* Elementwise x [n] -> out [n]; out may be x. */
-void sf_silu(const float *x, uint32_t n, float *out);
-void sf_gelu_tanh(const float *x, uint32_t n, float *out);
-void sf_relu(const float *x, uint32_t n, float *out);
-/* a [n] times b; a [n] plus b. */
-void sf_multiply(float *a, const float *b, uint32_t n);
-void sf_add(float *a, const float *b, uint32_t n);
-
-/* cos and sin of pos * inc * 2pi / 2^32 for each pair: cs [half][2]. */
-void sf_rope_angles(const uint32_t *inc, uint32_t half, uint32_t pos, float *cs);
-/* Rotates one head [2*half] in place, half-split pairs. */
-void sf_rope(float *head, const float *cs, uint32_t half);
-
 /* Query heads that share one head of keys and values, over positions first..last of a cache with
  * the given stride. */
 typedef struct {
@@ -201,9 +137,168 @@ typedef struct {
     int32_t k_least, v_least; /* exponents; none of ks and vs is less */
     float scale;              /* score scale * log2(e) */
 } sf_attn;
-/* q [heads][head_dim], out the same; scratch: q16 [2][head_dim], score [2][kv_len, even],
- * acc [2][head_dim]. */
-void sf_attention(const sf_attn *a, uint32_t heads, const float *q, int16_t *q16, int32_t *score,
-                  int32_t *acc, float *out);
+
+/* Every kernel; a tier has some of them, and what it lacks is that of plain C, to the same bits. */
+typedef struct {
+    /* x [n] -> v, groups of 32. */
+    void (*quantize)(const float *x, uint32_t n, sf_bfp *v);
+    /* x [n] -> q [n] with one exponent; returns s: x ~ q * 2^-s. */
+    int32_t (*quantize16)(const float *x, uint32_t n, int16_t *q);
+    int32_t (*quantize8)(const float *x, uint32_t n, int8_t *q);
+
+    /* out[r] = row[r] . x for n <= SF_TILE rows of x->groups*32 weights. */
+    void (*dot_q4)(const uint8_t *const *row, uint32_t n, const sf_bfp *x, float *out);
+    void (*dot_q8)(const uint8_t *const *row, uint32_t n, const sf_bfp *x, float *out);
+    void (*dot_r8)(const uint8_t *const *row, uint32_t n, const sf_bfp *x, float *out);
+    void (*dot_s4)(const uint8_t *const *row, uint32_t n, const sf_bfp *x, float *out);
+    /* The same for proxy rows of 1 to 4 bits a weight. */
+    void (*dot_proxy)(const uint8_t *const *row, uint32_t n, uint32_t bits, const sf_bfp *x,
+                      float *out);
+    /* out[r] = how many of the signs of row r (a bit set below zero) are those of sign [groups]
+     * words. */
+    void (*dot_signs)(const uint8_t *const *row, uint32_t n, const uint32_t *sign, uint32_t groups,
+                      float *out);
+    /* isum[j] += sum_r h[r] * col[r][j] for n <= SF_GROUP columns of dim weights. */
+    void (*axpy_q4)(const uint8_t *const *col, const int8_t *h, uint32_t n, uint32_t dim,
+                    int32_t *isum);
+    void (*axpy_q8)(const uint8_t *const *col, const int8_t *h, uint32_t n, uint32_t dim,
+                    int32_t *isum);
+    /* acc[j] += (sum_r h[r] * col[r][j]) << k; the scales of r8 are those of outputs. */
+    void (*axpy_r8)(const uint8_t *const *col, const int8_t *h, uint32_t n, uint32_t dim,
+                    uint32_t k, int64_t *acc);
+    /* acc[j] += sum_r factor(a[r], scale) * q of col[r][j] for n <= SF_TILE columns of dim weights
+     * of s4 (sf_s4_factor); a is an activation with its shift, q << k. */
+    void (*axpy_s4)(const uint8_t *const *col, const int32_t *a, uint32_t n, uint32_t dim,
+                    uint32_t shift, int32_t *acc);
+    /* acc[j] += (isum[j] << k) * d[j] + sum * m[j]; scales as in the image; clears isum. */
+    void (*scale_q4)(const uint8_t *scales, uint32_t k, int32_t sum, uint32_t dim, int32_t *isum,
+                     int64_t *acc);
+    void (*scale_q8)(const uint8_t *scales, uint32_t k, int32_t sum, uint32_t dim, int32_t *isum,
+                     int64_t *acc);
+
+    /* The rows largest of x [n], n <= 65536, the least index first among equals: their indices,
+     * ascending, in pick [rows]. */
+    void (*pick_largest)(const float *x, uint32_t n, uint32_t rows, uint16_t *pick);
+    /* One row as floats: x [dim]. */
+    void (*row_q4)(const uint8_t *row, uint32_t dim, float *x);
+    void (*row_q8)(const uint8_t *row, uint32_t dim, float *x);
+    void (*row_r8)(const uint8_t *row, uint32_t dim, float *x);
+    void (*row_s4)(const uint8_t *row, uint32_t dim, float *x);
+
+    /* out = x / rms(x) * w; out may be x. */
+    void (*rmsnorm)(const float *x, const float *w, uint32_t n, float eps, float *out);
+    float (*sigmoid)(float x);
+    /* Elementwise x [n] -> out [n]; out may be x. */
+    void (*silu)(const float *x, uint32_t n, float *out);
+    void (*gelu_tanh)(const float *x, uint32_t n, float *out);
+    void (*relu)(const float *x, uint32_t n, float *out);
+    /* a [n] times b; a [n] plus b. */
+    void (*multiply)(float *a, const float *b, uint32_t n);
+    void (*add)(float *a, const float *b, uint32_t n);
+    /* cos and sin of pos * inc * 2pi / 2^32 for each pair: cs [half][2]. */
+    void (*rope_angles)(const uint32_t *inc, uint32_t half, uint32_t pos, float *cs);
+    /* Rotates one head [2*half] in place, half-split pairs. */
+    void (*rope)(float *head, const float *cs, uint32_t half);
+    /* q [heads][head_dim], out the same; scratch: q16 [2][head_dim], score [2][kv_len, even],
+     * acc [2][head_dim]. */
+    void (*attention)(const sf_attn *a, uint32_t heads, const float *q, int16_t *q16,
+                      int32_t *score, int32_t *acc, float *out);
+} sf_kernels;
+
+/* All of them, for plain C has each. */
+#define SF_PLAIN_HAS(X)                                                                            \
+    X(plain, quantize)                                                                             \
+    X(plain, quantize16)                                                                           \
+    X(plain, quantize8)                                                                            \
+    X(plain, dot_q4)                                                                               \
+    X(plain, dot_q8)                                                                               \
+    X(plain, dot_r8)                                                                               \
+    X(plain, dot_s4)                                                                               \
+    X(plain, dot_proxy)                                                                            \
+    X(plain, dot_signs)                                                                            \
+    X(plain, axpy_q4)                                                                              \
+    X(plain, axpy_q8)                                                                              \
+    X(plain, axpy_r8)                                                                              \
+    X(plain, axpy_s4)                                                                              \
+    X(plain, scale_q4)                                                                             \
+    X(plain, scale_q8)                                                                             \
+    X(plain, pick_largest)                                                                         \
+    X(plain, row_q4)                                                                               \
+    X(plain, row_q8)                                                                               \
+    X(plain, row_r8)                                                                               \
+    X(plain, row_s4)                                                                               \
+    X(plain, rmsnorm)                                                                              \
+    X(plain, sigmoid)                                                                              \
+    X(plain, silu)                                                                                 \
+    X(plain, gelu_tanh)                                                                            \
+    X(plain, relu)                                                                                 \
+    X(plain, multiply)                                                                             \
+    X(plain, add)                                                                                  \
+    X(plain, rope_angles)                                                                          \
+    X(plain, rope)                                                                                 \
+    X(plain, attention)
+
+/* From a list of kernels their declarations, or a table of them: later entries replace earlier. */
+#define SF_DECLARE(tier, kernel) __typeof__(*((const sf_kernels *)0)->kernel) sf_##tier##_##kernel;
+#define SF_ENTRY(tier, kernel) .kernel = sf_##tier##_##kernel,
+
+SF_PLAIN_HAS(SF_DECLARE)
+
+#ifdef SF_RUN_TIME_TIERS
+/* The kernels that this program uses: until sf_choose_tier those of plain C. */
+extern sf_kernels sf_tier;
+
+/* Takes the best tier that this CPU runs. */
+void sf_choose_tier(void);
+/* Takes the tier with this name; false where there is none or this CPU lacks what it needs. */
+bool sf_use_tier(const char *name);
+/* Name of tier i, from plain C up; NULL behind the last. */
+const char *sf_tier_name(uint32_t i);
+#else
+/* The compiler knows every entry, so that calls are direct and tables take no memory. */
+SF_TIER_HAS(SF_DECLARE)
+#pragma GCC diagnostic push
+#ifdef __clang__
+#pragma GCC diagnostic ignored "-Winitializer-overrides"
+#else
+#pragma GCC diagnostic ignored "-Woverride-init"
+#endif
+static const sf_kernels sf_tier = {SF_PLAIN_HAS(SF_ENTRY) SF_TIER_HAS(SF_ENTRY)};
+#pragma GCC diagnostic pop
+
+static inline void sf_choose_tier(void) {
+}
+#endif
+
+#define sf_quantize sf_tier.quantize
+#define sf_quantize16 sf_tier.quantize16
+#define sf_quantize8 sf_tier.quantize8
+#define sf_dot_q4 sf_tier.dot_q4
+#define sf_dot_q8 sf_tier.dot_q8
+#define sf_dot_r8 sf_tier.dot_r8
+#define sf_dot_s4 sf_tier.dot_s4
+#define sf_dot_proxy sf_tier.dot_proxy
+#define sf_dot_signs sf_tier.dot_signs
+#define sf_axpy_q4 sf_tier.axpy_q4
+#define sf_axpy_q8 sf_tier.axpy_q8
+#define sf_axpy_r8 sf_tier.axpy_r8
+#define sf_axpy_s4 sf_tier.axpy_s4
+#define sf_scale_q4 sf_tier.scale_q4
+#define sf_scale_q8 sf_tier.scale_q8
+#define sf_pick_largest sf_tier.pick_largest
+#define sf_row_q4 sf_tier.row_q4
+#define sf_row_q8 sf_tier.row_q8
+#define sf_row_r8 sf_tier.row_r8
+#define sf_row_s4 sf_tier.row_s4
+#define sf_rmsnorm sf_tier.rmsnorm
+#define sf_sigmoid sf_tier.sigmoid
+#define sf_silu sf_tier.silu
+#define sf_gelu_tanh sf_tier.gelu_tanh
+#define sf_relu sf_tier.relu
+#define sf_multiply sf_tier.multiply
+#define sf_add sf_tier.add
+#define sf_rope_angles sf_tier.rope_angles
+#define sf_rope sf_tier.rope
+#define sf_attention sf_tier.attention
 
 #endif

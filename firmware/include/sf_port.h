@@ -2,6 +2,7 @@
 #ifndef SF_PORT_H
 #define SF_PORT_H
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -9,6 +10,8 @@
 const uint8_t *sf_port_flash_base(void);
 /* Bytes the flash holds from byte 0 of the image on. */
 uint32_t sf_port_flash_size(void);
+/* Whether the flash is still the one of the start: a file may be replaced, a chip is not. */
+bool sf_port_flash_same(void);
 /* A free-running counter and its rate; 0 Hz when the board has none. */
 uint64_t sf_port_ticks(void);
 uint32_t sf_port_ticks_per_second(void);

@@ -11,7 +11,8 @@ enum {
     SF_ERR_MODEL = -2,   /* the image in flash is not the one this code was made for */
     SF_ERR_CONTEXT = -3, /* position past the KV cache */
     SF_ERR_TOKEN = -4,   /* token id outside the vocabulary */
-    SF_ERR_ARG = -5
+    SF_ERR_ARG = -5,
+    SF_ERR_DAMAGED = -6 /* the image in flash is not what was packed, or it changed */
 };
 
 /* Sites a trace records, in the order they are computed in a layer. */
@@ -26,7 +27,7 @@ enum sf_site {
     SF_SITES = 7
 };
 
-/* Thresholds of a layer: a neuron lives when every magnitude reaches its own. 0 keeps all. */
+/* Thresholds of a layer: a neuron is active when every magnitude reaches its own. 0 keeps all. */
 enum sf_threshold {
     SF_T_GATE = 0,      /* |gate| before the activation */
     SF_T_ACT = 1,       /* |act(gate)| (CATS) */
@@ -71,7 +72,8 @@ typedef struct {
     uint32_t ticks_per_second; /* unit of the time counters, 0 when the port has no clock */
 } sf_info;
 
-/* Checks the image in flash against the compiled-in SHA-256; call once. */
+/* Checks that the image in flash is the one of the compiled-in SHA-256, and the CRC-32 of each of
+ * its sections; call once. */
 int sf_init(void);
 const sf_info *sf_get_info(void);
 /* Forgets the KV cache. */
@@ -94,7 +96,8 @@ int sf_tap_set(uint32_t layer, uint32_t site);
 /* Values kept by the last step; *n gets the count. */
 const float *sf_tap_values(uint32_t *n);
 
-/* Sampling. temperature 0 is greedy; top_p 1 keeps all. Integer PRNG, seed != 0. */
+/* Sampling. temperature 0 is greedy; top_p 1 keeps all. What is out of range is taken as the
+ * nearest value in it. Integer PRNG. */
 typedef struct {
     float temperature;
     float top_p;

@@ -16,6 +16,11 @@ extern const uint32_t sf_eos[];
 extern const uint32_t sf_eos_count;
 extern const sf_part sf_parts[SF_PARTS];
 
+/* CRC-32 of bytes that follow those of crc (0: none). */
+uint32_t sf_crc32(uint32_t crc, const uint8_t *p, size_t n);
+/* SF_OK, SF_ERR_DAMAGED, or SF_ERR_FLASH when a read fails; before sf_flash_start(). */
+int sf_check_image(void);
+
 /* Trace and tap: hashes the site, keeps its values when tapped. */
 void sf_observe(uint32_t layer, uint32_t site, const float *v, uint32_t n);
 /* A part of a layer that these thresholds always read whole. */

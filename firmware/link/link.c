@@ -11,9 +11,12 @@
 enum {
     HEAD = 2, /* seq, type */
     CRC = 2,
+    CONNECTION = 4,
     FRAME = HEAD + SF_LINK_MAX_PAYLOAD + CRC,
-    WIRE = FRAME + FRAME / 254 + 2 /* stuffing and the zero */
+    WIRE = FRAME + FRAME / 254 + 3 /* stuffing and two zeros */
 };
+
+#define MOST_TEMPERATURE 1e6f /* beyond it every token is as likely */
 
 static struct {
     uint8_t in[WIRE]; /* the frame coming in; decoded in place */
@@ -29,6 +32,7 @@ static struct {
     uint16_t last_crc;
     bool have_last;
     bool session;
+    uint32_t connection; /* the host's number of it */
     bool gone;
     bool quit;
     int status;
@@ -116,14 +120,19 @@ static void send(const uint8_t *p, size_t n) {
     s.spoke = sf_port_ticks();
 }
 
-/* A frame without payload, beside the kept reply. */
+/* A frame without more than the connection, beside the kept reply. */
 static void send_bare(uint8_t seq, uint8_t type) {
-    uint8_t frame[HEAD + CRC] = {seq, type, 0, 0};
-    uint8_t wire[HEAD + CRC + 3];
-    const uint16_t crc = sf_crc16(SF_CRC16_START, frame, HEAD);
-    frame[2] = (uint8_t)(crc & 0xffu);
-    frame[3] = (uint8_t)(crc >> 8);
-    size_t n = sf_cobs_encode(frame, sizeof frame, wire);
+    uint8_t frame[HEAD + CONNECTION + CRC] = {seq, type};
+    uint8_t wire[HEAD + CONNECTION + CRC + 4];
+    size_t bytes = HEAD;
+    for (uint32_t i = 0; i < CONNECTION && type != SF_LINK_NAK; i++) {
+        frame[bytes++] = (uint8_t)(s.connection >> 8u * i & 0xffu);
+    }
+    const uint16_t crc = sf_crc16(SF_CRC16_START, frame, bytes);
+    frame[bytes++] = (uint8_t)(crc & 0xffu);
+    frame[bytes++] = (uint8_t)(crc >> 8);
+    size_t n = sf_cobs_encode(frame, bytes, wire);
+    wire[n++] = 0;
     wire[n++] = 0;
     send(wire, n);
 }
@@ -138,6 +147,7 @@ static void send_reply(void) {
     const uint16_t crc = sf_crc16(SF_CRC16_START, s.reply, s.reply_n);
     put16(crc);
     s.wire_n = sf_cobs_encode(s.reply, s.reply_n, s.wire);
+    s.wire[s.wire_n++] = 0;
     s.wire[s.wire_n++] = 0;
     send(s.wire, s.wire_n);
 }
@@ -164,6 +174,7 @@ static int hello(const uint8_t *p) {
     const sf_info *i = sf_get_info();
     end_generation();
     s.session = true;
+    s.connection = get32(p + 2);
     put16(SF_LINK_VERSION);
     put16(SF_LINK_MAX_PAYLOAD);
     put32(get32(p + 2)); /* the host's nonce: no reply of an earlier session carries it */
@@ -301,8 +312,13 @@ static int generate(const uint8_t *p) {
     if (!s.have_logits) {
         return SF_LINK_ERR_LOGITS;
     }
+    const float temperature = get_float(p + 8), top_p = get_float(p + 12);
+    if (!(temperature >= 0.0f && temperature <= MOST_TEMPERATURE && top_p >= 0.0f &&
+          top_p <= 1.0f)) {
+        return SF_ERR_ARG;
+    }
     end_generation();
-    sf_sampler_init(&s.sampler, get_float(p + 8), get_float(p + 12), get64(p + 16));
+    sf_sampler_init(&s.sampler, temperature, top_p, get64(p + 16));
     s.left = get32(p + 4);
     s.generating = true;
     return SF_OK;
@@ -344,11 +360,12 @@ static int stream(const uint8_t *p) {
         }
         uint32_t n = 0;
         const uint8_t *text = sf_token_text(s.token, &n);
-        if (6u + (size_t)n > room()) {
-            if (count > 0) {
-                break;
-            }
-            n = (uint32_t)room() - 6u; /* longer than a reply: the token counts, not its text */
+        const size_t space = room();
+        if (count > 0 && (space < 6u || n > space - 6u)) {
+            break;
+        }
+        if (n > space - 6u) { /* longer than a reply: the token counts, not its text */
+            n = (uint32_t)space - 6u;
         }
         put32(s.token);
         put16(n);
@@ -452,15 +469,28 @@ static void serve(void) {
         send(s.wire, s.wire_n);
         return;
     }
+    const bool first = type == SF_LINK_HELLO;
+    const size_t before = first ? 0 : CONNECTION;
+    const uint8_t *p = s.in + HEAD;
+    const size_t bytes = n - HEAD - CRC;
+    int code = bytes < before ? SF_LINK_ERR_LENGTH : SF_OK;
+    const uint32_t connection = code == SF_OK && !first ? get32(p) : s.connection;
     s.reply_n = 0;
     put8(seq);
     put8(type | (uint32_t)SF_LINK_REPLY);
+    if (!first) {
+        put32(connection);
+    }
     s.spoke = sf_port_ticks();
-    const int code = execute(seq, type, s.in + HEAD, n - HEAD - CRC);
+    if (code == SF_OK && s.session && connection != s.connection) {
+        code = SF_LINK_ERR_OTHER;
+    }
+    code = code == SF_OK ? execute(seq, type, p + before, bytes - before) : code;
     if (code != SF_OK) {
         s.reply_n = 0;
         put8(seq);
         put8(SF_LINK_ERROR);
+        put32(connection);
         put8(type);
         put32((uint32_t)code);
         put32(sf_position());

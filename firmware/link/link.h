@@ -2,14 +2,16 @@
  *
  * On the line:  COBS( seq u8 | type u8 | payload | crc16 u16 )  0x00
  * Numbers are little-endian. A reply carries the request's seq and its type | SF_LINK_REPLY.
- * host_tools/sparseflash/link/protocol.py is the other side. */
+ * Payloads begin with the number of the connection, u32, which the host chose in its last HELLO;
+ * those of HELLO, of its reply and of NAK do not. A second zero ends the frame if the first is
+ * lost. host_tools/sparseflash/device/link/protocol.py is the other side. */
 #ifndef SF_LINK_H
 #define SF_LINK_H
 
 #include <stdbool.h>
 #include <stdint.h>
 
-enum { SF_LINK_VERSION = 3, SF_LINK_MAX_PAYLOAD = 1024, SF_LINK_REPLY = 0x80 };
+enum { SF_LINK_VERSION = 4, SF_LINK_MAX_PAYLOAD = 1024, SF_LINK_REPLY = 0x80 };
 
 enum sf_link_type {
     SF_LINK_HELLO = 0x01,
@@ -39,7 +41,8 @@ enum {
     SF_LINK_ERR_SESSION = -102,  /* no HELLO since the device started */
     SF_LINK_ERR_POSITION = -103, /* the host counts another position */
     SF_LINK_ERR_LOGITS = -104,   /* the last step computed no logits */
-    SF_LINK_ERR_IDLE = -105      /* STREAM without GENERATE */
+    SF_LINK_ERR_IDLE = -105,     /* STREAM without GENERATE */
+    SF_LINK_ERR_OTHER = -106     /* another host has opened the line since */
 };
 
 enum sf_link_done {

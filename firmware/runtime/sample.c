@@ -3,8 +3,10 @@
 #include "sf_state.h"
 
 void sf_sampler_init(sf_sampler *s, float temperature, float top_p, uint64_t seed) {
-    s->temperature = temperature;
-    s->top_p = top_p;
+    /* Below this the gaps would overflow; it is greedy long before. NaN is greedy, and keeps all.
+     */
+    s->temperature = temperature > 1e-6f ? temperature : (temperature > 0.0f ? 1e-6f : 0.0f);
+    s->top_p = top_p <= 0.0f ? 0.0f : (top_p < 1.0f ? top_p : 1.0f);
     s->seed = seed * 6364136223846793005u + 1442695040888963407u;
 }
 
@@ -61,6 +63,9 @@ uint32_t sf_sample(sf_sampler *s) {
         }
         least = low;
         total = sum_from(logits, top, scale, least);
+    }
+    if (total == 0) { /* logits that are no numbers */
+        return best;
     }
     const uint64_t pick = (((uint64_t)random32(s) << 32) | random32(s)) % total;
     uint64_t sum = 0;

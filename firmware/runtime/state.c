@@ -123,13 +123,17 @@ void sf_count_token(uint64_t time) {
 }
 
 int sf_init(void) {
+    sf_choose_tier();
     const uint8_t *image = sf_port_flash_base();
     if (image == NULL || sf_port_flash_size() < SF_IMAGE_BYTES || memcmp(image, "SFM1", 4) != 0 ||
         memcmp(image + 32, sf_model_sha, 32) != 0) {
         return SF_ERR_MODEL;
     }
     sf_reset();
-    const int code = sf_flash_start();
+    int code = sf_check_image();
+    if (code == SF_OK) {
+        code = sf_flash_start();
+    }
     sf_counters_clear();
     return code;
 }
@@ -171,7 +175,13 @@ const uint8_t *sf_token_text(uint32_t token, uint32_t *n) {
     if (token >= SF_VOCAB) {
         return text;
     }
+    /* A damaged table gives no text, and none from outside the image. */
+    const uint32_t most = SF_IMAGE_BYTES - SF_TOKENS_AT - 4u - (SF_VOCAB + 1u) * 4u;
     const uint32_t from = sf_load32(table + 4u * token);
-    *n = sf_load32(table + 4u * token + 4u) - from;
+    const uint32_t to = sf_load32(table + 4u * token + 4u);
+    if (from > to || to > most) {
+        return text;
+    }
+    *n = to - from;
     return text + from;
 }

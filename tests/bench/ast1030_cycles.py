@@ -5,8 +5,8 @@
         [--speculate svd-64]
         [--trace trace.json]
 
-The firmware is that of the board with marks in front of the reads (tests/emulator/flash_marks.c).
-The plugin m4_cycles.c counts the core's cycles; sparseflash/dma_model.py adds the flash at each
+The firmware is that of the board with marks in front of the reads (host_tools/emulators/ast1030).
+The plugin m4_cycles.c counts the core's cycles; dma_model.py adds the flash at each
 rate, in bytes a core cycle. Neither is a measurement of a chip. "ahead" is the firmware as it is;
 "waited" starts each of its reads only when it is waited for. The ratio is total to the larger of
 compute and flash, the gain is waited to ahead. --ring is the number of ring buffers of 4 KB;
@@ -22,22 +22,22 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "emulator"))
+sys.path.insert(0, str(Path(__file__).parents[2] / "host_tools"))
 
-import cycles
-
+from emulators.ast1030 import cycles
+from emulators.ast1030.dma_model import FlashTiming, Timeline, simulate
 from sparseflash.base.errors import SparseflashError
 from sparseflash.base.files import root, write_json
 from sparseflash.base.sizes import parse_size
 from sparseflash.codegen.build import build_firmware
 from sparseflash.codegen.generate import generate
-from sparseflash.device.dma_model import FlashTiming, Timeline, simulate
 from sparseflash.device.runners import Files, flash_files
 from sparseflash.model import recipes
 from sparseflash.pipeline import stages as pipeline
 from sparseflash.plan.boards import Board, load_board
+from sparseflash.plan.kept import plan_digest
 from sparseflash.plan.placement import use_of
-from sparseflash.plan.plan import make_plan, plan_digest
+from sparseflash.plan.plan import make_plan
 
 HEADER = ("total", "compute", "flash", "stall", "bytes")
 

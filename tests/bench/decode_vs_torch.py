@@ -25,6 +25,7 @@ from sparseflash.measure.engine import Engine, dense_thresholds
 from sparseflash.model import recipes
 from sparseflash.model.torch_model import TorchModel
 from sparseflash.pipeline import stages as pipeline
+from sparseflash.pipeline.places import Places
 
 _engine: Engine
 
@@ -54,7 +55,7 @@ def main() -> None:
     model = pipeline.open_model(recipe)
     image = pipeline.pack_model(model, recipe)
     pipeline.host_engine(image, recipe)
-    library = pipeline.Places(args.model).folder / "libsparseflash.so"
+    library = Places(args.model).folder / "libsparseflash.so"
     rng = np.random.default_rng(1)
     windows = rng.integers(0, model.spec.vocab, (args.cpus, args.tokens))
     context = multiprocessing.get_context("fork")

@@ -30,8 +30,9 @@ from sparseflash.device.link.client import Device
 from sparseflash.image.screen import head_rows
 from sparseflash.model import recipes
 from sparseflash.pipeline import stages as pipeline
+from sparseflash.pipeline.places import Places
 from sparseflash.plan.boards import load_board
-from sparseflash.plan.plan import plan_digest
+from sparseflash.plan.kept import plan_digest
 
 PEER = "llama-cpp-python==0.3.36"
 TOKENS = 32
@@ -218,7 +219,7 @@ def main() -> None:
             continue
         pipeline.build_board(board, recipe.name, show=False)
         pipeline.flash_board(board, recipe.name)
-        place = pipeline.Places(recipe.name, board.id).flashed
+        place = Places(recipe.name, board.id).flashed
         ours, theirs, disk = [], [], []
         for _ in range(a.repetitions):
             ours.append(run_ours(place, plan_digest(plan), cap, image.sha256))

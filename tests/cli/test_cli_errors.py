@@ -27,7 +27,7 @@ from sparseflash.base.errors import Exit
 from sparseflash.base.files import root, write_bytes
 from sparseflash.base.sizes import parse_size
 from sparseflash.device.host_board import start_host_device
-from sparseflash.pipeline.stages import Places
+from sparseflash.pipeline.places import Places
 
 NAME = "small"
 
@@ -348,7 +348,7 @@ def test_difference_is_a_failure(flashed: Path, refuse: Refuse) -> None:
     plan["thresholds"][1][3] = 0.5
     path.write_text(json.dumps(plan))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("sparseflash.pipeline.stages.plan_digest", lambda _: None)
+        patch.setattr("sparseflash.device.session.plan_digest", lambda _: None)
         said = refuse(Exit.FAILED, "validate", "--model", NAME)
     assert "position 0, layer 1, site h[" in said
 

@@ -16,8 +16,7 @@ import numpy as np
 import pytest
 
 from conftest import random_factors, random_model, random_predictor
-from sparseflash.base.files import root
-from sparseflash.codegen.build import STRICT
+from sparseflash.codegen.build import STRICT, includes
 from sparseflash.codegen.generate import render
 from sparseflash.image.reference import THRESHOLDS
 from sparseflash.image.sfm import Formats, Image, pack
@@ -132,7 +131,7 @@ def test_compiles_without_a_warning(name: str, cc: str, tmp_path: Path) -> None:
     if shutil.which(cc) is None:
         pytest.skip(f"{cc} is not installed")
     folder = GOLDEN / name
-    places = [f"-I{root() / 'firmware' / 'include'}", f"-I{folder}"]
+    places = [f"-I{folder}", *includes("plain")]
     out = ["-c", str(folder / "sf_model.c"), "-o", str(tmp_path / "model.o")]
     subprocess.run([cc, *STRICT, "-O2", *places, *out], check=True)
 

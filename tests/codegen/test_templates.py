@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 from conftest import random_model
 from sparseflash.base.errors import InputError
 from sparseflash.base.files import root
+from sparseflash.codegen.build import includes
 from sparseflash.codegen.generate import render
 from sparseflash.image.sfm import Image, pack
 from sparseflash.measure.engine import dense_thresholds
@@ -20,7 +22,17 @@ from sparseflash.plan.memory import ARRAYS, bytes_of
 from sparseflash.plan.plan import make_plan, memory_sizes
 
 TEMPLATES = sorted((root() / "codegen_templates").glob("*.j2"))
-STAGES = ["attention", "matrix", "predictor", "prefetch", "sf_model", "sparse_ffn", "tables"]
+STAGES = [
+    "attention",
+    "columns",
+    "matrix",
+    "rows",
+    "predictor",
+    "prefetch",
+    "sf_model",
+    "sparse_ffn",
+    "tables",
+]
 
 
 @pytest.fixture
@@ -60,7 +72,7 @@ def test_errors_name_template_and_line(
         render(plan, folder=folder)
 
 
-def test_a_size_is_said_once(plan: dict[str, Any], host: Board, tmp_path: Path) -> None:
+def test_a_size_is_said_once(plan: dict[str, Any], tmp_path: Path) -> None:
     """The header's sizes, the C arrays and the plan's memory come from one table."""
     sizes = memory_sizes(Image(tmp_path / "model.sfm"), 32)
     size = bytes_of(sizes)
@@ -69,5 +81,9 @@ def test_a_size_is_said_once(plan: dict[str, Any], host: Board, tmp_path: Path) 
     declared = re.findall(r"^static (?:_Alignas\(8\) )?\w+ (\w+)\[", texts["sf_model.c"], re.M)
     assert [a.name for a in ARRAYS if a.name in size] == [n for n in declared if n in size]
     assert set(declared) <= set(size) | {"window"}
-    wrong = plan | {"arena_bytes": plan["arena_bytes"] + 1}
-    assert f"SF_ARENA_BYTES {wrong['arena_bytes']}u" in render(wrong)["sf_model.h"]
+    for arena, fits in ((plan["arena_bytes"], True), (plan["arena_bytes"] + 4, False)):
+        for name, text in render(plan | {"arena_bytes": arena}).items():
+            (tmp_path / name).write_text(text)
+        command = ["cc", *includes("x86_64"), "-I.", "-fsyntax-only", "sf_model.c"]
+        said = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert ("counts the bytes of the plan" not in said.stderr) == fits

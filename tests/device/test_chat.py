@@ -112,3 +112,17 @@ def test_message_that_does_not_fit() -> None:
     with pytest.raises(UsageError, match="write a shorter one"):
         ask(talk, "x" * 80)
     assert ask(talk, "short") == b"SHORT"
+
+
+def test_raw_and_warnings_reach_the_tokenizer() -> None:
+    class Asked(Words):
+        def chat(self, messages: list[dict[str, str]], **options: Any) -> list[int]:  # type: ignore[override]
+            asked.append(options)
+            return super().chat(messages)
+
+    asked: list[dict[str, Any]] = []
+    said: list[str] = []
+    for options in ({}, {"raw": True}, {"warn": said.append}):
+        talk = Chat(Parrot(), Asked(), [END], **options)  # type: ignore[arg-type]
+        ask(talk, "hello")
+    assert asked == [{}, {"raw": True}, {"warn": said.append}]

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from emulators.ast1030.dma_model import FlashTiming, parse, simulate
 from sparseflash.base.errors import InputError
-from sparseflash.device.dma_model import FlashTiming, parse, simulate
 from sparseflash.plan.boards import load_board
 
 SLOW = FlashTiming(bytes_per_cycle=0.5, setup=100, restart=10)

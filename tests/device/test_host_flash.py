@@ -14,11 +14,12 @@ from sparseflash.codegen.build import build_firmware
 from sparseflash.codegen.generate import generate
 from sparseflash.device.host_board import start_host_device
 from sparseflash.device.link.client import Device
+from sparseflash.device.validate import validate
 from sparseflash.image.sfm import Formats, Image, pack
 from sparseflash.measure.engine import dense_thresholds
-from sparseflash.pipeline.stages import validate
 from sparseflash.plan.boards import load_board
-from sparseflash.plan.plan import make_plan, plan_digest
+from sparseflash.plan.kept import plan_digest
+from sparseflash.plan.plan import make_plan
 
 
 @pytest.mark.parametrize("reader", ["flash_uring.c", "flash_pread.c"])

@@ -7,18 +7,19 @@ import itertools
 import os
 import random
 import socket
+import struct
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 from cobs import cobs
 
-from sparseflash.base.errors import LinkError, MismatchError, ToolError, UsageError
+from sparseflash.base.errors import InputError, LinkError, MismatchError, ToolError, UsageError
 from sparseflash.base.files import root
-from sparseflash.codegen.build import STRICT
+from sparseflash.codegen.build import STRICT, includes
 from sparseflash.device.host_board import HostProcess, start_host_device
 from sparseflash.device.link import protocol
 from sparseflash.device.link.client import Device
@@ -68,9 +69,9 @@ def build_fake(folder: Path, *flags: str) -> Path:
         Path(__file__).with_name("fake_runtime.c"),
     ]
     exe = folder / "sparseflash-device"
-    includes = [f"-I{fw / 'include'}", f"-I{fw / 'link'}"]
     subprocess.run(
-        ["cc", *STRICT, "-O2", *flags, *includes, *map(str, sources), "-o", str(exe)], check=True
+        ["cc", *STRICT, "-O2", *flags, *includes("plain"), *map(str, sources), "-o", str(exe)],
+        check=True,
     )
     return exe
 
@@ -199,7 +200,7 @@ def test_refusals(device: Device) -> None:
 
 def test_any_payload_is_answered(process: HostProcess) -> None:
     kinds = [*(t for t in Type if t != Type.QUIT), 0, 0x0F, 0x80, 0xFF]
-    sizes = (0, 1, 2, 5, 6, 7, 8, 9, 24, 1023, 1024)
+    sizes = (0, 1, 2, 5, 6, 7, 8, 9, 24, 1019, 1020)
     with Device.open(process.url) as d:
         for kind, n, fill in itertools.product(kinds, sizes, (0, 255)):
             d._failed = None
@@ -207,6 +208,197 @@ def test_any_payload_is_answered(process: HostProcess) -> None:
                 d._request(_AnyType(kind), bytes([fill]) * n, lambda _: None)
             except (DeviceError, LinkError) as e:
                 assert "refused" in str(e), (kind, n, fill)
+
+
+@pytest.mark.parametrize("kind", [Type.READ_LOGITS, Type.READ_TRACE, Type.READ_TAP])
+def test_reads_stay_inside(device: Device, kind: Type) -> None:
+    """Offset and count of what is read lie inside it, and the reply fits a frame."""
+    device.step(3)
+    n = {Type.READ_LOGITS: VOCAB, Type.READ_TRACE: LAYERS * 7, Type.READ_TAP: 600}[kind]
+    most = protocol.TAP_CHUNK if kind == Type.READ_TAP else protocol.CHUNK
+    head = 4 if kind == Type.READ_TAP else 0
+    for offset, count in ((0, most), (n - 1, 1), (n, 0), (n - most, most)):
+        got = device._request(kind, protocol.read(offset, count), lambda payload: payload)
+        assert len(got) == head + 4 * count
+    for offset, count in (
+        *((0, c) for c in (most + 1, 1000, 0x4000, 0x4001, 65535)),
+        *((n - 1, c) for c in (2, most)),
+        *((n, c) for c in (1, most)),
+        *((o, c) for o in (n + 1, 2**30, 2**31, 2**32 - 1) for c in (0, 1, most)),
+    ):
+        with pytest.raises(DeviceError, match="out of range"):
+            device._request(kind, protocol.read(offset, count), lambda payload: payload)
+
+
+@pytest.mark.parametrize(
+    ("temperature", "top_p"),
+    [
+        *((float("nan"), 1), (-1e-3, 1), (1e7, 1), (float("inf"), 1)),
+        *((1, float("nan")), (1, -0.1), (1, 1.01), (1, float("inf"))),
+    ],
+)
+def test_sampling_out_of_range(device: Device, temperature: float, top_p: float) -> None:
+    """The client refuses it before it asks, and so does the device."""
+    with pytest.raises(UsageError, match="out of range"):
+        next(device.generate([1], 3, temperature, top_p))
+    assert device.position == 0
+    device.prefill([1], logits=True)
+    payload = protocol.generate(1, 3, temperature, top_p, 1)
+    with pytest.raises(DeviceError, match="out of range"):
+        device._request(Type.GENERATE, payload, lambda _: None)
+
+
+def test_texts_longer_than_a_frame(
+    tmp_path: Path, image: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a broken table, where addresses have 32 bits too: the token counts, its text is cut."""
+    monkeypatch.setenv("FAKE_LONG_TEXT", "1")
+    for flags in ([], ["-m32"]):
+        try:
+            built = build_fake(tmp_path, "-fsanitize=undefined", *flags)
+        except subprocess.CalledProcessError:
+            pytest.skip("no C library of 32 bits")
+        with start_host_device(built, image) as host, Device.open(host.url) as d:
+            got = list(d.generate([1, 2], 3))
+            assert [t for t, _ in got] == [t for t, _ in Fake().run(1, 2).generate(3)]
+            assert {len(text) for _, text in got} == {1024 - 4 - 7 - 6}
+
+
+def test_two_hosts(process: HostProcess) -> None:
+    """Of two hosts on one device the earlier one is told, and its request changes nothing."""
+    with pytest.raises(LinkError), Device.open(process.url, timeout=0.5):
+        Device.open(process.url, timeout=0.5)
+        pytest.fail("a second host got in")
+    with Device.open(process.url) as d:
+        d.prefill([1, 2])
+        # The same line, as a host that does not ask for it alone.
+        other = Device(d._port, d._name)
+        other._greet(None, None)
+        other.prefill([3, 4])
+        d._splitter.clear()
+        with pytest.raises(LinkError, match="another host"):
+            d.step(5)
+        assert other.step(5) == Fake().run(3, 4, 5).greedy()
+
+
+class Scripted:
+    """A device in Python: answers HELLO and RESET as it should, then what a test says."""
+
+    def __init__(self, reply: Callable[[int, int, bytes], Iterator[bytes]]) -> None:
+        self._reply = reply
+        self._splitter = protocol.Splitter()
+        self._out = bytearray()
+        self._more: Iterator[bytes] = iter(())
+        self.timeout: float | None = 1.0
+
+    def write(self, data: bytes) -> None:
+        for wire in self._splitter.feed(data):
+            frame = protocol.decode_frame(wire)
+            assert frame is not None
+            kind, body = frame.type, frame.payload
+            number, rest = body[:4], body[4:]
+            if kind == Type.HELLO:
+                hello = protocol._HELLO.pack(
+                    *(protocol.VERSION, 1024, struct.unpack("<I", body[2:6])[0], 0, VOCAB, 64, 172),
+                    *(LAYERS, 8, 4, 8, KV, 1, 0, 0, bytes(32), bytes(32)),
+                )
+                answers: Iterator[bytes] = iter([hello + b"\0\0"])
+            else:
+                said = iter([b""]) if kind == Type.RESET else self._reply(frame.seq, kind, rest)
+                answers = (number + a for a in said)
+            self._more = (
+                a[5:]
+                if a[4:5] == b"!"
+                else protocol.encode_frame(frame.seq, kind | protocol.REPLY, a)
+                for a in answers
+            )
+
+    def read(self, n: int) -> bytes:
+        if not self._out:
+            self._out += next(self._more, b"")
+            if not self._out and self.timeout:
+                time.sleep(min(self.timeout, 0.01))
+        data = bytes(self._out[:n])
+        del self._out[:n]
+        return data
+
+    def close(self) -> None:
+        pass
+
+
+@pytest.mark.parametrize(
+    ("reply", "what"),
+    [
+        (lambda p: struct.pack("<II", VOCAB, 1), "which is none"),
+        (lambda p: struct.pack("<II", 2**32 - 1, 1), "which is none"),
+        (lambda p: struct.pack("<II", 3, 0), "at position 0, not 1"),
+        (lambda p: struct.pack("<II", 3, 7), "at position 7, not 1"),
+    ],
+)
+def test_answers_that_cannot_be(reply: Callable[[bytes], bytes], what: str) -> None:
+    port = Scripted(lambda seq, kind, p: iter([reply(p)]))
+    with Device.connect(port, "script", timeout=0.2) as d, pytest.raises(LinkError, match=what):
+        d.step(1)
+
+
+def test_logits_that_are_no_numbers() -> None:
+    def reply(seq: int, kind: int, payload: bytes) -> Iterator[bytes]:
+        n = struct.unpack("<IH", payload)[1]
+        yield struct.pack(f"<{n}f", *([0.5] * (n - 1) + [float("nan")]))
+
+    with Device.connect(Scripted(reply), "script", timeout=0.2) as d:
+        with pytest.raises(LinkError, match="no numbers"):
+            d.logits()
+
+
+@pytest.mark.parametrize(
+    "stream",
+    [
+        struct.pack("<BHI", 0, 0, 1),  # nothing, and more to come
+        struct.pack("<BHI", 0, 9, 9) + struct.pack("<IH", 5, 0) * 9,  # more than asked for
+        struct.pack("<BHI", 0, 1, 1) + struct.pack("<IH", VOCAB, 0),
+        struct.pack("<BHI", 0, 1, 500) + struct.pack("<IH", 5, 0),
+    ],
+)
+def test_streams_that_cannot_be(stream: bytes) -> None:
+    def reply(seq: int, kind: int, payload: bytes) -> Iterator[bytes]:
+        yield stream if kind == Type.STREAM else b"" if kind == Type.GENERATE else b"\1\0\0\0"
+
+    with Device.connect(Scripted(reply), "script", timeout=0.2) as d, pytest.raises(LinkError):
+        for _ in d.generate([1], 8):
+            pass
+
+
+def test_busy_without_end() -> None:
+    def reply(seq: int, kind: int, payload: bytes) -> Iterator[bytes]:
+        while True:
+            time.sleep(0.001)
+            yield b"!" + protocol.encode_frame(seq, Type.BUSY, device._number)
+
+    started = time.monotonic()
+    with Device.connect(Scripted(reply), "script", timeout=0.2) as device:
+        with pytest.raises(LinkError, match="busy without end"):
+            device.step(1)
+    assert time.monotonic() - started < 3
+
+
+def test_damaged_reply_is_asked_for_at_once() -> None:
+    """Not after the silence of a whole timeout, which is as long as a token takes."""
+    asked = []
+
+    def reply(seq: int, kind: int, payload: bytes) -> Iterator[bytes]:
+        asked.append(seq)
+        good = struct.pack("<II", 3, 1)
+        if len(asked) < 5:
+            yield b"!" + b"\5\1\2\3\4\0"
+        else:
+            yield good
+
+    with Device.connect(Scripted(reply), "script", timeout=30.0) as d:
+        started = time.monotonic()
+        assert d.step(1) == 3
+    assert time.monotonic() - started < 1
+    assert len(asked) == 5 and len(set(asked)) == 1
 
 
 class _AnyType(int):
@@ -260,7 +452,7 @@ def test_start_failures(exe: Path, image: Path, tmp_path: Path) -> None:
     wrong.write_bytes(b"other")
     with pytest.raises(MismatchError, match="not the image"):
         start_host_device(exe, wrong)
-    with pytest.raises(ToolError, match="cannot map"):
+    with pytest.raises(InputError, match="cannot map"):
         start_host_device(exe, tmp_path / "none.bin")
     with pytest.raises(ToolError, match="cannot start"):
         start_host_device(tmp_path / "none", image)

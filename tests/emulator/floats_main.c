@@ -29,6 +29,8 @@ static uint32_t mix(uint32_t h, float value) {
 #if __STDC_HOSTED__ && !defined(__ARM_ARCH_PROFILE)
 #include <math.h>
 #define sf_sqrt sqrtf
+#else
+float sf_sqrt(float x);
 #endif
 
 /* sum, difference, product, compare; conversions; division of integers; root, whole number */

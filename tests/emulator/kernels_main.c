@@ -1,38 +1,8 @@
-/* Compares every kernel of this machine's tier with plain C on random and on extreme values. */
+/* Compares every kernel of a tier with plain C on random and on extreme values. */
 #include "random32.h"
 #include "sf_kernels.h"
 
-#include <stdbool.h>
 #include <stddef.h>
-
-void plain_dot_q4(const uint8_t *const *row, uint32_t n, const sf_bfp *x, float *out);
-void plain_dot_q8(const uint8_t *const *row, uint32_t n, const sf_bfp *x, float *out);
-void plain_axpy_q4(const uint8_t *const *col, const int8_t *h, uint32_t n, uint32_t dim,
-                   int32_t *isum);
-void plain_axpy_q8(const uint8_t *const *col, const int8_t *h, uint32_t n, uint32_t dim,
-                   int32_t *isum);
-void plain_scale_q4(const uint8_t *scales, uint32_t k, int32_t sum, uint32_t dim, int32_t *isum,
-                    int64_t *acc);
-void plain_scale_q8(const uint8_t *scales, uint32_t k, int32_t sum, uint32_t dim, int32_t *isum,
-                    int64_t *acc);
-void plain_dot_r8(const uint8_t *const *row, uint32_t n, const sf_bfp *x, float *out);
-void plain_axpy_r8(const uint8_t *const *col, const int8_t *h, uint32_t n, uint32_t dim, uint32_t k,
-                   int64_t *acc);
-void plain_dot_s4(const uint8_t *const *row, uint32_t n, const sf_bfp *x, float *out);
-void plain_axpy_s4(const uint8_t *const *col, const int32_t *a, uint32_t n, uint32_t dim,
-                   uint32_t shift, int32_t *acc);
-void plain_quantize(const float *x, uint32_t n, sf_bfp *v);
-int32_t plain_quantize16(const float *x, uint32_t n, int16_t *q);
-int32_t plain_quantize8(const float *x, uint32_t n, int8_t *q);
-void plain_attention(const sf_attn *a, uint32_t heads, const float *q, int16_t *q16, int32_t *score,
-                     int32_t *acc, float *out);
-float plain_sum_to_float(int64_t acc, int32_t s);
-void plain_rmsnorm(const float *x, const float *w, uint32_t n, float eps, float *out);
-float plain_sigmoid(float x);
-void plain_silu(const float *x, uint32_t n, float *out);
-void plain_gelu_tanh(const float *x, uint32_t n, float *out);
-void plain_multiply(float *a, const float *b, uint32_t n);
-void plain_add(float *a, const float *b, uint32_t n);
 
 enum { MAX_DIM = 640, GROUPS = MAX_DIM / 32, POSITIONS = 600, ROUNDS = 60, ROWS = SF_TILE };
 
@@ -115,7 +85,7 @@ static bool two_groups(uint32_t kind) {
         }
     }
     sf_dot_q8(p, n, &v, out[0]);
-    plain_dot_q8(p, n, &v, out[1]);
+    sf_plain_dot_q8(p, n, &v, out[1]);
     return memcmp(out[0], out[1], n * sizeof(float)) == 0;
 }
 
@@ -128,13 +98,13 @@ static bool dots(uint32_t kind) {
     }
     rows_and_x(groups, 16, kind);
     sf_dot_q4(p, n, &v, out[0]);
-    plain_dot_q4(p, n, &v, out[1]);
+    sf_plain_dot_q4(p, n, &v, out[1]);
     if (memcmp(out[0], out[1], n * sizeof(float)) != 0) {
         return false;
     }
     rows_and_x(groups, 32, kind);
     sf_dot_q8(p, n, &v, out[0]);
-    plain_dot_q8(p, n, &v, out[1]);
+    sf_plain_dot_q8(p, n, &v, out[1]);
     return memcmp(out[0], out[1], n * sizeof(float)) == 0;
 }
 
@@ -168,14 +138,14 @@ static bool row_scales(uint32_t kind) {
         p[r] = rows[r];
     }
     sf_dot_r8(p, n, &v, out[0]);
-    plain_dot_r8(p, n, &v, out[1]);
+    sf_plain_dot_r8(p, n, &v, out[1]);
     if (memcmp(out[0], out[1], n * sizeof(float)) != 0) {
         return false;
     }
     const uint32_t few = below((ROWS < SF_GROUP ? ROWS : SF_GROUP) + 1u), shift = below(13);
     memcpy(acc[1], acc[0], sizeof acc[0]);
     sf_axpy_r8(p, q[0], few, groups * 32u, shift, acc[0]);
-    plain_axpy_r8(p, q[0], few, groups * 32u, shift, acc[1]);
+    sf_plain_axpy_r8(p, q[0], few, groups * 32u, shift, acc[1]);
     return memcmp(acc[0], acc[1], sizeof acc[0]) == 0;
 }
 
@@ -194,7 +164,7 @@ static bool own_scales(uint32_t kind) {
         }
     }
     sf_dot_s4(p, n, &v, out[0]);
-    plain_dot_s4(p, n, &v, out[1]);
+    sf_plain_dot_s4(p, n, &v, out[1]);
     if (memcmp(out[0], out[1], n * sizeof(float)) != 0) {
         return false;
     }
@@ -206,8 +176,79 @@ static bool own_scales(uint32_t kind) {
         isum[0][i] = isum[1][i] = (int32_t)below(100000) - 50000;
     }
     sf_axpy_s4(p, factor, n, groups * 32u, shift, isum[0]);
-    plain_axpy_s4(p, factor, n, groups * 32u, shift, isum[1]);
+    sf_plain_axpy_s4(p, factor, n, groups * 32u, shift, isum[1]);
     return memcmp(isum[0], isum[1], groups * 32u * sizeof(int32_t)) == 0;
+}
+
+/* Proxies of 1 to 4 bits, and signs. */
+static bool few_bits(uint32_t kind) {
+    const uint32_t groups = 1u + below(GROUPS), n = 1u + below(ROWS), bits = 1u + below(4);
+    const uint8_t *p[ROWS];
+    const sf_bfp v = {q[0], sum[0], k[0], groups, (int32_t)below(120) - 40};
+    uint32_t sign[GROUPS];
+    rows_and_x(groups, 4u * bits, kind);
+    for (uint32_t r = 0; r < ROWS; r++) {
+        p[r] = rows[r];
+    }
+    sf_dot_proxy(p, n, bits, &v, out[0]);
+    sf_plain_dot_proxy(p, n, bits, &v, out[1]);
+    if (memcmp(out[0], out[1], n * sizeof(float)) != 0) {
+        return false;
+    }
+    fill((uint8_t *)sign, sizeof sign, kind, 0, 0xFF);
+    sf_dot_signs(p, n, sign, groups, out[0]);
+    sf_plain_dot_signs(p, n, sign, groups, out[1]);
+    return memcmp(out[0], out[1], n * sizeof(float)) == 0;
+}
+
+/* The largest of values among which some are equal. */
+static bool picked(uint32_t kind) {
+    static uint16_t pick[2][MAX_DIM];
+    const uint32_t n = 1u + below(MAX_DIM), most = 1u + below(n);
+    for (uint32_t i = 0; i < n; i++) {
+        x[i] = kind == 0 ? value(60) : (kind == 1 ? 0.0f : (float)((int32_t)below(20) - 10));
+    }
+    sf_pick_largest(x, n, most, pick[0]);
+    sf_plain_pick_largest(x, n, most, pick[1]);
+    return memcmp(pick[0], pick[1], most * sizeof pick[0][0]) == 0;
+}
+
+static bool rows_as_floats(uint32_t kind) {
+    const uint32_t groups = 1u + below(GROUPS), dim = groups * SF_GROUP;
+    rows_and_x(groups, 16, kind);
+    sf_row_q4(rows[0], dim, out[0]);
+    sf_plain_row_q4(rows[0], dim, out[1]);
+    if (memcmp(out[0], out[1], dim * sizeof(float)) != 0) {
+        return false;
+    }
+    sf_row_s4(rows[0], dim, out[0]);
+    sf_plain_row_s4(rows[0], dim, out[1]);
+    if (memcmp(out[0], out[1], dim * sizeof(float)) != 0) {
+        return false;
+    }
+    rows_and_x(groups, 32, kind);
+    sf_row_q8(rows[0], dim, out[0]);
+    sf_plain_row_q8(rows[0], dim, out[1]);
+    return memcmp(out[0], out[1], dim * sizeof(float)) == 0;
+}
+
+static bool rotated(void) {
+    const uint32_t half = 1u + below(64), pos = random32() >> below(32);
+    uint32_t inc[64];
+    for (uint32_t i = 0; i < half; i++) {
+        inc[i] = random32();
+        x[i] = value(60);
+        x[half + i] = value(60);
+    }
+    sf_rope_angles(inc, half, pos, out[0]);
+    sf_plain_rope_angles(inc, half, pos, out[1]);
+    if (memcmp(out[0], out[1], 2u * half * sizeof(float)) != 0) {
+        return false;
+    }
+    memcpy(x + 2u * half, x, 2u * half * sizeof(float));
+    sf_rope(x, out[0], half);
+    sf_plain_rope(x + 2u * half, out[0], half);
+    return memcmp(x, x + 2u * half, 2u * half * sizeof(float)) == 0;
 }
 
 static bool columns(uint32_t kind) {
@@ -227,20 +268,20 @@ static bool columns(uint32_t kind) {
         memcpy(scales + 4u * i + 2u, &b, sizeof b);
     }
     sf_axpy_q4(p, q[0], n, dim, isum[0]);
-    plain_axpy_q4(p, q[0], n, dim, isum[1]);
+    sf_plain_axpy_q4(p, q[0], n, dim, isum[1]);
     if (memcmp(isum[0], isum[1], dim * sizeof(int32_t)) != 0) {
         return false;
     }
     const int32_t total = ((int32_t)below(8129) - 4064) * (1 << shift);
     sf_scale_q4(scales, shift, total, dim, isum[0], acc[0]);
-    plain_scale_q4(scales, shift, total, dim, isum[1], acc[1]);
+    sf_plain_scale_q4(scales, shift, total, dim, isum[1], acc[1]);
     sf_axpy_q8(p, q[0], n, dim, isum[0]);
-    plain_axpy_q8(p, q[0], n, dim, isum[1]);
+    sf_plain_axpy_q8(p, q[0], n, dim, isum[1]);
     if (memcmp(isum[0], isum[1], dim * sizeof(int32_t)) != 0) {
         return false;
     }
     sf_scale_q8(scales, shift, 0, dim, isum[0], acc[0]);
-    plain_scale_q8(scales, shift, 0, dim, isum[1], acc[1]);
+    sf_plain_scale_q8(scales, shift, 0, dim, isum[1], acc[1]);
     return memcmp(acc[0], acc[1], dim * sizeof(int64_t)) == 0 &&
            memcmp(isum[0], isum[1], dim * sizeof(int32_t)) == 0;
 }
@@ -255,14 +296,15 @@ static bool quantized(uint32_t kind) {
         }
     }
     sf_quantize(x, n, &a);
-    plain_quantize(x, n, &b);
+    sf_plain_quantize(x, n, &b);
     if (a.groups != b.groups || a.s != b.s || memcmp(q[0], q[1], a.groups * 32u) != 0 ||
         memcmp(k[0], k[1], a.groups) != 0 || memcmp(sum[0], sum[1], a.groups * 4u) != 0) {
         return false;
     }
     const uint32_t m = n < 128u ? n : 128u;
-    return sf_quantize8(x, m, q[0]) == plain_quantize8(x, m, q[1]) && memcmp(q[0], q[1], m) == 0 &&
-           sf_quantize16(x, m, q16[0]) == plain_quantize16(x, m, q16[1]) &&
+    return sf_quantize8(x, m, q[0]) == sf_plain_quantize8(x, m, q[1]) &&
+           memcmp(q[0], q[1], m) == 0 &&
+           sf_quantize16(x, m, q16[0]) == sf_plain_quantize16(x, m, q16[1]) &&
            memcmp(q16[0], q16[1], 2u * m) == 0;
 }
 
@@ -298,7 +340,7 @@ static bool attention(uint32_t kind) {
     memset(beyond, 0x5A, sizeof beyond);
     memcpy(score[0] + 2u * (n + n % 2u), beyond, sizeof beyond);
     sf_attention(&a, heads, x, q16[0], score[0], isum[0], out[0]);
-    plain_attention(&a, heads, x, q16[1], score[1], isum[1], out[1]);
+    sf_plain_attention(&a, heads, x, q16[1], score[1], isum[1], out[1]);
     return memcmp(out[0], out[1], heads * dim * sizeof(float)) == 0 &&
            memcmp(score[0] + 2u * (n + n % 2u), beyond, sizeof beyond) == 0;
 }
@@ -309,7 +351,7 @@ static bool conversions(uint32_t kind) {
         const int64_t wide = (int64_t)((uint64_t)random32() << 32 | random32());
         const int64_t v = i == 0 ? 0 : wide >> below(64);
         const int32_t s = (int32_t)below(121) - 40;
-        if (sf_bits(sf_sum_to_float(v, s)) != sf_bits(plain_sum_to_float(v, s))) {
+        if (sf_bits(sf_sum_to_float(v, s)) != sf_bits(sf_plain_sum_to_float(v, s))) {
             return false;
         }
     }
@@ -321,29 +363,34 @@ static bool elementwise(uint32_t kind) {
     for (uint32_t i = 0; i < n; i++) {
         x[i] = kind == 1 ? 0.0f : value(kind == 0 ? 60 : 12);
         x[MAX_DIM / 2 + i] = value(4);
-        if (sf_bits(sf_sigmoid(x[i])) != sf_bits(plain_sigmoid(x[i]))) {
+        if (sf_bits(sf_sigmoid(x[i])) != sf_bits(sf_plain_sigmoid(x[i]))) {
             return false;
         }
     }
     sf_silu(x, n, out[0]);
-    plain_silu(x, n, out[1]);
+    sf_plain_silu(x, n, out[1]);
     if (memcmp(out[0], out[1], n * sizeof(float)) != 0) {
         return false;
     }
     sf_gelu_tanh(x, n, out[0]);
-    plain_gelu_tanh(x, n, out[1]);
+    sf_plain_gelu_tanh(x, n, out[1]);
+    if (memcmp(out[0], out[1], n * sizeof(float)) != 0) {
+        return false;
+    }
+    sf_relu(x, n, out[0]);
+    sf_plain_relu(x, n, out[1]);
     if (memcmp(out[0], out[1], n * sizeof(float)) != 0) {
         return false;
     }
     sf_multiply(out[0], x, n);
-    plain_multiply(out[1], x, n);
+    sf_plain_multiply(out[1], x, n);
     sf_add(out[0], x + MAX_DIM / 2, n);
-    plain_add(out[1], x + MAX_DIM / 2, n);
+    sf_plain_add(out[1], x + MAX_DIM / 2, n);
     if (memcmp(out[0], out[1], n * sizeof(float)) != 0) {
         return false;
     }
     sf_rmsnorm(x, x + MAX_DIM / 2, n, 1e-5f, out[0]);
-    plain_rmsnorm(x, x + MAX_DIM / 2, n, 1e-5f, out[1]);
+    sf_plain_rmsnorm(x, x + MAX_DIM / 2, n, 1e-5f, out[1]);
     return memcmp(out[0], out[1], n * sizeof(float)) == 0;
 }
 
@@ -370,6 +417,20 @@ const char *first_difference(void) {
                 return "rows and columns with their own scales";
             }
         }
+        for (uint32_t j = 0; j < 4; j++) {
+            if (!few_bits(j)) {
+                return "proxies or signs";
+            }
+            if (!picked(j)) {
+                return "pick_largest";
+            }
+        }
+        if (!rows_as_floats(kind)) {
+            return "rows as floats";
+        }
+        if (!rotated()) {
+            return "rope";
+        }
         if (!columns(kind)) {
             return "axpy or scale";
         }
@@ -392,7 +453,19 @@ const char *first_difference(void) {
 #ifdef __linux__
 #include <stdio.h>
 
-int main(void) {
+/* The tier that the argument names: "equal", the kernel that differs, or "lacks" where this CPU
+ * does not run it. Without an argument the names of the tiers. */
+int main(int argc, char **argv) {
+    if (argc < 2) {
+        for (uint32_t i = 0; sf_tier_name(i) != NULL; i++) {
+            puts(sf_tier_name(i));
+        }
+        return 0;
+    }
+    if (!sf_use_tier(argv[1])) {
+        puts("lacks");
+        return 0;
+    }
     const char *wrong = first_difference();
     puts(wrong == NULL ? "equal" : wrong);
     return 0;

@@ -20,14 +20,15 @@ from sparseflash.codegen.generate import generate
 from sparseflash.device.emulator import EmulatorProcess
 from sparseflash.device.link.client import Device
 from sparseflash.device.runners import Files, flash_files, reply_seconds, start_board
+from sparseflash.device.validate import validate
 from sparseflash.image.reference import Reference
 from sparseflash.image.sfm import Formats, Image, pack
 from sparseflash.measure.engine import Engine, dense_thresholds
 from sparseflash.model.load import load_model
 from sparseflash.model.spec import Model
-from sparseflash.pipeline.stages import validate
 from sparseflash.plan.boards import Board, board_ids, load_board
-from sparseflash.plan.plan import make_plan, plan_digest
+from sparseflash.plan.kept import plan_digest
+from sparseflash.plan.plan import make_plan
 
 POSITIONS = 64
 TOKENS = 32

@@ -6,22 +6,23 @@ import subprocess
 from itertools import pairwise
 from pathlib import Path
 
-import cycles
 import numpy as np
 import pytest
 from test_boards import need, stories
 
 from conftest import data_folder
+from emulators.ast1030 import cycles
+from emulators.ast1030.dma_model import FlashTiming, simulate
 from sparseflash.base.errors import ToolError
 from sparseflash.base.programs import missing
 from sparseflash.codegen.build import build_firmware, build_library
 from sparseflash.codegen.generate import generate
-from sparseflash.device.dma_model import FlashTiming, simulate
 from sparseflash.device.runners import Files, flash_files
 from sparseflash.image.sfm import Formats, Image, pack
 from sparseflash.measure.engine import Engine, dense_thresholds
 from sparseflash.plan.boards import Board, load_board
-from sparseflash.plan.plan import make_plan, plan_digest
+from sparseflash.plan.kept import plan_digest
+from sparseflash.plan.plan import make_plan
 
 HERE = Path(__file__).parent
 FLAGS = ["-mcpu=cortex-m4", "-mthumb", "-mfloat-abi=hard", "-mfpu=fpv4-sp-d16", "-nostdlib"]

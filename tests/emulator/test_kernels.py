@@ -2,38 +2,58 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
+import tempfile
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import pytest
+import yaml
 
 from conftest import random_model
 from sparseflash.base.files import root
 from sparseflash.base.programs import missing, run
-from sparseflash.codegen.build import STRICT, build_firmware
+from sparseflash.codegen.build import (
+    STRICT,
+    build_firmware,
+    includes,
+    kernel_sources,
+    tier_objects,
+    tier_sources,
+)
 from sparseflash.codegen.generate import generate
 from sparseflash.device.emulator import EmulatorProcess
 from sparseflash.device.runners import Files, flash_files, start_board
 from sparseflash.image.sfm import Formats, Image, pack
 from sparseflash.measure.engine import dense_thresholds
-from sparseflash.plan.boards import Board, board_ids, load_board
+from sparseflash.plan.boards import (
+    Board,
+    board_ids,
+    load_board,
+    load_cpu,
+    native_tier,
+    tier_kernels,
+)
 from sparseflash.plan.plan import make_plan
 
 HERE = Path(__file__).parent
-SOURCES = [HERE / "kernels_main.c", HERE / "plain_kernels.c"]
+SOURCES = [HERE / "kernels_main.c"]
 BARE = [
     b for b in board_ids() if b.startswith(("mps", "pico")) and "emulator" in load_board(b).runners
 ]
-HOSTED = {
-    "gcc": (["cc", "-march=native"], []),
-    "clang": (["clang", "-march=native"], []),
-    "cortex-a53": (["aarch64-linux-gnu-gcc", "-static", "-mcpu=cortex-a53"], ["qemu-aarch64"]),
-    "cortex-a76": (
-        ["aarch64-linux-gnu-gcc", "-static", "-mcpu=cortex-a76"],
-        ["qemu-aarch64", "-cpu", "cortex-a76"],
-    ),
+TOOLS: dict[str, tuple[str, str, list[str]]] = {
+    "gcc": ("native", "cc", []),
+    "clang": ("native", "clang", []),
+    "cortex-a53": ("aarch64", "aarch64-linux-gnu-gcc", ["qemu-aarch64", "-cpu", "cortex-a53"]),
+    "cortex-a76": ("aarch64", "aarch64-linux-gnu-gcc", ["qemu-aarch64", "-cpu", "cortex-a76"]),
 }
+"""CPU, compiler and launcher."""
+HOSTED = [
+    (name, tier) for name, (cpu, _, _) in TOOLS.items() for tier in ("plain", *load_cpu(cpu, {})[1])
+]
+KERNELS = root() / "firmware" / "kernels"
 
 
 def need(*programs: str) -> None:
@@ -41,17 +61,79 @@ def need(*programs: str) -> None:
         pytest.skip(absent)
 
 
-@pytest.mark.parametrize("name", HOSTED)
-def test_hosted(name: str, tmp_path: Path) -> None:
-    cc, launcher = HOSTED[name]
-    need(cc[0], *launcher[:1])
-    fw = root() / "firmware"
-    kernels = sorted((fw / "kernels").glob("*.c"))
-    flags = ["-O3", *STRICT, f"-I{fw / 'include'}"]
-    exe = tmp_path / "kernels"
-    run([*cc, *flags, *map(str, [*SOURCES, *kernels]), "-o", str(exe), "-lm"])
-    done = subprocess.run([*launcher, exe], capture_output=True, text=True, check=True, timeout=120)
+@cache
+def hosted(name: str) -> Path:
+    """The comparison as a program, with every tier of its CPU."""
+    cpu, cc, _ = TOOLS[name]
+    need(cc)
+    tier, tiers, chain = load_cpu(cpu, {})
+    folder = Path(tempfile.mkdtemp(prefix="kernels"))
+    objects = tier_objects(cc, ["-O3"], tier, tiers, folder, show=False)
+    sources = [*SOURCES, *tier_sources(tier), *objects]
+    command = [cc, *STRICT, *chain["cflags"], *includes(tier), *map(str, sources)]
+    run([*command, "-o", str(folder / "kernels"), "-lm"])
+    return folder / "kernels"
+
+
+@pytest.mark.parametrize(("name", "tier"), HOSTED)
+def test_hosted(name: str, tier: str) -> None:
+    launcher = TOOLS[name][2]
+    need(*launcher[:1])
+    command = [*launcher, str(hosted(name)), tier]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=240)
+    if done.stdout == "lacks\n":
+        pytest.skip(f"this CPU does not run {tier}")
     assert done.stdout == "equal\n"
+
+
+def compiled(tier: str, folder: Path) -> set[str]:
+    """Kernels whose symbols a folder's objects hold, compiled for a CPU that has the tier."""
+    raw = yaml.safe_load((root() / "firmware" / "port" / "cpus.yaml").read_text())
+    of_group = [(g, tiers[tier]) for g, tiers in raw["run_time"].items() if tier in tiers]
+    group, own = of_group[0] if of_group else (tier, [])
+    cpu = next(c for c, entry in raw["cpus"].items() if entry["tier"] == group or c == "native")
+    if of_group and native_tier() == group:
+        cpu = "native"
+    elif of_group or tier != "plain":
+        cpu = next((c for c, entry in raw["cpus"].items() if entry["tier"] == group), "")
+    if not cpu:
+        pytest.skip(f"no compiler here makes code for {group}")
+    chain = raw["cpus"][cpu]
+    need(chain["cc"])
+    nm = chain["cc"].removesuffix("gcc") + "nm" if chain["cc"].endswith("gcc") else "nm"
+    found: set[str] = set()
+    for source in kernel_sources(tier):
+        out = folder / f"{source.stem}.o"
+        flags = [*chain.get("machine", []), "-O1", *own, *includes(group)]
+        run([chain["cc"], *STRICT, *flags, "-c", str(source), "-o", str(out)])
+        found |= set(re.findall(rf"^\w+ T sf_{tier}_(\w+)$", run([nm, str(out)]), flags=re.M))
+    return found
+
+
+def matrix() -> dict[str, set[str]]:
+    """Kernels of each tier by README.md."""
+    lines = (KERNELS / "README.md").read_text().splitlines()
+    rows = [[c.strip() for c in line.strip("|").split("|")] for line in lines if line[:1] == "|"]
+    tiers = rows[0][1:]
+    return {t: {row[0].strip("`") for row in rows[2:] if row[i + 1]} for i, t in enumerate(tiers)}
+
+
+@pytest.mark.parametrize(
+    "tier",
+    [
+        p.parent.name
+        for p in sorted(KERNELS.glob("*/*.h"))
+        if p.name in ("tier.h", "has.h") and "RUN_TIME" not in p.read_text()
+    ],
+)
+def test_matrix(tier: str, tmp_path: Path) -> None:
+    """What a tier's header lists, README.md shows and the compiler made are the same."""
+    found = compiled(tier, tmp_path)
+    listed = tier_kernels(tier, {})
+    if tier == "plain":
+        header = (root() / "firmware" / "include" / "sf_kernels.h").read_text()
+        listed = set(re.findall(r"X\(plain, (\w+)\)", header))
+    assert listed and found == listed == matrix()[tier]
 
 
 def only_kernels(board: Board) -> Board:
@@ -91,8 +173,7 @@ FLOATS = HERE / "floats_main.c"
 def test_floats(tmp_path: Path) -> None:
     """Our float arithmetic of Armv6-M gives the bits that this machine's unit gives."""
     need("cc")
-    fw = root() / "firmware"
     exe = tmp_path / "floats"
-    run(["cc", "-O1", *STRICT, f"-I{fw / 'include'}", str(FLOATS), "-o", str(exe), "-lm"])
+    run(["cc", "-O1", *STRICT, *includes("plain"), str(FLOATS), "-o", str(exe), "-lm"])
     here = subprocess.run([exe], capture_output=True, check=True, timeout=60).stdout
     assert said(with_main(load_board("pico"), [FLOATS]), tmp_path) == here

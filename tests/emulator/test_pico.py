@@ -21,12 +21,14 @@ from sparseflash.device.link.client import Device
 from sparseflash.device.rp2040 import boot_crc, seal
 from sparseflash.device.runners import Files, flash_files, runner_commands, start_board
 from sparseflash.device.uf2 import uf2_bytes, uf2_regions
+from sparseflash.device.validate import validate
 from sparseflash.image.sfm import Formats, Image, pack
 from sparseflash.measure.engine import dense_thresholds
 from sparseflash.model.recipes import load_recipe
-from sparseflash.pipeline.stages import open_model, setting_for, validate
+from sparseflash.pipeline.stages import open_model, setting_for
 from sparseflash.plan.boards import Board, load_board
-from sparseflash.plan.plan import make_plan, plan_digest
+from sparseflash.plan.kept import plan_digest
+from sparseflash.plan.plan import make_plan
 
 
 @pytest.fixture(scope="module")

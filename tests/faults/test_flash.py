@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from sparseflash.measure.engine import Engine, dense_thresholds
 from sparseflash.plan.boards import Board
 from sparseflash.plan.plan import make_plan
 
+FAULTS = Path(__file__).with_name("fault_flash.c")
 POSITIONS = 12
 STREAM = {
     "align": 512,
@@ -63,7 +65,9 @@ def engine(image: Image, board: Board, ram: int, folder: Path, speculate: str = 
     plan = make_plan(image, board, dense, kv_len=32, ram=ram, speculate=speculate)
     generate(plan, folder / "gen")
     flags = ["-O1", "-g", "-fsanitize=undefined", "-fno-sanitize-recover=all"]
-    return Engine(build_library(folder / "gen", folder / "lib.so", "cc", flags, faulty=True), image)
+    return Engine(
+        build_library(folder / "gen", folder / "lib.so", "cc", flags, flash=FAULTS), image
+    )
 
 
 def fault(e: Engine, seed: int, depth: int, fail: int = 0) -> None:
@@ -230,6 +234,46 @@ def test_failed_reads_are_named(image: Image, ids: np.ndarray, host: Board, tmp_
                 got = e.step(int(token))
             assert got is not None and np.array_equal(got, want[p]), (n, p)
     assert failures > 10
+
+
+@pytest.mark.parametrize("kind", ["fail", "short", "flip"])
+@pytest.mark.parametrize("buffers", [2, 5])
+def test_any_read_of_a_token_may_fail(
+    ids: np.ndarray, host: Board, tmp_path: Path, kind: str, buffers: int
+) -> None:
+    """Read n of some tokens fails, for every n (`make faults`) or a sample: a retry is right.
+
+    In this model a failed step meets keys below the least exponent of the cache.
+    """
+    pack(random_model(seed=2, n_layers=3), tmp_path / "m.sfm", Formats(layout="split", guess=2))
+    image = Image(tmp_path / "m.sfm")
+    e = engine(image, stream_board(host, ring_buffers=buffers), 44_000, tmp_path)
+    e._lib.sf_fault_kind(ctypes.c_uint32(("fail", "short", "flip").index(kind)))
+    failures = 0
+    for name, t in masks(image).items():
+        e.set_thresholds(t)
+        want = Reference(image).run(ids[:8], t, keep_sites=False).logits
+        replay(e, ids[:8], want, 1, 64)
+        n = 1
+        while n <= e._lib.sf_fault_reads():
+            replay(e, ids[:8], want, n, 64, n, (name, kind))
+            failures += 1
+            n += 1 if os.environ.get("SPARSEFLASH_FAULTS") == "all" else 7
+    assert failures > 150
+
+
+def test_rows_longer_than_a_buffer(image: Image, host: Board, tmp_path: Path) -> None:
+    """Refused by the plan; and by the compiler, should a plan say otherwise."""
+    row = 36  # 64 weights of q4 in groups of 32, and more for columns of down
+    for changes in ({"ring_bytes": 1024 + row - 1}, {"pick_bytes": 1024 + row - 1}):
+        with pytest.raises(TooSmallError, match=next(iter(changes))):
+            board = stream_board(host, **changes)
+            make_plan(image, board, dense_thresholds(image), kv_len=32, ram=34_000)
+    plan = make_plan(image, stream_board(host), dense_thresholds(image), kv_len=32, ram=34_000)
+    plan["flash"]["ring_bytes"] = 1024 + plan["flash"]["ring_row"] - 1
+    generate(plan, tmp_path / "gen")
+    with pytest.raises(SparseflashError, match="a buffer holds a row"):
+        build_library(tmp_path / "gen", tmp_path / "lib.so", "cc", ["-O0"], flash=FAULTS)
 
 
 def test_too_small(image: Image, host: Board) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from sparseflash.codegen.build import build_library
 from sparseflash.codegen.generate import generate
 from sparseflash.image.predictor import Predictor
 from sparseflash.image.reference import Reference
-from sparseflash.image.sfm import Formats, Image, Section, pack
+from sparseflash.image.sfm import Formats, Image, pack
 from sparseflash.measure.engine import Engine, dense_thresholds
 from sparseflash.model.spec import Activation, LayerSpec, Model
 from sparseflash.plan.boards import Board
@@ -123,18 +122,15 @@ def test_down_by_rows(host: Board, tmp_path: Path) -> None:
         pack(model, tmp_path / "m.sfm", Formats(down="neurons"))
 
 
-def test_older_rows_of_one_scale(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An image of the former layout of r8 is refused, not misread."""
-
-    def older(d: Any) -> dict[str, Any]:
-        return {k: v for k, v in asdict(d).items() if k != "down"}
-
-    monkeypatch.setattr("sparseflash.image.sfm.asdict", older)
-    pack(random_model(), tmp_path / "q8", Formats("q8", "q8", "q8"))
-    pack(random_model(), tmp_path / "r8", Formats("q8", "r8", "q8"))
-    assert Image(tmp_path / "q8").formats.down == "columns"
-    with pytest.raises(InputError, match="pack it again"):
-        Image(tmp_path / "r8")
+def test_older_images_are_refused(tmp_path: Path) -> None:
+    """Version 1, which had no table of weights, is refused and not misread."""
+    path = tmp_path / "model.sfm"
+    pack(random_model(), path)
+    data = bytearray(path.read_bytes())
+    data[4:6] = (1).to_bytes(2, "little")
+    path.write_bytes(data)
+    with pytest.raises(InputError, match=r"image version 1.*pack it again"):
+        Image(path)
 
 
 def guesses_choose(engine: Engine) -> None:
@@ -200,8 +196,8 @@ def test_guesses_in_some_layers(rank: int, host: Board, tmp_path: Path) -> None:
     formats = Formats(rank=rank, guess=0 if rank else 2, guessed=(*[False] * last, True))
     predictor = random_predictor(model.spec, rank) if rank else None
     engine = engine_for(model, host, tmp_path, formats, "cc", ["-O1"], predictor)
-    with pytest.raises(InputError, match="GUESS"):
-        engine.image.section(Section.GUESS, 0)
+    with pytest.raises(InputError, match="guess_gate of layer 0 is missing"):
+        engine.image.weight("guess_gate", 0)
     t = dense_thresholds(engine.image)
     t[0, :4] = (0.1, 0.05, 0, 0.02)
     t[last, 5] = 0.2

@@ -15,14 +15,15 @@ from sparseflash.codegen.build import build_firmware, build_library
 from sparseflash.codegen.generate import generate
 from sparseflash.device.host_board import start_host_device
 from sparseflash.device.link.client import Device
+from sparseflash.device.validate import validate
 from sparseflash.image.reference import Reference
 from sparseflash.image.screen import check_rows, head_rows, largest
 from sparseflash.image.sfm import Formats, Image, pack
 from sparseflash.measure.engine import Engine, dense_thresholds
 from sparseflash.model.spec import Model
-from sparseflash.pipeline.stages import validate
 from sparseflash.plan.boards import Board, load_board
-from sparseflash.plan.plan import make_plan, plan_digest
+from sparseflash.plan.kept import plan_digest
+from sparseflash.plan.plan import make_plan
 
 SCREENED = Formats(head_proxy="q4")
 

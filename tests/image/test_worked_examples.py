@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from sparseflash.base.files import root
-from sparseflash.image.quantize import pack_rows, quantize
-from sparseflash.image.reference import Linear, half_units, quantize_bfp
+from sparseflash.image.bfp import half_units, quantize_bfp
+from sparseflash.image.grids import linear, pack_rows, quantize
 
 W = np.zeros((1, 32), np.float32)
 W[0, :8] = [0.30, -0.15, 0.02, 0.45, -0.60, 0.10, 0.75, -0.30]
@@ -47,7 +47,7 @@ def test_inputs_and_product(page: str) -> None:
     isum, total = int(q4.q[0].astype(int) @ v.q[0, 0].astype(int)), int(v.q.astype(int).sum())
     assert f"= {isum} and Σ x = {total}." in page
     assert f"= {(isum * d + total * m) << 12}." in page
-    found = {fmt: float(Linear(quantize(W, fmt))(v)[0, 0]) for fmt in ("q4", "q8", "r8")}
+    found = {fmt: float(linear(quantize(W, fmt))(v)[0, 0]) for fmt in ("q4", "q8", "r8")}
     assert f"2^-(36 + 5) = {found['q4']:.5f}" in page
     assert f"`q8` gives {found['q8']:.5f} and `r8` gives {found['r8']:.5f}" in page
     assert f"w·x is {float((W @ X.T)[0, 0]):.3f}" in page

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,13 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 
 from conftest import data_folder, random_model
 from sparseflash.base.errors import InputError, UnsupportedError, UsageError
 from sparseflash.base.files import root
 from sparseflash.model.load import load_model
+from sparseflash.model.load.gguf_file import INTERLEAVED
 from sparseflash.model.spec import Layer, Model, Q4Blocks, Q8Blocks, as_float32
 from sparseflash.model.torch_model import Hooks, TorchModel
 
@@ -32,6 +35,14 @@ COMMON: dict[str, Any] = {
     "pad_token_id": 0,
 }
 
+LLAMA3 = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 32,
+}
+
 CONFIGS: dict[str, Any] = {
     "llama": lambda: transformers.LlamaConfig(**COMMON, tie_word_embeddings=True),
     "llama untied": lambda: transformers.LlamaConfig(
@@ -46,8 +57,55 @@ CONFIGS: dict[str, Any] = {
         sliding_window=8,
         query_pre_attn_scalar=48,
     ),
+    "llama3 rope": lambda: transformers.LlamaConfig(**COMMON, rope_scaling=LLAMA3),
+    "yarn": lambda: transformers.Qwen2Config(
+        **COMMON,
+        rope_scaling={
+            "rope_type": "yarn",
+            "factor": 4.0,
+            "original_max_position_embeddings": 16,
+        },
+    ),
+    "smollm3": lambda: transformers.SmolLM3Config(
+        **{**COMMON, "num_hidden_layers": 4}, tie_word_embeddings=True
+    ),
+    "granite": lambda: transformers.GraniteConfig(
+        **COMMON,
+        embedding_multiplier=12.0,
+        residual_multiplier=0.22,
+        attention_multiplier=0.3,
+        logits_scaling=0.5,
+    ),
+    "phi3": lambda: transformers.Phi3Config(**COMMON, sliding_window=8),
+    "phi3 longrope": lambda: transformers.Phi3Config(
+        **{**COMMON, "max_position_embeddings": 256},
+        original_max_position_embeddings=64,
+        partial_rotary_factor=1.0,
+        rope_scaling={
+            "type": "longrope",
+            "short_factor": [1.0 + 0.1 * i for i in range(8)],
+            "long_factor": [2.0 + i for i in range(8)],
+        },
+    ),
+    "phi4 mini": lambda: transformers.Phi3Config(**COMMON, partial_rotary_factor=0.75),
+    "olmo2": lambda: transformers.Olmo2Config(**COMMON),
+    "stablelm": lambda: transformers.StableLmConfig(**COMMON, use_qkv_bias=True),
+    "stablelm parallel": lambda: transformers.StableLmConfig(
+        **COMMON, use_parallel_residual=True, partial_rotary_factor=0.5
+    ),
+    "phi": lambda: transformers.PhiConfig(**{**COMMON, "num_key_value_heads": 4}),
+    "gpt_neox": lambda: transformers.GPTNeoXConfig(**COMMON, rotary_pct=0.25, attention_bias=True),
+    "gpt_neox in turn": lambda: transformers.GPTNeoXConfig(
+        **COMMON, rotary_pct=1.0, rotary_emb_base=5000, use_parallel_residual=False
+    ),
     "gpt2": lambda: transformers.GPT2Config(
-        vocab_size=160, n_embd=64, n_layer=2, n_head=4, n_positions=64
+        vocab_size=160,
+        n_embd=64,
+        n_layer=2,
+        n_head=4,
+        n_positions=64,
+        bos_token_id=1,
+        eos_token_id=2,
     ),
     "opt": lambda: transformers.OPTConfig(
         vocab_size=160,
@@ -96,7 +154,7 @@ def test_logits_agree_with_transformers(name: str, tmp_path: Path) -> None:
     ours = runner.forward(ids)
     with torch.no_grad():
         want = theirs(ids).logits
-    assert float(want.std()) > 0.05
+    assert float(want.std()) > 0.01
     torch.testing.assert_close(ours, want, atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(decode_all(runner, ids[0]), ours[0], atol=1e-4, rtol=1e-4)
     assert model.source["kind"] == "hf"
@@ -379,6 +437,250 @@ def test_gguf_families_agree_with_transformers(arch: str, tmp_path: Path) -> Non
     torch.testing.assert_close(ours, want, atol=1e-4, rtol=1e-4)
 
 
+def gguf_of(path: Path, model: Model, arch: str, **keys: Any) -> None:
+    """The model in float32 under GGUF names; ``keys`` are metadata of the architecture, with ``__``
+    for dots."""
+    s = model.spec
+    w = gguf.GGUFWriter(path, arch)
+    base = {
+        "block_count": s.n_layers,
+        "context_length": s.context,
+        "embedding_length": s.dim,
+        "feed_forward_length": s.ffn_dim,
+        "attention.head_count": s.n_heads,
+        "attention.head_count_kv": s.n_kv_heads,
+        "attention.layer_norm_rms_epsilon": s.norm_eps,
+        "rope.freq_base": s.layers[0].rope_theta,
+    }
+    tensors = keys.pop("tensors", {})
+    for key, value in (base | {k.replace("__", "."): v for k, v in keys.items()}).items():
+        name = f"{arch}.{key}"
+        if isinstance(value, list):
+            w.add_array(name, value)
+        elif isinstance(value, bool):
+            w.add_bool(name, value)
+        elif isinstance(value, str):
+            w.add_string(name, value)
+        elif isinstance(value, int):
+            w.add_uint32(name, value)
+        else:
+            w.add_float32(name, value)
+    w.add_tensor("token_embd.weight", as_float32(model.embed))
+    w.add_tensor("output_norm.weight", tensors.pop("output_norm.weight", model.final_norm))
+    if model.head is not None:
+        w.add_tensor("output.weight", as_float32(model.head))
+    for i, layer in enumerate(model.layers):
+        for field, name in GGUF_NAMES.items():
+            value = getattr(layer, field)
+            if value is None:
+                continue
+            value = as_float32(value)
+            heads = {"q_proj": s.n_heads, "k_proj": s.n_kv_heads}.get(field)
+            if heads and arch in INTERLEAVED:
+                shape = (heads, 2, s.head_dim // 2, s.dim)
+                value = np.ascontiguousarray(value.reshape(shape).swapaxes(1, 2))
+                value = value.reshape(heads * s.head_dim, s.dim)
+            w.add_tensor(f"blk.{i}.{name}", value)
+    for name, value in tensors.items():
+        w.add_tensor(name, value)
+    w.write_header_to_file()
+    w.write_kv_data_to_file()
+    w.write_tensors_to_file()
+    w.close()
+
+
+def llama3_table() -> np.ndarray:
+    """What converters write as rope_freqs.weight, from transformers' own frequencies."""
+    config = CONFIGS["llama3 rope"]()
+    plain = 10000.0 ** (-np.arange(8) / 8)
+    scaled, _ = transformers.modeling_rope_utils.ROPE_INIT_FUNCTIONS["llama3"](config, "cpu")
+    return (plain / scaled.numpy()).astype(np.float32)
+
+
+GGUF_ROPES: dict[str, Any] = {
+    "older key": ("llama untied", "llama", {"rope__scale_linear": 2.0}),
+    "typed": (
+        "llama untied",
+        "llama",
+        {"rope__scaling__type": "linear", "rope__scaling__factor": 2.0},
+    ),
+    "newer key wins": (
+        "llama untied",
+        "llama",
+        {"rope__scaling__factor": 2.0, "rope__scale_linear": 7.0},
+    ),
+    "typed none": (
+        "llama",
+        "llama",
+        {"rope__scaling__type": "none", "rope__scaling__factor": 2.0},
+    ),
+    "yarn": (
+        "yarn",
+        "qwen2",
+        {
+            "rope__scaling__type": "yarn",
+            "rope__scaling__factor": 4.0,
+            "rope__scaling__original_context_length": 16,
+        },
+    ),
+    "llama3": ("llama3 rope", "llama", {"tensors": {"rope_freqs.weight": llama3_table}}),
+    "same for each layer": (
+        "llama",
+        "llama",
+        {"attention__head_count_kv": [2, 2], "feed_forward_length": [96, 96]},
+    ),
+    "layers without RoPE": ("smollm3", "smollm3", {}),
+    "multipliers": (
+        "granite",
+        "granite",
+        {
+            "embedding_scale": 12.0,
+            "residual_scale": 0.22,
+            "attention__scale": 0.3,
+            "logit_scale": 0.5,
+        },
+    ),
+}
+
+
+@pytest.mark.parametrize("name", GGUF_ROPES)
+def test_gguf_keys_have_their_effect(name: str, tmp_path: Path) -> None:
+    config, arch, keys = GGUF_ROPES[name]
+    theirs = peer(CONFIGS[config]())
+    theirs.save_pretrained(tmp_path / "hf")
+    model = load_model(tmp_path / "hf")
+    keys = {**keys, "tensors": {k: v() for k, v in keys.get("tensors", {}).items()}}
+    if arch == "granite":  # the file has the plain norm and epsilon beside the multipliers
+        keys["tensors"]["output_norm.weight"] = theirs.model.norm.weight.detach().numpy()
+        keys["attention.layer_norm_rms_epsilon"] = theirs.config.rms_norm_eps
+    gguf_of(tmp_path / "m.gguf", model, arch, **keys)
+    ids = some_ids(160)
+    with torch.no_grad():
+        want = theirs(ids).logits
+    ours = TorchModel(load_model(tmp_path / "m.gguf")).forward(ids)
+    torch.testing.assert_close(ours, want, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("keys", "word"),
+    [
+        ({"attention__head_count_kv": [4, 2]}, "head_count_kv differs between layers"),
+        ({"feed_forward_length": [172, 160]}, "feed_forward_length differs between layers"),
+        ({"rope__dimension_count": 4}, "rope.dimension_count = 4"),
+        ({"rope__scaling__type": "su"}, "RoPE scaling 'su'"),
+        ({"rope__new_trick": 2.0}, "rope.new_trick = 2.0"),
+        ({"attention__value_length": 16}, "value_length = 16"),
+        ({"attention__causal": False}, "causal = False"),
+        ({"attention__max_alibi_bias": 8.0}, "max_alibi_bias"),
+        ({"final_logit_softcapping": 30.0}, "final_logit_softcapping = 30.0"),
+        ({"use_parallel_residual": True}, "use_parallel_residual"),
+        ({"expert_count": 8}, "experts"),
+        ({"logit_scale": 2.0}, "logit_scale = 2.0"),
+    ],
+)
+def test_gguf_keys_that_nobody_reads_are_refused(
+    keys: dict[str, Any], word: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "m.gguf"
+    gguf_of(path, random_model(), "llama", **keys)
+    with pytest.raises(UnsupportedError, match=re.escape(word)) as e:
+        load_model(path)
+    assert str(path) in str(e.value) and "\n" not in str(e.value)
+
+
+def split_gguf(folder: Path, model: Model) -> list[Path]:
+    """Two files as llama.cpp's splitter writes them: metadata and the layers, then the rest."""
+    gguf_of(folder / "whole.gguf", model, "llama")
+    reader = gguf.GGUFReader(folder / "whole.gguf")
+    first = [t for t in reader.tensors if t.name.startswith("blk.")]
+    rest = [t for t in reader.tensors if not t.name.startswith("blk.")]
+    paths = []
+    for i, tensors in enumerate((first, rest)):
+        path = folder / f"m-{i + 1:05d}-of-00002.gguf"
+        w = gguf.GGUFWriter(path, "llama")
+        if i == 0:
+            for name, f in reader.fields.items():
+                if name.startswith("llama."):
+                    w.add_key_value(name, f.contents(), f.types[0])
+        w.add_uint16("split.no", i)
+        w.add_uint16("split.count", 2)
+        w.add_int32("split.tensors.count", len(reader.tensors))
+        for t in tensors:
+            w.add_tensor(t.name, np.array(t.data))
+        w.write_header_to_file()
+        w.write_kv_data_to_file()
+        w.write_tensors_to_file()
+        w.close()
+        paths.append(path)
+    return paths
+
+
+def test_split_gguf(tmp_path: Path) -> None:
+    parts = split_gguf(tmp_path, random_model())
+    whole = load_model(tmp_path / "whole.gguf")
+    ids = some_ids(160)
+    want = TorchModel(whole).forward(ids)
+    for part in parts:
+        model = load_model(part)
+        assert torch.equal(TorchModel(model).forward(ids), want)
+    assert load_model(parts[1]).source == load_model(parts[0]).source
+    second = parts[1].rename(tmp_path / "other.gguf")
+    with pytest.raises(InputError, match="part of the split GGUF is missing"):
+        load_model(parts[0])
+    with pytest.raises(InputError, match="part 2 of a GGUF split into 2"):
+        load_model(second)
+
+
+def test_weight_files_are_those_of_transformers(llama_folder: Path) -> None:
+    """Leftovers beside the weights change nothing; a folder of leftovers is no model."""
+    want = as_float32(load_model(llama_folder).embed)
+    other = load_file(llama_folder / "model.safetensors")
+    other = {k: v + 1 for k, v in other.items()}
+    for name in ("zz-old.safetensors", "aa-00001-of-00001.safetensors"):
+        save_file(other, llama_folder / name)
+    (llama_folder / "._model.safetensors").write_bytes(b"\0\5\26\7Mac OS X")
+    np.testing.assert_array_equal(as_float32(load_model(llama_folder).embed), want)
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(llama_folder)
+    np.testing.assert_array_equal(theirs.model.embed_tokens.weight.detach().numpy(), want)
+    save_file(other, llama_folder / "model-00001-of-00001.safetensors")
+    index = {"metadata": {}, "weight_map": {k: "model-00001-of-00001.safetensors" for k in other}}
+    (llama_folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    np.testing.assert_array_equal(as_float32(load_model(llama_folder).embed), want)
+    (llama_folder / "model.safetensors").unlink()
+    np.testing.assert_array_equal(as_float32(load_model(llama_folder).embed), want + 1)
+    index["weight_map"]["model.norm.weight"] = "../model.safetensors"
+    (llama_folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(InputError, match="outside its folder"):
+        load_model(llama_folder)
+    index["weight_map"] = {}
+    (llama_folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(InputError, match="no weight_map"):
+        load_model(llama_folder)
+    (llama_folder / "model.safetensors.index.json").unlink()
+    with pytest.raises(InputError, match=r"aa-00001-of-00001\.safetensors is not named so"):
+        load_model(llama_folder)
+    for p in llama_folder.glob("*.safetensors"):
+        p.unlink()
+    (llama_folder / "pytorch_model.bin").write_bytes(b"")
+    with pytest.raises(UnsupportedError, match="pickle"):
+        load_model(llama_folder)
+    (llama_folder / "adapter_config.json").write_text("{}")
+    with pytest.raises(UnsupportedError, match="adapter"):
+        load_model(llama_folder)
+
+
+def test_tensors_that_nobody_reads_are_refused(llama_folder: Path) -> None:
+    path = llama_folder / "model.safetensors"
+    tensors = load_file(path)
+    tensors["model.layers.0.self_attn.rotary_emb.inv_freq"] = torch.ones(8)
+    save_file(tensors, path, {"format": "pt"})
+    load_model(llama_folder)
+    tensors["model.layers.1.self_attn.q_proj.bias"] = torch.ones(64)
+    save_file(tensors, path, {"format": "pt"})
+    with pytest.raises(UnsupportedError, match=r"layers\.1\.self_attn\.q_proj\.bias"):
+        load_model(llama_folder)
+
+
 @pytest.mark.parametrize("keep", [0.0, 0.001, 0.01, 0.1, 0.5, 0.9, 0.9999])
 @pytest.mark.parametrize("kind", ["gguf", "bin", "hf"])
 def test_truncated_files_are_refused(kind: str, keep: float, tmp_path: Path, request: Any) -> None:
@@ -437,6 +739,7 @@ def test_unknown_kinds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         raise OSError("no network")
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", offline)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(InputError, match="HuggingFaceTB/SmolLM2-135M"):
         load_model("HuggingFaceTB/SmolLM2-135M")
 
@@ -447,7 +750,12 @@ def test_unknown_kinds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ({"model_type": "mamba"}, UnsupportedError, "mamba"),
         ({"hidden_act": "mish"}, UnsupportedError, "mish"),
         ({"attention_bias": True}, UnsupportedError, "attention_bias"),
-        ({"rope_scaling": {"rope_type": "yarn", "factor": 4}}, UnsupportedError, "yarn"),
+        ({"rope_scaling": {"rope_type": "dynamic", "factor": 4}}, UnsupportedError, "dynamic"),
+        ({"rope_scaling": {"rope_type": "yarn"}}, InputError, "factor"),
+        ({"num_key_value_heads": [2, 1]}, UnsupportedError, "each layer"),
+        ({"eos_token_id": 160}, InputError, "end token is 160"),
+        ({"bos_token_id": 999}, InputError, "start token is 999"),
+        ({"num_hidden_layers": 2**31}, InputError, "not believable"),
         ({"quantization_config": {"bits": 4}}, UnsupportedError, "quantised"),
         ({"hidden_size": None}, InputError, "hidden_size"),
         ({"hidden_size": "wide"}, InputError, "wrong type"),
@@ -469,8 +777,11 @@ def test_unknown_gguf_variants(tmp_path: Path) -> None:
     write_gguf(path, random_model(ffn_dim=96), "mamba")
     with pytest.raises(UnsupportedError, match="mamba"):
         load_model(path)
+    write_gguf(path, random_model(ffn_dim=96), extra="blk.0.attn_sinks.weight")
+    with pytest.raises(UnsupportedError, match="attn_sinks"):
+        load_model(path)
     write_gguf(path, random_model(ffn_dim=96), extra="rope_freqs.weight")
-    with pytest.raises(UnsupportedError, match="rope_freqs"):
+    with pytest.raises(InputError, match="8 RoPE factors for 4 pairs"):
         load_model(path)
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import random
+import re
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -9,7 +12,9 @@ from typing import Any
 
 import pytest
 import tokenizers
+import transformers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
+from transformers.convert_slow_tokenizer import generate_merges
 
 from conftest import data_folder
 from sparseflash.base.errors import InputError, UnsupportedError
@@ -62,8 +67,6 @@ def byte_level_engine() -> Any:
 
 
 def byte_level_fields(engine: Any, pre: str) -> dict[str, Any]:
-    import json
-
     model = json.loads(engine.to_str())["model"]
     tokens = sorted(model["vocab"], key=model["vocab"].get)
     return {
@@ -149,6 +152,18 @@ def test_chat_renders_the_template(byte_level: Tokenizer, engine: Any) -> None:
         byte_level.chat([])
 
 
+def test_raw_text_and_texts_that_templates_leave_out(engine: Any) -> None:
+    values = {**byte_level_fields(engine, "smollm"), "tokenizer.chat_template": "{{ bos_token }}x"}
+    tok = Tokenizer.from_gguf(fields(values))
+    said: list[str] = []
+    message = [{"role": "user", "content": "the end"}]
+    assert tok.prompt(message) == "<|im_start|>x"
+    assert tok.chat(message, warn=said.append) == tok.encode("<|im_start|>x")
+    assert len(said) == 1 and "leaves your message out" in said[0]
+    assert tok.chat(message, raw=True, warn=said.append) == tok.encode("the end", bos=True)
+    assert len(said) == 1
+
+
 def test_chat_without_a_template_takes_the_last_user_text(engine: Any) -> None:
     values = byte_level_fields(engine, "smollm")
     del values["tokenizer.chat_template"]
@@ -188,7 +203,7 @@ def test_pieces_merge_by_score() -> None:
     names = values["tokenizer.ggml.tokens"]
     assert [names[i] for i in tok.encode("the cat")] == [f"{SPACE}the", SPACE, "c", "at"]
     assert [names[i] for i in tok.encode("a<start_of_turn>\u00e9")][-3:] == [
-        SPACE,
+        "<start_of_turn>",
         "<0xC3>",
         "<0xA9>",
     ]
@@ -274,9 +289,12 @@ def test_wrong_llama2c_tokenizers(data: bytes, word: str, tmp_path: Path) -> Non
 
 
 def test_unknown_and_incomplete_tokenizers(engine: Any, tmp_path: Path) -> None:
-    values = byte_level_fields(engine, "deepseek")
-    with pytest.raises(UnsupportedError, match="deepseek"):
+    values = byte_level_fields(engine, "no-such")
+    with pytest.raises(UnsupportedError, match="no-such"):
         Tokenizer.from_gguf(fields(values))
+    for pre in (None, "default"):
+        with pytest.raises(InputError, match=r"tokenizer\.ggml\.pre does not say"):
+            Tokenizer.from_gguf(fields({**values, "tokenizer.ggml.pre": pre}))
     with pytest.raises(UnsupportedError, match="bert"):
         Tokenizer.from_gguf(fields({**values, "tokenizer.ggml.model": "bert"}))
     for key in ("tokens", "merges"):
@@ -294,6 +312,205 @@ def test_unknown_and_incomplete_tokenizers(engine: Any, tmp_path: Path) -> None:
         Tokenizer.from_tokenizer_json(path)
     with pytest.raises(InputError, match="outside"):
         Tokenizer.from_gguf(fields(piece_fields(True))).token_bytes(9999)
+
+
+def test_half_of_a_surrogate_pair_is_one_sentence(byte_level: Tokenizer) -> None:
+    with pytest.raises(InputError, match="surrogate"):
+        byte_level.encode("a\ud83d b")
+
+
+def test_vocabularies_shorter_than_the_embedding(engine: Any) -> None:
+    tok = Tokenizer.from_gguf(fields(byte_level_fields(engine, "smollm")), 500)
+    assert (tok.used_size, tok.vocab_size) == (engine.get_vocab_size(), 500)
+    assert tok.token_bytes(499) == b""
+
+
+# Ids of transformers --------------------------------------------------------
+
+
+def corpus(size: int) -> str:
+    """Mixed text of about ``size`` bytes, the same every time."""
+    rng = random.Random(7)
+    line = "the cat sat Don't stop I'LL we've naïve café STRASSE ẞ ﬁn ½ ² Ⅷ x1y2"
+    words = line.split(" ")
+    scripts = [
+        "مرحبا بالعالم", "שלום עולם", "नमस्ते दुनिया", "สวัสดีชาวโลก", "你好，世界。", "こんにちは",
+        "안녕하세요", "Žluťoučký kůň", "Ελληνικά", "Привет, мир!", "\u202eRTL\u202c",
+    ]  # fmt: skip
+    marks = ["e\u0301", "a\u0308\u0323", "Å", "A\u030a", "\u1e9b\u0323", "z\u0335\u0336\u0337"]
+    emoji = ["😀", "👩‍👩‍👧‍👦", "🏳️‍🌈", "👍🏽", "🇩🇪", "❤️", "①"]
+    code = ["def f(x):\r\n\treturn x*x  # ok\r\n", "if (a != b) { a->c[0] += 0x1F; }\n", "</p>\n\n"]
+    odd = ["\0", "\x7f", "\u2028", "\ufeff", "\u00a0", "\t\t", "\r", "\r\n", "\u3000", "\U000e0041"]
+    numbers = ["1", "12", "1234567", "3.14159", "１２３", "٣٤", "12,345"]
+    runs = [" " * 40, "a" * 300, "=" * 80, "\n" * 20, "ab" * 100, "0" * 50, "\u2581" * 3, "!?" * 30]
+    special = ["<|im_start|>", "<|im_end|>", " <|im_end|> \n", "<|im_end", "<s>", "<0x41>"]
+    kinds = [words] * 6 + [scripts, marks, emoji, code, odd, numbers, runs, special]
+    out: list[str] = []
+    length = 0
+    while length < size:
+        part = rng.choice(rng.choice(kinds)) + rng.choice(["", " ", " ", " ", "  ", "\n", "."])
+        out.append(part)
+        length += len(part.encode())
+    return "".join(out)
+
+
+def split_at(*patterns: str) -> list[Any]:
+    return [pre_tokenizers.Split(tokenizers.Regex(p), "isolated") for p in patterns]
+
+
+CONTRACTIONS = "(?i:'s|'t|'re|'ve|'m|'ll|'d)"
+TAIL = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+HAN = "[\u4e00-\u9fa5\u0800-\u4e00\uac00-\ud7ff]+"
+ARRANGEMENTS: dict[str, tuple[Any, list[Any], bool]] = {
+    # name: normaliser, steps before the bytes, whether the bytes are cut as GPT-2 cuts them
+    "gpt-2": (None, [], True),
+    "smollm": (None, [pre_tokenizers.Digits(individual_digits=True)], True),
+    "command-r": (normalizers.NFC(), [pre_tokenizers.Digits(individual_digits=True)], True),
+    "olmo": (normalizers.NFC(), [], True),
+    "llama-bpe": (
+        None,
+        split_at(CONTRACTIONS + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}|" + TAIL),
+        False,
+    ),
+    "qwen2": (
+        normalizers.NFC(),
+        split_at(CONTRACTIONS + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}|" + TAIL),
+        False,
+    ),
+    "deepseek-coder": (
+        None,
+        split_at("[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", HAN, r"\p{N}"),
+        False,
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def mixed() -> str:
+    return corpus(120_000)
+
+
+@pytest.mark.parametrize("pre", ARRANGEMENTS)
+def test_byte_level_ids_are_those_of_transformers(pre: str, mixed: str, tmp_path: Path) -> None:
+    """The same vocabulary as tokenizer.json and as GGUF against the fast tokenizer."""
+    normalizer, steps, words = ARRANGEMENTS[pre]
+    engine = tokenizers.Tokenizer(models.BPE(ignore_merges=pre == "llama-bpe"))
+    if normalizer is not None:
+        engine.normalizer = normalizer
+    bytes_step = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=words)
+    engine.pre_tokenizer = pre_tokenizers.Sequence([*steps, bytes_step])
+    engine.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=1500,
+        special_tokens=list(IM),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    engine.train_from_iterator([mixed[:60_000]], trainer)
+    theirs = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=engine, eos_token="<|im_end|>", bos_token="<|im_start|>"
+    )
+    theirs.save_pretrained(tmp_path)
+    want = theirs(mixed, add_special_tokens=False)["input_ids"]
+    config = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    ours = Tokenizer.from_tokenizer_json(tmp_path / "tokenizer.json", None, config)
+    assert ours.encode(mixed) == want
+    assert (ours.bos_id, ours.eos_id) == (theirs.bos_token_id, theirs.eos_token_id)
+    assert Tokenizer.from_gguf(fields(byte_level_fields(engine, pre))).encode(mixed) == want
+
+
+def test_a_megabyte(tmp_path: Path) -> None:
+    text = corpus(1_000_000)
+    engine = byte_level_engine()
+    engine.save(str(tmp_path / "tokenizer.json"))
+    want = transformers.PreTrainedTokenizerFast(tokenizer_object=engine)(text)["input_ids"]
+    assert Tokenizer.from_tokenizer_json(tmp_path / "tokenizer.json").encode(text) == want
+    gguf_path = Tokenizer.from_gguf(fields(byte_level_fields(engine, "smollm")))
+    assert gguf_path.encode(text) == want
+    assert gguf_path.decode([i for i in want if i > 2]) == re.sub(
+        r"<\|(im_start|im_end|endoftext)\|>", "", text
+    )
+
+
+def piece_vocabulary(text: str) -> dict[str, float]:
+    """Pieces with falling scores, as SentencePiece's BPE learns them."""
+    engine = tokenizers.Tokenizer(models.BPE())
+    engine.normalizer = normalizers.Replace(" ", SPACE)
+    engine.pre_tokenizer = pre_tokenizers.Split(
+        tokenizers.Regex(f"{SPACE}+[^{SPACE}]*"), "isolated"
+    )
+    trainer = trainers.BpeTrainer(vocab_size=900, show_progress=False, limit_alphabet=150)
+    engine.train_from_iterator([text.replace("\0", "")], trainer)
+    vocab = engine.get_vocab()
+    return {t: -float(i) for i, t in enumerate(sorted(vocab, key=vocab.get))}  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("prefix", [True, False])
+def test_piece_ids_are_those_of_transformers(prefix: bool, mixed: str, tmp_path: Path) -> None:
+    pieces = piece_vocabulary(mixed[:60_000])
+    tokens = ["<unk>", "<s>", "</s>", *(f"<0x{b:02X}>" for b in range(256)), *pieces]
+    types = [UNKNOWN, CONTROL, CONTROL, *[BYTE] * 256, *[NORMAL] * len(pieces)]
+    scores = [0.0, 0.0, 0.0, *[0.0] * 256, *pieces.values()]
+    vocab = {t: i for i, t in enumerate(tokens)}
+    merges = generate_merges({t: vocab[t] for t in pieces}, pieces)
+    engine = tokenizers.Tokenizer(
+        models.BPE(vocab, merges, byte_fallback=True, fuse_unk=True, unk_token="<unk>")
+    )
+    steps = [normalizers.Prepend(SPACE)] if prefix else []
+    engine.normalizer = normalizers.Sequence([*steps, normalizers.Replace(" ", SPACE)])
+    parts = [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
+    engine.decoder = decoders.Sequence(parts + [decoders.Strip(" ", 1, 0)] * prefix)
+    engine.add_special_tokens(["<unk>", "<s>", "</s>"])
+    theirs = transformers.PreTrainedTokenizerFast(tokenizer_object=engine, eos_token="</s>")
+    theirs.save_pretrained(tmp_path)
+    want = theirs(mixed, add_special_tokens=False)["input_ids"]
+    assert Tokenizer.from_tokenizer_json(tmp_path / "tokenizer.json").encode(mixed) == want
+    values = {
+        "tokenizer.ggml.model": "llama",
+        "tokenizer.ggml.tokens": tokens,
+        "tokenizer.ggml.token_type": types,
+        "tokenizer.ggml.scores": scores,
+        "tokenizer.ggml.add_space_prefix": prefix,
+    }
+    assert Tokenizer.from_gguf(fields(values)).encode(mixed) == want
+
+
+def test_unigram_ids_are_those_of_transformers(mixed: str, tmp_path: Path) -> None:
+    pieces = piece_vocabulary(mixed[:60_000])
+    scored = [("<unk>", 0.0), *((f"<0x{b:02X}>", -20.0) for b in range(256))]
+    scored += [(t, -1.0 + v / 100) for t, v in pieces.items()]
+    engine = tokenizers.Tokenizer(models.Unigram(scored, 0, byte_fallback=True))
+    engine.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
+    engine.decoder = decoders.Sequence(
+        [decoders.ByteFallback(), decoders.Metaspace(prepend_scheme="first", split=False)]
+    )
+    engine.add_special_tokens(["<unk>", "<|im_end|>"])
+    theirs = transformers.PreTrainedTokenizerFast(tokenizer_object=engine)
+    theirs.save_pretrained(tmp_path)
+    ours = Tokenizer.from_tokenizer_json(tmp_path / "tokenizer.json")
+    assert ours.encode(mixed) == theirs(mixed, add_special_tokens=False)["input_ids"]
+    assert ours.decode(ours.encode("the cat \U0001f600")) == "the cat \U0001f600"
+
+
+def test_special_tokens_that_take_spaces(engine: Any, tmp_path: Path) -> None:
+    """rstrip and lstrip, a Metaspace prefix at the start only, tokens of tokenizer_config.json."""
+    theirs = transformers.PreTrainedTokenizerFast(tokenizer_object=engine)
+    theirs.add_tokens([tokenizers.AddedToken("<|end|>", rstrip=True, special=True)], True)
+    theirs.add_tokens([tokenizers.AddedToken("<tool>", lstrip=True)])
+    theirs.eos_token = "<|end|>"
+    theirs.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    text = "the <|end|> \n cat <tool>the<|im_end|> <|end|>"
+    want = theirs(text, add_special_tokens=False)["input_ids"]
+    path = tmp_path / "tokenizer.json"
+    ours = Tokenizer.from_tokenizer_json(path, None, config)
+    assert ours.encode(text) == want
+    assert ours.eos_id == theirs.eos_token_id
+    assert ours.names == {"eos_token": "<|end|>"}
+    raw = json.loads(path.read_text())  # a tokenizer.json that lacks what the configuration adds
+    raw["added_tokens"] = [t for t in raw["added_tokens"] if t["content"] in IM]
+    path.write_text(json.dumps(raw))
+    assert Tokenizer.from_tokenizer_json(path, None, config).encode(text) == want
 
 
 def test_smollm2_tokenizer() -> None:

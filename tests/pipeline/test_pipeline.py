@@ -16,15 +16,16 @@ import pytest
 import torch
 
 from conftest import data_folder, make_workspace, random_model
-from sparseflash import cli
 from sparseflash.base.errors import InputError, UnsupportedError, UsageError
 from sparseflash.base.files import root
+from sparseflash.cli.build import generate as generate_verb
 from sparseflash.codegen.build import build_firmware, build_library
 from sparseflash.codegen.generate import generate
 from sparseflash.device.bench import bench
 from sparseflash.device.host_board import start_host_device
+from sparseflash.device.validate import validate
 from sparseflash.image.factors import FACTORED, Factors
-from sparseflash.image.quantize import pack_rows
+from sparseflash.image.grids import pack_rows
 from sparseflash.image.reference import THRESHOLDS, Reference
 from sparseflash.image.sfm import Formats, Image, pack
 from sparseflash.measure.engine import Engine, dense_thresholds
@@ -32,8 +33,11 @@ from sparseflash.model.recipes import Recipe, load_recipe, text_path
 from sparseflash.model.spec import Activation, LayerSpec, Model
 from sparseflash.model.torch_model import TorchModel
 from sparseflash.pipeline import stages as pipeline
+from sparseflash.pipeline.places import Places
 from sparseflash.plan.boards import load_board
+from sparseflash.plan.kept import read_plan
 from sparseflash.plan.plan import make_plan
+from sparseflash.sparsity.texts import calibration_tokens
 
 NAME = "stories260k"
 POSITIONS = 64
@@ -100,10 +104,10 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Built]:
 @pytest.fixture(params=["pty", "tcp"])
 def session(built: Built, request: pytest.FixtureRequest) -> Iterator[pipeline.Session]:
     transport: Literal["pty", "tcp"] = request.param
-    flashed = pipeline.Places(NAME).flashed
+    flashed = Places(NAME).flashed
     with (
         start_host_device(flashed / "firmware", flashed / "model.sfm", transport) as process,
-        pipeline.Session(NAME, "host", process.url) as opened,
+        pipeline.session(NAME, "host", process.url) as opened,
     ):
         yield opened
 
@@ -120,7 +124,7 @@ def test_formats_are_those_of_the_recipe(built: Built) -> None:
 def test_device_equals_reference(built: Built, session: pipeline.Session) -> None:
     steps: list[int] = []
     ids = some_ids(built)
-    found = pipeline.validate(session.device, session.image, ids, session.thresholds, steps.append)
+    found = validate(session.device, session.image, ids, session.thresholds, steps.append)
     assert found is None
     assert steps == list(range(1, POSITIONS + 1))
     assert np.array_equal(session.thresholds, built.thresholds)
@@ -128,7 +132,7 @@ def test_device_equals_reference(built: Built, session: pipeline.Session) -> Non
 
 
 def test_started_by_the_session(built: Built) -> None:
-    with pipeline.Session(NAME, "host") as session:
+    with pipeline.session(NAME, "host") as session:
         info = session.device.info()
         assert (info.board, info.model, info.model_sha) == ("host", NAME, built.image.sha256.hex())
         assert info.arena_bytes == session.plan["memory"]["total"]
@@ -141,7 +145,7 @@ def test_first_difference_is_named(built: Built, session: pipeline.Session, site
     wrong = built.thresholds[layer].copy()
     wrong[THRESHOLDS.index(site)] += 0.1
     session.device.set_thresholds(layer, [float(v) for v in wrong])
-    found = pipeline.validate(session.device, session.image, some_ids(built), session.thresholds)
+    found = validate(session.device, session.image, some_ids(built), session.thresholds)
     assert found is not None
     where = {"h": "h", "down": "ffn_out"}[site]
     assert (found.layer, found.site) == (layer, where)
@@ -299,15 +303,15 @@ def test_projections_in_factors(built: Built, tmp_path: Path) -> None:
 
 def test_thresholds_hold_with_factors(built: Built, tmp_path: Path) -> None:
     """On the device, with the factors in place, h at 50 % leaves half of the neurons."""
-    cli.generate(NAME, "host-flash", "h", 50, asvd=85)
-    plan = pipeline.read_plan(pipeline.Places(NAME, "host-flash").plan)
+    generate_verb(NAME, "host-flash", "h", 50, asvd=85)
+    plan = read_plan(Places(NAME, "host-flash").plan)
     recipe = load_recipe(NAME)
     image = pipeline.pack_model(built.model, recipe, asvd=85)
     setting = pipeline.setting_for(built.model, recipe, "h", 50, asvd=85)
     assert np.array_equal(np.array(plan["thresholds"], np.float32), setting.thresholds)
     generate(make_plan(image, load_board("host"), setting.thresholds, kv_len=256), tmp_path)
     engine = Engine(build_library(tmp_path, tmp_path / "lib.so", "cc", ["-O1"]), image)
-    windows, _ = pipeline.calibration_tokens(built.model, recipe)
+    windows, _ = calibration_tokens(built.model, recipe)
     whole = pipeline.setting_for(built.model, recipe, "h", 50).thresholds
     shares = []
     for thresholds in (setting.thresholds, whole):
@@ -325,5 +329,5 @@ def test_thresholds_hold_with_factors(built: Built, tmp_path: Path) -> None:
 
 
 def test_generated_code_holds_no_weights(built: Built) -> None:
-    text = (pipeline.Places(NAME).target / "gen" / "sf_model.c").read_text()
+    text = (Places(NAME).target / "gen" / "sf_model.c").read_text()
     assert len(text) < 32_000

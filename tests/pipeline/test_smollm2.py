@@ -20,6 +20,7 @@ from sparseflash.base.errors import InputError
 from sparseflash.base.files import root
 from sparseflash.codegen.build import build_library
 from sparseflash.device.chat import Chat
+from sparseflash.device.validate import validate
 from sparseflash.image.reference import Reference, Run
 from sparseflash.image.sfm import Image
 from sparseflash.measure.engine import Engine, dense_thresholds
@@ -27,8 +28,10 @@ from sparseflash.measure.perplexity import measure
 from sparseflash.model.recipes import Recipe, file_sha256, load_recipe, text, text_path
 from sparseflash.model.spec import Model
 from sparseflash.pipeline import stages as pipeline
+from sparseflash.pipeline.places import Places
 from sparseflash.plan.boards import load_board
 from sparseflash.sparsity.calibrate import Calibration, assert_disjoint
+from sparseflash.sparsity.setting import Setting
 
 NAME = "smollm2-135m"
 POSITIONS = 64
@@ -42,7 +45,7 @@ class Smol:
     model: Model
     image: Image
     calibration: Calibration
-    setting: pipeline.Setting
+    setting: Setting
     ids: np.ndarray
     want: Run
 
@@ -80,7 +83,7 @@ def test_c_equals_reference(cc: str, smol: Smol, tmp_path: Path) -> None:
     """All logits of 64 positions at every optimisation level, and every site at one of them."""
     if shutil.which(cc) is None:
         pytest.skip(f"{cc} is not installed")
-    gen = pipeline.Places(NAME).folder / "gen"
+    gen = Places(NAME).folder / "gen"
     hashes = smol.want.hashes()
 
     def differences(level: str) -> list[str]:
@@ -111,12 +114,12 @@ def session(smol: Smol) -> Iterator[pipeline.Session]:
     pipeline.plan_and_generate(smol.image, board, smol.setting, smol.recipe)
     pipeline.build_board(board, NAME, show=False)
     pipeline.flash_board(board, NAME)
-    with pipeline.Session(NAME, "host") as opened:
+    with pipeline.session(NAME, "host") as opened:
         yield opened
 
 
 def test_link_equals_reference(smol: Smol, session: pipeline.Session) -> None:
-    found = pipeline.validate(session.device, session.image, smol.ids, session.thresholds)
+    found = validate(session.device, session.image, smol.ids, session.thresholds)
     assert found is None
 
 
@@ -146,7 +149,7 @@ def test_perplexity(smol: Smol) -> None:
     ids = np.array(smol.model.tokenizer.encode(text(name)[: 12 * n])[:n]).reshape(-1, window)
     assert_disjoint(smol.calibration, ids, file_sha256(text_path(name)))
     variants = [("dense", 0.0, dense_thresholds(smol.image)), ("h", 50.0, smol.setting.thresholds)]
-    library = pipeline.Places(NAME).folder / "libsparseflash.so"
+    library = Places(NAME).folder / "libsparseflash.so"
     fp32, dense, sparse = measure(smol.model, smol.image, library, ids, variants)
     for r in (fp32, dense, sparse):
         print(f"{r.name}: {r.perplexity:.3f}, {r.ratio:.4f} ± {r.ratio_error:.4f} of fp32")

@@ -13,21 +13,21 @@ import numpy as np
 import pytest
 
 from conftest import data_folder
-from sparseflash import cli
 from sparseflash.base.errors import TooSmallError, UsageError
-from sparseflash.base.files import write_json
+from sparseflash.base.files import root, write_json
+from sparseflash.cli.build import say_placement
 from sparseflash.codegen.build import build_library
 from sparseflash.codegen.generate import generate
 from sparseflash.device.bench import computing_seconds
 from sparseflash.image.reference import Reference
 from sparseflash.measure.engine import Engine
 from sparseflash.model.recipes import load_recipe
+from sparseflash.pipeline import places
 from sparseflash.pipeline import stages as pipeline
-from sparseflash.plan import planner
 from sparseflash.plan.boards import Board
-from sparseflash.plan.options import Units
 from sparseflash.plan.plan import make_plan
-from sparseflash.plan.solver import Problem, TooMuchError, solve
+from sparseflash.plan.solver import Problem, TooMuchError, Units, solve
+from sparseflash.sparsity.texts import calibration_tokens
 
 STREAM = {"align": 4, "gap": 0, "ring_buffers": 3, "ring_bytes": 4096}
 STREAM |= {"pick_buffers": 2, "pick_bytes": 2048}
@@ -39,26 +39,26 @@ def test_planned(host: Board, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     recipe = load_recipe("stories260k")
     recipe = replace(recipe, calibration={**recipe.calibration, "tokens": 2048})
     model = pipeline.open_model(recipe)
-    monkeypatch.setattr(pipeline, "root", lambda: tmp_path)
+    monkeypatch.setattr(places, "work", lambda: tmp_path)
     board = replace(host, raw={**host.raw, "layout": "split", "stream": STREAM})
     with pytest.raises(UsageError, match="maps its flash"):
-        planner.planned_for(model, recipe, host, 20)
-    full = planner.planned_for(model, recipe, board, 20, 64)
+        pipeline.planned_for(model, recipe, host, 20)
+    full = pipeline.planned_for(model, recipe, board, 20, 64)
     assert not full.levels and not full.thresholds.any() and full.expected["ratio"] == 1.0
     with pytest.raises(TooSmallError, match="--ram"):
-        planner.planned_for(model, recipe, board, 20, 64, 20_000)
+        pipeline.planned_for(model, recipe, board, 20, 64, 20_000)
 
     image = pipeline.pack_model(model, recipe, "split")
     memory = make_plan(image, board, full.thresholds, 64)["memory"]
     ram = memory["total"] - 2 * memory["pinned weights"] // 5
     dense = make_plan(image, board, full.thresholds, 64, ram=ram)["placement"]["total"]
-    setting = planner.planned_for(model, recipe, board, 20, 64, ram)
+    setting = pipeline.planned_for(model, recipe, board, 20, 64, ram)
     assert 0.8 < setting.expected["ratio"] < 1.3 and setting.expected["ratio_error"] > 0
     more = setting.expected["ratio_predicted_with_a_megabyte"]
     assert more <= setting.expected["ratio_predicted"]
     blocks = replace(board, raw={**board.raw, "stream": {**STREAM, "align": 512, "gap": 4096}})
     with pytest.raises(UsageError, match=r"in blocks of 512 bytes .* ask for a lower sparsity"):
-        planner.planned_for(model, recipe, blocks, 20, 64, ram)
+        pipeline.planned_for(model, recipe, blocks, 20, 64, ram)
     image = pipeline.pack_model(model, recipe, "split", settings=[setting])
     plan = make_plan(image, board, setting.thresholds, 64, ram=ram, use=setting.use)
     expected = plan["placement"]["total"]["read"]
@@ -73,9 +73,15 @@ def test_planned(host: Board, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert max(streamed) < 1.0 and np.mean(streamed) < 0.9
 
     generate(plan, tmp_path / "gen")
-    library = build_library(tmp_path / "gen", tmp_path / "lib.so", "cc", ["-O1"], faulty=True)
+    library = build_library(
+        tmp_path / "gen",
+        tmp_path / "lib.so",
+        "cc",
+        ["-O1"],
+        flash=root() / "tests" / "faults" / "fault_flash.c",
+    )
     engine = Engine(library, image)
-    ids, _ = pipeline.calibration_tokens(model, recipe)
+    ids, _ = calibration_tokens(model, recipe)
     text = ids[0][:64]
     want = Reference(image).run(text, setting.thresholds, keep_sites=False).logits
     read = 0
@@ -157,11 +163,11 @@ def test_stalls_by_the_last_bench(
     total = {"pinned": 1, "streamed": 2, "read": 2.0}
     costs = {"read_seconds": 0.03, "seconds_saved_by_a_megabyte": 0.001}
     plan = {"name": "m", "board": "host", "placement": {"kinds": {}, "total": total, **costs}}
-    cli._say_placement(plan)
+    say_placement(plan)
     assert "make bench measures what computing takes" in capsys.readouterr().out
     path = tmp_path / "build" / "host" / "m" / "bench.json"
     write_json(path, {"tokens_per_second": 20.0, "share_waiting": 0.5})
-    cli._say_placement(plan)
+    say_placement(plan)
     out = " ".join(capsys.readouterr().out.split())
     assert "computed for 25.0 ms" in out and "stalls of 5.0 ms" in out
     write_json(path, {"tokens_per_second": None, "share_waiting": None})

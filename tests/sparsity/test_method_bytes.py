@@ -12,19 +12,24 @@ from conftest import data_folder, random_factors, random_predictor
 from sparseflash.base.errors import UsageError
 from sparseflash.codegen.build import build_library
 from sparseflash.codegen.generate import generate
+from sparseflash.image.bfp import Bfp, quantize_bfp
+from sparseflash.image.grids import linear
 from sparseflash.image.predictor import Predictor
-from sparseflash.image.reference import THRESHOLDS, Bfp, Linear, Reference, activate, quantize_bfp
+from sparseflash.image.reference import THRESHOLDS, Reference, activate
 from sparseflash.image.sfm import Formats, Image, pack
 from sparseflash.measure.engine import Engine, dense_thresholds
 from sparseflash.model.recipes import PredictorFile, file_sha256, load_recipe
 from sparseflash.model.spec import Model
+from sparseflash.pipeline import places
 from sparseflash.pipeline import stages as pipeline
 from sparseflash.plan.boards import Board
 from sparseflash.plan.plan import make_plan
-from sparseflash.sparsity.budgets.marginal import GRID
 from sparseflash.sparsity.bytes import bytes_a_token, columns_of
+from sparseflash.sparsity.levels import levels_of
 from sparseflash.sparsity.masks import Reads
+from sparseflash.sparsity.prices import GRID
 from sparseflash.sparsity.registry import method
+from sparseflash.sparsity.setting import DEVICE_METHODS, check_method
 from sparseflash.sparsity.study import Study
 
 LEVELS = {
@@ -75,20 +80,20 @@ def guess_of(
     """g' and u' of SPEC.md, from the rows of the image."""
     image = reference.image
     x = quantize_bfp(site["attn_in" if image.formats.ahead else "ffn_in"])
-    if not image.formats.rank:
+    if not image.rank:
         gate, up = image.guess(i)
-        return Linear(gate)(x), Linear(up)(x)
+        return linear(gate)(x), linear(up)(x)
     b, gate, up = image.predictor(i)
-    z = quantize_bfp(Linear(b)(x))
-    return Linear(gate)(z), Linear(up)(z)
+    z = quantize_bfp(linear(b)(x))
+    return linear(gate)(z), linear(up)(z)
 
 
 def product(reference: Reference, i: int, name: str, x: Bfp) -> np.ndarray:
     """gate or up of SPEC.md, whole or A (B x)."""
     pair = reference.image.factors(i, name)
     if pair is not None:
-        return Linear(pair[1])(quantize_bfp(Linear(pair[0])(x)))
-    return Linear(reference.image.ffn(i)[name == "up"])(x)
+        return linear(pair[1])(quantize_bfp(linear(pair[0])(x)))
+    return linear(reference.image.ffn(i)[name == "up"])(x)
 
 
 def reads_of(
@@ -178,10 +183,10 @@ def test_counters_are_the_byte_model(
             engines[key] = Engine(library, image)
         return engines[key]
 
-    assert set(LEVELS) == set(pipeline.DEVICE_METHODS) - {"signs"}  # of ReLU models
+    assert set(LEVELS) == set(DEVICE_METHODS) - {"signs"}  # of ReLU models
     for name in names:
         m, level = method(name), (LEVELS | TRAINED)[name]
-        levels = MIXED if name == "marginal" else study.levels(m, level)
+        levels = MIXED if name == "marginal" else levels_of(study, m, level)
         stored = replace(formats, guess=m.proxy, rank=m.rank, columns=columns_of(levels))
         engine = engine_of(stored, study.predictor(m) if m.rank else None)
         reference = Reference(engine.image)
@@ -204,26 +209,26 @@ def test_counters_are_the_byte_model(
         assert round(found.total * len(windows[0])) == counters["bytes"], name
         ffn = found.ffn + found.proxy
         assert round(ffn * len(windows[0])) == counters["bytes_ffn"], name
-        predicted = study.measure(m, level, levels=levels).bytes
+        predicted = study.measure(m, level, levels).bytes
         if name == "dense":
             assert predicted.total == found.total
         assert predicted.total == pytest.approx(found.total, rel=5e-3), name
 
 
 def test_methods_of_the_host_are_refused_for_devices(stories: Model, tmp_path: Path) -> None:
-    pipeline.check_method("marginal-ffn", 20)
+    check_method("marginal-ffn", 20)
     with pytest.raises(UsageError, match="host only"):
-        pipeline.check_method("wina", 20)
+        check_method("wina", 20)
     with pytest.raises(UsageError, match="there are"):
-        pipeline.check_method("nothing", 20)
+        check_method("nothing", 20)
     with pytest.raises(UsageError, match="below 100"):
-        pipeline.check_method("h", 100)
+        check_method("h", 100)
 
 
 def test_thresholds_of_a_shared_budget(
     stories: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pipeline, "root", lambda: tmp_path)
+    monkeypatch.setattr(places, "work", lambda: tmp_path)
     recipe = load_recipe("stories260k")
     calibration = pipeline.calibrated(stories, recipe)
     got = pipeline.setting_for(stories, recipe, "marginal-ffn", 20).thresholds

@@ -5,21 +5,35 @@ from __future__ import annotations
 import csv
 import json
 import math
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from conftest import data_folder, random_model
-from sparseflash import cli
 from sparseflash.base.errors import UsageError
+from sparseflash.cli.measure import sparsity
 from sparseflash.image.sfm import Formats
+from sparseflash.model.recipes import load_recipe
+from sparseflash.pipeline import places
 from sparseflash.pipeline import stages as pipeline
+from sparseflash.sparsity import texts
+from sparseflash.sparsity.levels import STEPS, measured, ppl_level
 from sparseflash.sparsity.page import bench
 from sparseflash.sparsity.page.report import at_bytes, compare
 from sparseflash.sparsity.registry import METHODS, method
-from sparseflash.sparsity.search import STEPS, ppl_level
 from sparseflash.sparsity.study import Study
+
+
+def page(
+    text: str | None, names: list[str], ppl: float, kept: list[float], predict: bool, say: Any
+) -> str:
+    """The page of stories260k on two windows at 20 percent."""
+    opened = partial(pipeline.open_study, "stories260k", text, 2, say, "cpu")
+    folder, recipe = places.Places("stories260k").folder, load_recipe("stories260k")
+    return bench.run(opened, folder, recipe, text, names, [20.0], ppl, kept, predict)
 
 
 def test_every_method_has_levels_and_a_source_or_is_ours() -> None:
@@ -58,13 +72,13 @@ def test_ppl_level_is_the_highest_that_holds() -> None:
     study = Study(model, Formats("q8", "q8", "q8"), rng.integers(0, 60, (4, 40)), windows)
     for name in ("h", "cett"):
         m = method(name)
-        base = study.measure("dense", 0.0).losses.perplexity
+        base = measured(study, "dense", 0.0).losses.perplexity
         level = ppl_level(study, m, 2.0, windows)
-        assert level == 0.0 or study.measure(m, level).losses.perplexity <= 1.02 * base
+        assert level == 0.0 or measured(study, m, level).losses.perplexity <= 1.02 * base
         low, high = 0.0, 0.9
         for _ in range(STEPS):
             middle = (low + high) / 2
-            ok = study.measure(m, middle).losses.perplexity <= 1.02 * base
+            ok = measured(study, m, middle).losses.perplexity <= 1.02 * base
             low, high = (middle, high) if ok else (low, middle)
         assert level == low
 
@@ -74,12 +88,13 @@ def test_page_of_stories260k(
 ) -> None:
     if not (data_folder() / "wikitext2_test.txt").is_file():
         pytest.skip("wikitext2_test.txt is not beside the checkout")
-    monkeypatch.setattr(pipeline, "root", lambda: tmp_path)
+    monkeypatch.setattr(places, "work", lambda: tmp_path)
     monkeypatch.setattr(bench, "SEARCHED", ("h",))
-    monkeypatch.setattr(bench, "VALIDATION_TOKENS", 512)
+    monkeypatch.setattr(texts, "VALIDATION_TOKENS", 512)
     said: list[str] = []
     names = ["h", "cats", "teal", "prox-2", "marginal", "marginal-ffn"]
-    folder, text = bench.run("stories260k", None, 2, names, [20.0], 1.0, [85.0], True, said.append)
+    text = page(None, names, 1.0, [85.0], True, said.append)
+    folder = places.Places("stories260k").folder
     assert "| cats | 20 |" in text and "| asvd | 15 |" in text
     assert "lift" in text and "whole prompt" in text
     for name in ("md", "csv", "json", "png"):
@@ -87,22 +102,22 @@ def test_page_of_stories260k(
     for name in ("layers", "histograms", "predictability"):
         assert (folder / f"sparsity_{name}.png").stat().st_size > 1000
     assert (folder / "study" / "asvd-85.npz").is_file()
-    page = json.loads((folder / "sparsity.json").read_text())
+    made = json.loads((folder / "sparsity.json").read_text())
     with (folder / "sparsity.csv").open() as f:
         lines = list(csv.DictReader(f))
-    assert [r["method"] for r in lines] == [r["method"] for r in page["rows"]]
-    by_name = {(r["method"], r["percent"]): r for r in page["rows"]}
+    assert [r["method"] for r in lines] == [r["method"] for r in made["rows"]]
+    by_name = {(r["method"], r["percent"]): r for r in made["rows"]}
     dense = by_name["dense", 0.0]
     assert dense["ratio"] == 1.0 and dense["share"] == 1.0
     assert by_name["prox-2", 20.0]["bytes_predictor"] == 5 * 2 * 172 * (64 * 2 / 8 + 2 * 2)
     assert by_name["cats", 20.0]["bytes"] < dense["bytes"]
     said.clear()
-    _, again = bench.run("stories260k", None, 2, names, [20.0], 1.0, [], True, said.append)
+    again = page(None, names, 1.0, [], True, said.append)
     assert not said, "nothing is measured twice"
-    cli.sparsity("stories260k", None, 2, "h,cats", "20", 0.0, "", False)
+    sparsity("stories260k", None, 2, "h,cats", "20", 0.0, "", False)
     assert "| cats | 20 |" in capsys.readouterr().out
     assert "| cats | 20 |" in again
     with pytest.raises(UsageError, match="there are"):
-        bench.run("stories260k", None, 2, ["nothing"], [20.0], 0.0, [], False, said.append)
+        page(None, ["nothing"], 0.0, [], False, said.append)
     with pytest.raises(UsageError, match="evaluate on another text"):
-        bench.run("stories260k", "tiny", 2, ["h"], [20.0], 0.0, [], False, said.append)
+        page("tiny", ["h"], 0.0, [], False, said.append)

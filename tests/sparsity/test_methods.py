@@ -15,15 +15,16 @@ import torch
 from conftest import random_factors, random_model
 from sparseflash.base.errors import InputError, UsageError
 from sparseflash.image.factors import FACTORED, Factors, shape_of
-from sparseflash.image.quantize import row_bytes
+from sparseflash.image.grids import row_bytes
 from sparseflash.image.sfm import Formats
 from sparseflash.measure.stats import perplexity_ratio
 from sparseflash.model.spec import Activation, Model, Q8Blocks, as_float32
 from sparseflash.model.torch_model import TorchModel
-from sparseflash.sparsity import asvd, gradients
-from sparseflash.sparsity.budgets import budgets, marginal
+from sparseflash.sparsity import asvd, gradients, prices
+from sparseflash.sparsity.budgets import common, greedy, marginal, sensitivity, tail
 from sparseflash.sparsity.bytes import bytes_a_token
-from sparseflash.sparsity.evaluate import Losses, evaluate, losses, spread
+from sparseflash.sparsity.evaluate import Losses, evaluate, losses
+from sparseflash.sparsity.levels import levels_of, measured
 from sparseflash.sparsity.masks import Masked, Reads
 from sparseflash.sparsity.predict import lowrank
 from sparseflash.sparsity.predict.proxy import quantize_proxy
@@ -31,6 +32,7 @@ from sparseflash.sparsity.registry import METHODS, method
 from sparseflash.sparsity.scores import Scores
 from sparseflash.sparsity.sites import INPUTS
 from sparseflash.sparsity.study import Study
+from sparseflash.sparsity.windows import spread
 
 Drop = Callable[[int, str, np.ndarray, dict[str, np.ndarray]], np.ndarray]
 """(layer, tensor or matrix, vector, what is known of the token) to the vector with zeros."""
@@ -159,7 +161,7 @@ def column_norms(model: Model, layer: int, matrix: str) -> np.ndarray:
 def check(study: Study, name: str, level: float, drop: Drop, tolerance: float = 2e-5) -> Reads:
     """The method's losses are those of the direct loop."""
     m = method(name)
-    got, reads = evaluate(study.runner, study.windows, study.rules(m, study.levels(m, level)))
+    got, reads = evaluate(study.runner, study.windows, study.rules(m, levels_of(study, m, level)))
     want = [direct_loss(study.model, ids, drop) for ids in study.windows]
     dense = [direct_loss(study.model, ids) for ids in study.windows]
     assert np.abs(np.array(want) - dense).min() > 1e-3, "the masks do something"
@@ -290,7 +292,7 @@ def test_teal_inputs(study: Study, dense_tensors: list[dict[str, np.ndarray]]) -
 
 def test_layers_without_a_rule_are_read_whole(study: Study) -> None:
     m = method("teal")
-    levels = study.levels(m, 0.4)
+    levels = levels_of(study, m, 0.4)
     levels["q"] = np.array([0.0, 0.4])
     levels["xu"] = np.array([0.4, 0.0])
     _, reads = evaluate(study.runner, study.windows, study.rules(m, levels))
@@ -300,7 +302,7 @@ def test_layers_without_a_rule_are_read_whole(study: Study) -> None:
     assert reads.kept["xu"][1] == tokens * 32
     both = bytes_a_token(study.model.spec, study.formats, reads)
     levels["q"], levels["xu"] = np.array([0.4, 0.4]), np.array([0.4, 0.4])
-    all_sparse = study.measure(m, 0.4, levels=levels).bytes
+    all_sparse = study.measure(m, 0.4, levels).bytes
     assert both.attention > all_sparse.attention and both.up > all_sparse.up
 
 
@@ -332,10 +334,10 @@ def test_acttail(study: Study) -> None:
             k = len(e) // 2
             s = sum(math.log(e[len(e) - j] / e[len(e) - k - 1]) for j in range(1, k + 1))
             exponents[i, name] = 1.0 + k / s
-            assert budgets.hill_exponent(torch.tensor(w).float()) == pytest.approx(
+            assert tail.hill_exponent(torch.tensor(w).float()) == pytest.approx(
                 exponents[i, name], rel=1e-3
             )
-    levels = study.levels("acttail", 0.4)
+    levels = levels_of(study, "acttail", 0.4)
     names = dict(zip(TENSOR, INPUTS))
     low, high = min(exponents.values()), max(exponents.values())
     total = count = 0.0
@@ -394,7 +396,7 @@ def test_prox(study: Study, name: str, bits: int) -> None:
         limits.append(np.quantile(guess, 0.5))
         exact.append(np.quantile(np.abs(layer["h"]), 0.25) if name.endswith("two") else 0.0)
     m = method(name)
-    rules = study.rules(m, study.levels(m, 0.5))
+    rules = study.rules(m, levels_of(study, m, 0.5))
     for i in range(2):
         proxy = rules[i].proxy
         assert proxy is not None
@@ -435,7 +437,7 @@ def test_prox(study: Study, name: str, bits: int) -> None:
 def test_greedy_path(study: Study) -> None:
     """The path of block 1 is the one that trying every site by hand takes."""
     m = method("teal-greedy")
-    study.levels(m, 0.3)
+    levels_of(study, m, 0.3)
     ids = study.calibration_ids[0]
     embed = as_float32(study.model.embed).astype(np.float64)
     xs = [embed[t] for t in ids]
@@ -465,17 +467,17 @@ def test_greedy_path(study: Study) -> None:
             tried[i] = min(tried[i] + 0.05 * sizes.sum() / sizes[i], 0.99)
             errors.append((((output(dict(zip(INPUTS, tried))) - dense) ** 2).sum(), tried))
         want.append(min(errors, key=lambda e: e[0])[1])
-    x = budgets.residuals(study.runner, ids[None])[1]
-    got = budgets.greedy_path(study, m, 1, x, step=0.05, until=0.2)
+    x = common.residuals(study.runner, ids[None])[1]
+    got = greedy.greedy_path(study, m, 1, x, step=0.05, until=0.2)
     np.testing.assert_allclose(got[: len(want)], want, atol=1e-9)
-    levels = study.levels(m, 0.3)
+    levels = levels_of(study, m, 0.3)
     for i in range(2):
         share = sum(levels[s][i] * n for s, n in zip(INPUTS, sizes)) / sizes.sum()
         assert share == pytest.approx(0.3, abs=1e-9)
 
 
 def test_cett(study: Study, dense_tensors: list[dict[str, np.ndarray]]) -> None:
-    levels = study.levels("cett", 0.5)["h"]
+    levels = levels_of(study, "cett", 0.5)["h"]
     assert levels.mean() == pytest.approx(0.5, abs=1e-6)
     found = []
     for i, layer in enumerate(dense_tensors):
@@ -495,12 +497,12 @@ def test_cett(study: Study, dense_tensors: list[dict[str, np.ndarray]]) -> None:
 
 def test_sensitivity(study: Study) -> None:
     m = method("asvd-h")
-    study.levels(m, 0.3)
+    levels_of(study, m, 0.3)
     table = np.array(study.table("sensitivity-magnitude-h", lambda: None)["h"])
-    rows = spread(study.calibration_ids, budgets.SENSITIVITY_TOKENS // 40)
+    rows = spread(study.calibration_ids, sensitivity.SENSITIVITY_TOKENS // 40)
     base = sum(direct_loss(study.model, ids) for ids in rows)
     for layer, k in ((0, 2), (1, 3)):
-        level = budgets.SENSITIVITY_LEVELS[k]
+        level = sensitivity.SENSITIVITY_LEVELS[k]
         t = study.scores.threshold(layer, "h", level)
 
         def drop(
@@ -513,9 +515,9 @@ def test_sensitivity(study: Study) -> None:
         rise = sum(direct_loss(study.model, ids, drop) for ids in rows) - base
         assert table[layer, k] == pytest.approx(rise / (rows.size - len(rows)), abs=2e-5)
     rising = np.maximum.accumulate(table, axis=1)
-    levels = study.levels(m, 0.3)["h"]
+    levels = levels_of(study, m, 0.3)["h"]
     assert levels.mean() == pytest.approx(0.3, abs=1e-6)
-    limit = [np.interp(v, budgets.SENSITIVITY_LEVELS, r) for v, r in zip(levels, rising)]
+    limit = [np.interp(v, sensitivity.SENSITIVITY_LEVELS, r) for v, r in zip(levels, rising)]
     assert limit[0] == pytest.approx(limit[1], rel=1e-3, abs=1e-6)
 
 
@@ -552,7 +554,7 @@ def test_marginal_costs_are_those_of_a_direct_gradient(study: Study) -> None:
 
     # FFN of layer 1 (the last): push its output along the change that a drop makes.
     layer, g = 1, 8
-    level = marginal.GRID[g]
+    level = prices.GRID[g]
     down = as_float32(model.layers[layer].down_proj).astype(np.float64)
     t_act = study.scores.threshold(layer, "act", level)
     t_h = study.scores.threshold(layer, "h", level)
@@ -627,7 +629,7 @@ def test_marginal_costs_are_those_of_a_direct_gradient(study: Study) -> None:
 def test_fisher_score(study: Study) -> None:
     """Weights from finite differences of the likelihood of drawn tokens; masks by a loop."""
     m = method("h-fisher")
-    rules = study.rules(m, study.levels(m, 0.6))
+    rules = study.rules(m, levels_of(study, m, 0.6))
     model, spec = study.model, study.model.spec
     embed = as_float32(model.embed).astype(np.float64)
     draw = torch.Generator().manual_seed(gradients.SEED)
@@ -670,23 +672,23 @@ def test_fisher_score(study: Study) -> None:
 def test_marginal_levels_save_what_is_asked(study: Study) -> None:
     for name in ("marginal", "marginal-ffn", "marginal-h"):
         m = method(name)
-        r = study.measure(m, 0.15)
+        r = measured(study, m, 0.15)
         dense = study.dense_bytes().layers
         assert r.bytes.layers / dense == pytest.approx(0.85, abs=0.03)
         assert set(r.levels) <= set(m.sites)
     with pytest.raises(UsageError, match="at most"):
-        study.levels("marginal-h", 0.8)
+        levels_of(study, "marginal-h", 0.8)
 
 
 def test_allocation_is_the_best_of_all(study: Study) -> None:
     """On a grid of three levels, no other choice saves as much for less."""
     rng = np.random.default_rng(3)
-    grid = len(marginal.GRID)
+    grid = len(prices.GRID)
     cost = np.sort(rng.random((2, grid)) ** 2, axis=1)
     cost[:, 0] = 0
     size = -np.sort(rng.random((2, grid)), axis=1)
     size[:, 0] = 0
-    curves = marginal.Curves({"o": cost}, {}, {}, *(np.zeros(1) for _ in range(3)))
+    curves = prices.Curves({"o": cost}, {}, {}, *(np.zeros(1) for _ in range(3)))
     table = {"o": size, "ffn": np.zeros((2, 1, 1, 1))}
     found = marginal.allocate(curves, table, {"o": (1.0, 0.0)}, 0.7)
     total, spent = found.size, found.cost["o"]
@@ -712,8 +714,8 @@ def test_drift_is_the_first_order_rise(study: Study) -> None:
         ("ffn", "h", ("h",)),
     ):
         for layer in range(2):
-            t = study.scores.threshold(layer, tensor, marginal.GRID[g])
-            t_act = study.scores.threshold(layer, "act", marginal.GRID[5])
+            t = study.scores.threshold(layer, tensor, prices.GRID[g])
+            t_act = study.scores.threshold(layer, "act", prices.GRID[5])
             ends = []
             for step in (1e-4, -1e-4):
 
@@ -741,9 +743,9 @@ def test_drift_is_the_first_order_rise(study: Study) -> None:
 
 def test_slopes_of_true_rises_share_between_kinds() -> None:
     """Two kinds alike but for their true rise: at the choice, loss for a byte is the same."""
-    level = np.linspace(0, 1, len(marginal.GRID))
+    level = np.linspace(0, 1, len(prices.GRID))
     cost, size = np.tile(level**2, (50, 1)), np.tile(-level, (50, 1))
-    curves = marginal.Curves({"o": cost, "attn": cost}, {}, {}, *(np.zeros(1) for _ in range(3)))
+    curves = prices.Curves({"o": cost, "attn": cost}, {}, {}, *(np.zeros(1) for _ in range(3)))
     table = {"o": size, "attn": size, "ffn": np.zeros((50, 1, 1, 1))}
     rises = {"o": (1.0, 0.0), "attn": (0.25, 0.0)}
     found = marginal.allocate(curves, table, rises, 50.0)
@@ -754,8 +756,8 @@ def test_slopes_of_true_rises_share_between_kinds() -> None:
 
 def test_rises_are_fitted() -> None:
     points = {"x": [[c, -0.01, 0.3 * c + 2.0 * c * c - 0.01] for c in (0.03, 0.08, 0.2)]}
-    assert marginal.fit_rises(points)["x"] == (pytest.approx(0.3), pytest.approx(2.0))
-    a, b = marginal.fit_rises({"x": [[c, 0.0, 2 * c - c * c] for c in (0.03, 0.08, 0.2)]})["x"]
+    assert prices.fit_rises(points)["x"] == (pytest.approx(0.3), pytest.approx(2.0))
+    a, b = prices.fit_rises({"x": [[c, 0.0, 2 * c - c * c] for c in (0.03, 0.08, 0.2)]})["x"]
     assert b == 0.0 and 1.8 < a < 2.0
 
 
@@ -763,12 +765,12 @@ def test_rises_are_fitted() -> None:
 
 
 def test_dense_is_dense(study: Study) -> None:
-    r = study.measure("dense", 0.0)
+    r = measured(study, "dense", 0.0)
     want = losses(study.runner, study.windows)
     assert (r.losses.sums == want.sums).all()
     assert r.bytes.total == study.dense_bytes().total
     for name in METHODS:
-        assert study.levels(name, 0.0) == {}
+        assert levels_of(study, name, 0.0) == {}
 
 
 def test_every_method_measures(study: Study) -> None:
@@ -779,7 +781,7 @@ def test_every_method_measures(study: Study) -> None:
     for name in METHODS:
         level = 0.1 if name.startswith("marginal") else 0.3
         suited = study if method(name).suits(study.model.spec) else relu
-        r = suited.measure(name, level if name != "dense" else 0.0)
+        r = measured(suited, name, level if name != "dense" else 0.0)
         assert math.isfinite(r.losses.mean)
         assert r.bytes.layers > 0
         if name not in ("dense", "acttail") and not method(name).guess:
@@ -791,7 +793,7 @@ def test_unknown_and_out_of_range(study: Study) -> None:
         method("nothing")
     for level in (-0.1, 1.0, 50.0):
         with pytest.raises(UsageError, match="50 % is written"):
-            study.levels("h", level)
+            levels_of(study, "h", level)
     with pytest.raises(UsageError, match="were not measured"):
         Scores().threshold(0, "h", 0.5)
     with pytest.raises(UsageError, match="no gate"):
@@ -816,14 +818,14 @@ def test_results_and_tables_are_kept(tmp_path: Path) -> None:
     def make(ids: np.ndarray = calibration) -> Study:
         return Study(model, Formats("q8", "q8", "q8"), ids, windows, tmp_path, progress=said.append)
 
-    first = [make().measure(n, 0.2) for n in ("teal-greedy", "marginal", "prox-2")]
+    first = [measured(make(), n, 0.2) for n in ("teal-greedy", "marginal", "prox-2")]
     assert said
     said.clear()
-    again = [make().measure(n, 0.2) for n in ("teal-greedy", "marginal", "prox-2")]
+    again = [measured(make(), n, 0.2) for n in ("teal-greedy", "marginal", "prox-2")]
     assert not said
     for a, b in zip(first, again):
         assert (a.losses.sums == b.losses.sums).all() and a.bytes.total == b.bytes.total
-    make(calibration[:2]).measure("teal-greedy", 0.2)
+    measured(make(calibration[:2]), "teal-greedy", 0.2)
     assert said, "other calibration text is measured anew"
 
 
@@ -841,7 +843,7 @@ def test_dense_bytes_by_hand() -> None:
 
 def test_masks_in_single_token_decoding(study: Study) -> None:
     m = method("teal")
-    hooks = Masked(study.runner, study.rules(m, study.levels(m, 0.4)))
+    hooks = Masked(study.runner, study.rules(m, levels_of(study, m, 0.4)))
     ids = study.windows[0]
     whole = study.runner.forward(torch.tensor(ids)[None], hooks)[0]
     runner = TorchModel(study.model)

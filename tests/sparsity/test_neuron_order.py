@@ -27,6 +27,7 @@ from sparseflash.sparsity.neuron_order import (
     path_through,
     save_order,
 )
+from sparseflash.sparsity.texts import calibration_tokens
 
 
 def test_apart_counts_what_one_neuron_does_without_the_other() -> None:
@@ -99,7 +100,7 @@ def test_fewer_reads_on_stories(tmp_path: Path) -> None:
     recipe = load_recipe("stories260k")
     model = pipeline.open_model(recipe)
     calibration = pipeline.calibrated(model, recipe)
-    ids, _ = pipeline.calibration_tokens(model, recipe)
+    ids, _ = calibration_tokens(model, recipe)
     order = measure_order(model, ids, calibration)
     np.testing.assert_array_equal(np.sort(order), np.tile(np.arange(172), (5, 1)))
     seen, logits = {}, {}
@@ -112,7 +113,7 @@ def test_fewer_reads_on_stories(tmp_path: Path) -> None:
         limits = pipeline.setting_for(model, recipe, "h", 70).thresholds
         generate(make_plan(image, load_board("host"), limits), folder)
         engine = Engine(build_library(folder, folder / "libm.so"), image)
-        fresh, _ = pipeline.calibration_tokens(model, recipe, seed=9, tokens=512)
+        fresh, _ = calibration_tokens(model, recipe, seed=9, tokens=512)
         text = fresh[0][:256]
         logits[name] = [engine.step(int(t)) for t in text]
         seen[name] = engine.counters()

@@ -19,11 +19,13 @@ from sparseflash.image.sfm import Formats, Image, pack
 from sparseflash.model.recipes import PredictorFile, load_recipe
 from sparseflash.model.spec import Activation, as_float32
 from sparseflash.model.torch_model import Hooks
-from sparseflash.pipeline.stages import Setting, formats_for, setting_for
+from sparseflash.pipeline.stages import setting_for
 from sparseflash.sparsity.evaluate import evaluate, losses
+from sparseflash.sparsity.levels import levels_of, measured
 from sparseflash.sparsity.page.report import row_of
 from sparseflash.sparsity.predict import lowrank
 from sparseflash.sparsity.registry import method
+from sparseflash.sparsity.setting import Setting, formats_for
 from sparseflash.sparsity.study import Study
 
 SHA = "5" * 64
@@ -65,7 +67,7 @@ def test_definition(name: str, tmp_path: Path) -> None:
 
     tensors = seen(study.model, study.calibration_ids)
     limits = []
-    for i, rules in enumerate(study.rules(m, study.levels(m, 0.5))):
+    for i, rules in enumerate(study.rules(m, levels_of(study, m, 0.5))):
         assert rules.proxy is not None
         limits.append(rules.proxy.rule.threshold)
         scores = [guess(i, x) for x in tensors[i][site]]
@@ -80,7 +82,7 @@ def test_definition(name: str, tmp_path: Path) -> None:
     assert (reads.gate_rows == reads.columns).all()
     rows = m.rank * 20 + 2 * 48 * m.rank // 32 * 20  # dim is one group of 20 bytes
     assert study.extra(m).proxy == rows == predictor_bytes(study.model.spec, m.rank)
-    result = study.measure(m, 0.5)
+    result = measured(study, m, 0.5)
     row = row_of(study, result, result.losses)
     assert (row["method"], row["device"]) == (name, True)
 
@@ -90,7 +92,7 @@ def test_signs(tmp_path: Path) -> None:
     study = study_with(tmp_path, False)
     m = method("signs")
     with pytest.raises(UsageError, match="is for ReLU gates and random has silu"):
-        study.rules(m, study.levels(m, 0.5))
+        study.rules(m, levels_of(study, m, 0.5))
     with pytest.raises(UnsupportedError, match="ReLU"):
         pack(study.model, tmp_path / "m.sfm", Formats(signs=True))
     study = Study(
@@ -121,7 +123,7 @@ def test_signs(tmp_path: Path) -> None:
             masked[layer] += want
             return h * torch.tensor(want)
 
-    rules = study.rules(m, study.levels(m, 0.5))
+    rules = study.rules(m, levels_of(study, m, 0.5))
     limits = [r.proxy.rule.threshold for r in rules if r.proxy]
     w = [as_float32(layer.gate_proj) for layer in study.model.layers]
     masked: list[list[list[bool]]] = [[], []]

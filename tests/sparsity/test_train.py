@@ -13,8 +13,8 @@ from test_methods import SMALL
 
 from conftest import random_model
 from sparseflash.base.errors import UsageError
+from sparseflash.image.grids import quantize
 from sparseflash.image.predictor import load_predictor
-from sparseflash.image.quantize import to_q4
 from sparseflash.model.torch_model import TorchModel
 from sparseflash.sparsity.predict import train
 
@@ -34,7 +34,7 @@ def test_steps_of_a_batch_are_those_of_each_alone() -> None:
 
 def test_grid_is_the_stored_one() -> None:
     w = torch.randn(5, 64, generator=torch.Generator().manual_seed(1))
-    stored = torch.from_numpy(to_q4(w.numpy()).float32())
+    stored = torch.from_numpy(quantize(w.numpy(), "q4").float32())
     torch.testing.assert_close(train.on_grid(w), stored, atol=1e-6, rtol=0)
 
 

@@ -15,6 +15,7 @@
 #define INTR_ENABLE (1u << 3)
 #define INTR_DONE (1u << 11)
 #define DMA_IRQ 39u
+#define PROBE_READS 1000000u /* of a register: milliseconds, for 8 bytes */
 
 static uint32_t length_bias;
 
@@ -32,6 +33,11 @@ void sf_dma_irq(void) {
     (void)sf_dma_done();
 }
 
+void sf_dma_stop(void) {
+    *sf_reg(DMA_CTRL) = 0;
+    *sf_reg(INTR) = 0;
+}
+
 /* Silicon takes the length less one, QEMU before 8 the length: ask for 7 bytes and see whether the
  * second word came. */
 static uint32_t probe_length(void) {
@@ -43,7 +49,7 @@ static uint32_t probe_length(void) {
     *sf_reg(DMA_LEN) = 7;
     *sf_reg(INTR) = 0;
     *sf_reg(DMA_CTRL) = 1;
-    while ((*sf_reg(INTR) & INTR_DONE) == 0) {
+    for (uint32_t i = 0; i < PROBE_READS && (*sf_reg(INTR) & INTR_DONE) == 0; i++) {
     }
     *sf_reg(DMA_CTRL) = 0;
     return word[1] == second ? 1u : 0u;

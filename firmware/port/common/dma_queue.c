@@ -1,6 +1,7 @@
 /* One transfer at a time, so the interrupt starts the next of a queue. */
 #include "dma_queue.h"
 #include "sf_flash.h"
+#include "sf_port.h"
 #include "sf_runtime.h"
 
 enum { QUEUE = 16 };            /* a power of two */
@@ -12,6 +13,7 @@ struct transfer {
 
 static struct transfer queue[QUEUE];
 static volatile uint32_t submitted, done; /* how many ever; their difference is what waits */
+static uint32_t lost_from, lost_to; /* transfers after the first, up to the second, timed out */
 
 static void start(const struct transfer *t) {
     sf_dma_start(t->from, t->to, t->bytes);
@@ -28,7 +30,7 @@ bool sf_dma_done(void) {
 
 sf_ticket sf_flash_submit(uint32_t offset, uint32_t bytes, void *buffer) {
     sf_ticket ticket = SF_NO_TICKET;
-    __asm volatile("cpsid i" ::: "memory");
+    sf_irq_off();
     if (submitted - done < QUEUE) {
         struct transfer *t = &queue[submitted % QUEUE];
         *t = (struct transfer){offset, (uint32_t)(uintptr_t)buffer, bytes};
@@ -37,7 +39,7 @@ sf_ticket sf_flash_submit(uint32_t offset, uint32_t bytes, void *buffer) {
         }
         ticket = submitted & TICKET_BITS;
     }
-    __asm volatile("cpsie i" ::: "memory");
+    sf_irq_on();
     return ticket;
 }
 
@@ -48,15 +50,40 @@ bool sf_flash_poll(sf_ticket ticket) {
     return is_done;
 }
 
+/* The engine has been still for a second, and the longest transfer takes milliseconds: what is
+ * queued has failed, and the queue is empty again. */
+static void give_up(void) {
+    sf_irq_off();
+    sf_dma_stop();
+    lost_from = done;
+    lost_to = submitted;
+    done = submitted;
+    sf_irq_on();
+}
+
+static bool lost(sf_ticket ticket) {
+    const uint32_t after = (ticket - lost_from) & TICKET_BITS;
+    return after != 0 && after <= ((lost_to - lost_from) & TICKET_BITS);
+}
+
 int sf_flash_wait(sf_ticket ticket) {
+    uint32_t seen = done;
+    uint64_t since = sf_port_ticks();
     while (!sf_flash_poll(ticket)) {
-        __asm volatile("cpsid i" ::: "memory");
+        sf_irq_off();
         if (!sf_flash_poll(ticket)) {
-            __asm volatile("wfi" ::: "memory"); /* the mask keeps the interrupt pending; it wakes */
+            sf_irq_wait(); /* off keeps the interrupt pending; it wakes, and so does the clock's */
         }
-        __asm volatile("cpsie i" ::: "memory");
+        sf_irq_on();
+        const uint64_t now = sf_port_ticks();
+        if (seen != done) {
+            seen = done;
+            since = now;
+        } else if (now - since > sf_port_ticks_per_second()) {
+            give_up();
+        }
     }
-    return SF_OK;
+    return lost(ticket) ? SF_ERR_FLASH : SF_OK;
 }
 
 void sf_dma_drain(void) {

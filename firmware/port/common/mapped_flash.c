@@ -9,3 +9,7 @@ const uint8_t *sf_port_flash_base(void) {
 uint32_t sf_port_flash_size(void) {
     return SF_FLASH_BYTES;
 }
+
+bool sf_port_flash_same(void) {
+    return true;
+}

@@ -4,6 +4,7 @@
 #include "sf_runtime.h"
 #include "storage.h"
 
+#include <errno.h>
 #include <pthread.h>
 #include <unistd.h>
 
@@ -30,6 +31,9 @@ static bool read_all(uint32_t k) {
     while (done < want) {
         const ssize_t n = pread(fd, queue[k].buffer + done, queue[k].bytes - done,
                                 (off_t)queue[k].offset + (off_t)done);
+        if (n < 0 && (errno == EINTR || errno == EAGAIN)) {
+            continue;
+        }
         if (n <= 0) {
             return false;
         }

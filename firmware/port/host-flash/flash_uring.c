@@ -4,8 +4,11 @@
 #include "sf_runtime.h"
 #include "storage.h"
 
+#include "sf_port.h"
+
 #include <errno.h>
 #include <linux/io_uring.h>
+#include <sched.h>
 #include <stdatomic.h>
 #include <stdio.h>
 #include <sys/mman.h>
@@ -13,6 +16,8 @@
 #include <unistd.h>
 
 #define QUEUE 64u
+#define ATTEMPTS 1000u       /* of a submit that the kernel puts off */
+#define PATIENCE 10000000000 /* ns for a completion that the kernel no longer waits for */
 
 static struct {
     uint32_t offset, bytes;
@@ -67,6 +72,9 @@ static bool start(void) {
     }
     if (!open_ring()) {
         fputs("note: this kernel gives no io_uring; reads are made one by one\n", stderr);
+        if (ring_fd >= 0) {
+            close(ring_fd);
+        }
         ring_fd = -1;
     }
     return true;
@@ -77,11 +85,19 @@ static uint32_t wanted(uint32_t k) {
     return queue[k].bytes < have ? queue[k].bytes : have;
 }
 
+/* The kernel asks to try again. */
+static bool put_off(int code) {
+    return code == EINTR || code == EAGAIN || code == EBUSY;
+}
+
 /* Reads what an entry still lacks, at once: a short read, or a kernel without io_uring. */
 static void finish(uint32_t k, uint32_t done) {
     while (done < wanted(k)) {
         const ssize_t n = pread(fd, queue[k].buffer + done, queue[k].bytes - done,
                                 (off_t)queue[k].offset + (off_t)done);
+        if (n < 0 && put_off(errno)) {
+            continue;
+        }
         if (n <= 0) {
             queue[k].result = -1;
             break;
@@ -89,6 +105,24 @@ static void finish(uint32_t k, uint32_t done) {
         done += (uint32_t)n;
     }
     queue[k].done = true;
+}
+
+static void collect(void) {
+    uint32_t head = atomic_load_explicit(cq_head, memory_order_relaxed);
+    while (head != atomic_load_explicit(cq_tail, memory_order_acquire)) {
+        const struct io_uring_cqe *c = &cqes[head & cq_mask];
+        const uint32_t k = (uint32_t)c->user_data;
+        if (c->res < 0 && put_off(-c->res)) {
+            finish(k, 0);
+        } else if (c->res < 0) {
+            queue[k].result = c->res;
+            queue[k].done = true;
+        } else {
+            finish(k, (uint32_t)c->res);
+        }
+        head++;
+    }
+    atomic_store_explicit(cq_head, head, memory_order_release);
 }
 
 sf_ticket sf_flash_submit(uint32_t offset, uint32_t bytes, void *buffer) {
@@ -123,29 +157,20 @@ sf_ticket sf_flash_submit(uint32_t offset, uint32_t bytes, void *buffer) {
     e->user_data = k;
     sq_array[tail & sq_mask] = tail & sq_mask;
     atomic_store_explicit(sq_tail, tail + 1u, memory_order_release);
-    while (syscall(__NR_io_uring_enter, ring_fd, 1, 0, 0, NULL, 0) < 0) {
-        if (errno != EINTR && errno != EAGAIN && errno != EBUSY) {
-            finish(k, 0);
+    for (uint32_t i = 0; i < ATTEMPTS; i++) {
+        const long taken = syscall(__NR_io_uring_enter, ring_fd, 1, 0, 0, NULL, 0);
+        if (taken > 0) {
+            return k;
+        }
+        if (taken < 0 && !put_off(errno)) {
             break;
         }
+        collect(); /* the kernel may want room for what is done */
     }
+    /* Not taken, so the entry is taken back: else the next submit would hand over this one. */
+    atomic_store_explicit(sq_tail, tail, memory_order_release);
+    finish(k, 0);
     return k;
-}
-
-static void collect(void) {
-    uint32_t head = atomic_load_explicit(cq_head, memory_order_relaxed);
-    while (head != atomic_load_explicit(cq_tail, memory_order_acquire)) {
-        const struct io_uring_cqe *c = &cqes[head & cq_mask];
-        const uint32_t k = (uint32_t)c->user_data;
-        if (c->res < 0) {
-            queue[k].result = c->res;
-            queue[k].done = true;
-        } else {
-            finish(k, (uint32_t)c->res);
-        }
-        head++;
-    }
-    atomic_store_explicit(cq_head, head, memory_order_release);
 }
 
 bool sf_flash_poll(sf_ticket t) {
@@ -156,11 +181,17 @@ bool sf_flash_poll(sf_ticket t) {
 }
 
 int sf_flash_wait(sf_ticket t) {
+    uint64_t failed = 0;
     while (!sf_flash_poll(t)) {
         if (syscall(__NR_io_uring_enter, ring_fd, 0, 1, IORING_ENTER_GETEVENTS, NULL, 0) < 0 &&
-            errno != EINTR) {
-            queue[t].result = -1;
-            break;
+            !put_off(errno)) {
+            /* It may still write the buffer, so the ticket stays taken. */
+            const uint64_t now = sf_port_ticks();
+            failed = failed == 0 ? now : failed;
+            if (now - failed > PATIENCE) {
+                return SF_ERR_FLASH;
+            }
+            sched_yield();
         }
     }
     queue[t].busy = false;

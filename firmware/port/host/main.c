@@ -39,7 +39,12 @@ int main(int argc, char **argv) {
     if (!host_flash_open(image)) {
         return fail(INPUT, "map the flash image", image);
     }
-    if (sf_init() != SF_OK) {
+    const int code = sf_init();
+    if (code == SF_ERR_DAMAGED || code == SF_ERR_FLASH) {
+        fprintf(stderr, "%s is damaged or cannot be read: pack and flash it again\n", image);
+        return INPUT;
+    }
+    if (code != SF_OK) {
         fprintf(stderr, "%s is not the image this firmware was built for: flash both again\n",
                 image);
         return MISMATCH;

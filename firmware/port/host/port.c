@@ -21,10 +21,21 @@
 
 static const uint8_t *flash;
 static uint32_t flash_bytes;
+static struct stat opened; /* the image's file when it was opened */
 static int line = -1;
+static int waiting = -1; /* listens for clients */
 static bool follow;
 
 const char *host_flash_path;
+
+/* The mapped file became shorter and what was cut is asked for. Only write() and _exit() are
+ * allowed here. */
+static void cut(int number) {
+    static const char said[] = "the flash image was cut while it was in use: flash it again\n";
+    (void)number;
+    (void)!write(STDERR_FILENO, said, sizeof said - 1u);
+    _exit(3); /* input, docs/EXIT_CODES.md */
+}
 
 bool host_flash_open(const char *path) {
     host_flash_path = path;
@@ -39,6 +50,8 @@ bool host_flash_open(const char *path) {
         ok = false;
     }
     if (ok) {
+        opened = st;
+        signal(SIGBUS, cut);
         void *p = mmap(NULL, (size_t)st.st_size, PROT_READ, MAP_PRIVATE, fd, 0);
         ok = p != MAP_FAILED;
         if (ok) {
@@ -93,8 +106,20 @@ int host_tcp_listen(uint16_t port) {
 
 /* Sleeps until fd has input; false when the parent closed our stdin and we follow it. */
 static bool wait_input(int fd) {
-    struct pollfd p[2] = {{.fd = fd, .events = POLLIN}, {.fd = STDIN_FILENO, .events = POLLIN}};
-    if (poll(p, follow ? 2 : 1, 1000) <= 0 || !follow || p[1].revents == 0) {
+    /* Entries of -1 are passed over. */
+    struct pollfd p[3] = {{.fd = fd, .events = POLLIN},
+                          {.fd = follow ? STDIN_FILENO : -1, .events = POLLIN},
+                          {.fd = fd != waiting ? waiting : -1, .events = POLLIN}};
+    if (poll(p, 3, 1000) <= 0) {
+        return true;
+    }
+    if (p[2].revents != 0) { /* one client at a time: another is turned away */
+        const int other = accept4(waiting, NULL, NULL, SOCK_CLOEXEC);
+        if (other >= 0) {
+            close(other);
+        }
+    }
+    if (p[1].revents == 0) {
         return true;
     }
     uint8_t byte;
@@ -108,6 +133,7 @@ bool host_tcp_accept(int listener) {
         close(line);
         line = -1;
     }
+    waiting = listener;
     if (fcntl(listener, F_SETFL, O_NONBLOCK) != 0) {
         return false;
     }
@@ -133,6 +159,14 @@ const uint8_t *sf_port_flash_base(void) {
 
 uint32_t sf_port_flash_size(void) {
     return flash_bytes;
+}
+
+bool sf_port_flash_same(void) {
+    struct stat st;
+    return stat(host_flash_path, &st) == 0 && st.st_size == opened.st_size &&
+           st.st_ino == opened.st_ino && st.st_dev == opened.st_dev &&
+           st.st_mtim.tv_sec == opened.st_mtim.tv_sec &&
+           st.st_mtim.tv_nsec == opened.st_mtim.tv_nsec;
 }
 
 uint64_t sf_port_ticks(void) {

@@ -30,3 +30,7 @@ uint64_t sf_port_ticks(void) {
 uint32_t sf_port_ticks_per_second(void) {
     return 1000000000u;
 }
+
+bool sf_port_flash_same(void) {
+    return true;
+}

@@ -17,10 +17,11 @@ enum {
     WRITE_ADDR = 0x04,
     COUNT = 0x08,
     CTRL_TRIG = 0x0C,
+    ABORT = 0x444,
     INTE0 = 0x404,
     INTS0 = 0x40C
 };
-enum { IRQ = 11, DREQ_SSI_RX = 39 };
+enum { IRQ = 11, DREQ_SSI_RX = 39, STOP_READS = 1000 };
 
 /* Channel 0: words from one address, bytes swapped (they come first byte first), chained to none.
  */
@@ -43,6 +44,14 @@ void sf_dma_irq(void) {
     }
 }
 
+void sf_dma_stop(void) {
+    *sf_reg(DMA + ABORT) = 1;
+    for (uint32_t i = 0; i < STOP_READS && (*sf_reg(DMA + ABORT) & 1u) != 0; i++) {
+    }
+    *sf_reg(DMA + INTS0) = 1;
+    sf_pico_ssi_frames(1, false); /* mapped again */
+}
+
 void sf_flash_init(void) {
     *sf_reg(DMA + INTE0) = 1;
     *sf_reg(NVIC_ISER) = 1u << IRQ;
@@ -56,4 +65,8 @@ const uint8_t *sf_port_flash_base(void) {
 
 uint32_t sf_port_flash_size(void) {
     return SF_FLASH_BYTES;
+}
+
+bool sf_port_flash_same(void) {
+    return true;
 }

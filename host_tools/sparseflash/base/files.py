@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import csv
 import io
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
+if TYPE_CHECKING:
+    import numpy as np
 
 
 def root() -> Path:
@@ -20,6 +22,13 @@ def root() -> Path:
     here = Path(__file__).resolve()
     checkout = here.parents[3]
     return checkout if (checkout / "codegen_templates").is_dir() else here.parents[1] / "data"
+
+
+def emulators() -> Path:
+    """Emulators and models of boards that are ours, one folder each."""
+    here = Path(__file__).resolve()
+    checkout = here.parents[2] / "emulators"
+    return checkout if checkout.is_dir() else here.parents[1] / "data" / "emulators"
 
 
 def work() -> Path:
@@ -50,9 +59,11 @@ def write_bytes(path: Path, data: bytes) -> None:
 
 
 def write_arrays(path: Path, **arrays: np.ndarray) -> None:
-    """An .npz."""
+    """An .npz, compressed."""
+    import numpy as np
+
     data = io.BytesIO()
-    np.savez(data, **arrays)  # type: ignore[arg-type]
+    np.savez_compressed(data, **arrays)  # type: ignore[arg-type]
     write_bytes(path, data.getvalue())
 
 
@@ -62,3 +73,12 @@ def write_text(path: Path, text: str) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n")
+
+
+def write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    """Rows that have the keys of the first, which are the header."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text(path, text.getvalue())

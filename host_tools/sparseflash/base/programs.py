@@ -64,7 +64,7 @@ def node_modules(folder: Path) -> Path:
         ToolError: npm is missing or cannot install them.
     """
     locks = [folder / "package.json", folder / "package-lock.json"]
-    place = work() / ".cache" / "npm" / folder.parent.name
+    place = work() / ".cache" / "npm" / folder.name
     ready = place / "node_modules" / ".package-lock.json"
     copies = [place / lock.name for lock in locks]
     if ready.is_file() and all(

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 import shutil
+import tempfile
 from pathlib import Path
 
 from sparseflash.base.errors import ToolError, TooSmallError
 from sparseflash.base.files import root, whole
 from sparseflash.base.programs import run
-from sparseflash.plan.boards import Board
+from sparseflash.plan.boards import Board, load_cpu
 
 STRICT = [
     "-std=c11",
@@ -24,30 +25,69 @@ STRICT = [
 
 
 def runtime_sources(flash: str = "map") -> list[Path]:
-    """Portable C that every build contains, with one way to reach the flash."""
+    """Portable C that every build contains, with one way to reach the flash; not the kernels."""
     fw = root() / "firmware"
-    sources = sorted((fw / "kernels").glob("*.c")) + sorted((fw / "runtime").glob("*.c"))
-    return [*sources, fw / "flash" / f"{flash}.c"]
+    return [*sorted((fw / "runtime").glob("*.c")), fw / "flash" / f"{flash}.c"]
+
+
+def kernel_sources(folder: str) -> list[Path]:
+    """C and assembly of a folder of kernels."""
+    place = root() / "firmware" / "kernels" / folder
+    return sorted([*place.glob("*.c"), *place.glob("*.S")])
+
+
+def tier_sources(tier: str) -> list[Path]:
+    """Plain C, which every build contains, and the kernels of a tier."""
+    return kernel_sources("plain") + (kernel_sources(tier) if tier != "plain" else [])
+
+
+def includes(tier: str) -> list[str]:
+    """Flags that find every header; ``tier.h`` is that of the tier."""
+    fw = root() / "firmware"
+    places = ["include", "link", "port/common", "kernels", f"kernels/{tier}"]
+    return [f"-I{fw / place}" for place in places]
+
+
+def tier_objects(
+    cc: str, flags: list[str], tier: str, tiers: dict[str, list[str]], folder: Path, show: bool
+) -> list[Path]:
+    """The kernels of each tier at run time, compiled into ``folder`` with its own flags.
+
+    ``flags`` for one machine alone (-march, -mcpu) are not for them.
+    """
+    out = []
+    common = [f for f in flags if not f.startswith(("-march=", "-mcpu=", "-l"))]
+    for name, own in tiers.items():
+        for source in kernel_sources(name):
+            out.append(folder / f"{name}-{source.stem}.o")
+            command = [cc, *STRICT, *common, *own, *includes(tier), "-c", str(source)]
+            run([*command, "-o", str(out[-1])], show)
+    return out
 
 
 def _command(
-    cc: str, flags: list[str], sources: list[Path], gen: Path, target: Path, show: bool
+    cc: str, flags: list[str], tier: str, sources: list[Path], gen: Path, target: Path, show: bool
 ) -> None:
-    fw = root() / "firmware"
-    places = [gen, fw / "include", fw / "link", fw / "port" / "common"]
-    includes = [f"-I{place}" for place in places]
     libraries = [] if "-c" in flags else ["-lm"]
-    run(
-        [cc, *STRICT, *flags, *includes, *map(str, sources), "-o", str(target), *libraries],
-        show,
-    )
+    command = [cc, *STRICT, *flags, f"-I{gen}", *includes(tier), *map(str, sources)]
+    run([*command, "-o", str(target), *libraries], show)
 
 
 def _compile(
-    cc: str, flags: list[str], sources: list[Path], gen: Path, target: Path, show: bool
+    cc: str,
+    flags: list[str],
+    tier: tuple[str, dict[str, list[str]]],
+    sources: list[Path],
+    gen: Path,
+    target: Path,
+    show: bool,
 ) -> Path:
-    with whole(target) as temporary:
-        _command(cc, flags, sources, gen, temporary, show)
+    """A program or library of a machine with an operating system, with every tier of it."""
+    with whole(target) as temporary, tempfile.TemporaryDirectory() as place:
+        shared = [f for f in flags if f == "-fPIC" or f[:2] in ("-O", "-f", "-g", "-m")]
+        objects = tier_objects(cc, shared, *tier, Path(place), show)
+        sources = [*sources, *tier_sources(tier[0]), *objects]
+        _command(cc, flags, tier[0], sources, gen, temporary, show)
     return target
 
 
@@ -71,18 +111,22 @@ def build_firmware(board: Board, gen: Path, target: Path, show: bool = False) ->
     chain = board.toolchain
     if not board.memories:
         flags = [*chain["cflags"], *chain.get("ldflags", [])]
-        return _compile(chain["cc"], flags, sources, gen, target, show)
+        return _compile(chain["cc"], flags, (board.tier, board.tiers), sources, gen, target, show)
 
     graphs = ["-fcallgraph-info=su,da"] if chain["cc"].endswith("gcc") else []
     own = [f"-I{(board.folder / place).resolve()}" for place in chain.get("includes", [])]
     shutil.rmtree(target.parent / "objects", ignore_errors=True)
     objects = []
-    for source in sources:
+    kernels = root() / "firmware" / "kernels"
+    for source in [*sources, *tier_sources(board.tier)]:
         part = "model" if source.parent == gen else source.parent.name
-        objects.append(target.parent / "objects" / part / f"{source.stem}.o")
+        stem = source.stem
+        if source.is_relative_to(kernels):
+            part, stem = "kernels", f"{source.parent.name}-{stem}"
+        objects.append(target.parent / "objects" / part / f"{stem}.o")
         objects[-1].parent.mkdir(parents=True, exist_ok=True)
         flags = [*chain.get("machine", []), *chain["cflags"], *own, *graphs, "-c"]
-        _command(chain["cc"], flags, [source], gen, objects[-1], show)
+        _command(chain["cc"], flags, board.tier, [source], gen, objects[-1], show)
     script = [f"-Wl,-T,{gen / 'board.ld'}", f"-Wl,-Map,{target}.map"]
     link = [
         chain.get("ld", chain["cc"]),
@@ -116,15 +160,16 @@ def build_library(
     cc: str = "cc",
     flags: list[str] | None = None,
     show: bool = False,
-    faulty: bool = False,
+    flash: Path | None = None,
 ) -> Path:
     """The same C as a shared library that the host calls (firmware/port/library).
 
-    ``faulty`` streams from the flash that misbehaves on request, firmware/flash/fault.c.
+    With ``flash``, C that answers reads, the weights are streamed from it.
     """
     port = root() / "firmware" / "port" / "library" / "port.c"
-    sources = [gen / "sf_model.c", *runtime_sources("stream" if faulty else "map"), port]
-    if faulty:
-        sources.append(root() / "firmware" / "flash" / "fault.c")
-    flags = flags if flags is not None else ["-O3", "-march=native"]
-    return _compile(cc, [*flags, "-shared", "-fPIC"], sources, gen, target, show)
+    sources = [gen / "sf_model.c", *runtime_sources("stream" if flash else "map"), port]
+    if flash:
+        sources.append(flash)
+    flags = flags if flags is not None else ["-O3"]
+    tier, tiers, _ = load_cpu("native", {})
+    return _compile(cc, [*flags, "-shared", "-fPIC"], (tier, tiers), sources, gen, target, show)

@@ -74,7 +74,7 @@ def _compiled(objects: Path) -> tuple[dict[str, int], dict[str, set[str]]]:
     for path in sorted(objects.rglob("*.ci")):
         # A static function's title is file:name; the same file name may exist twice.
         def key(title: str, path: Path = path) -> str:
-            return f"{path.parent.name}/{title}" if ":" in title else title
+            return f"{path.parent.name}/{path.stem}/{title}" if ":" in title else title
 
         for line in path.read_text().splitlines():
             node, edge = _NODE.match(line), _EDGE.match(line)

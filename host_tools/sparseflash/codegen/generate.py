@@ -12,9 +12,10 @@ import numpy as np
 from sparseflash import __version__
 from sparseflash.base.errors import InputError
 from sparseflash.base.files import root, write_text
-from sparseflash.image.columns import tables
+from sparseflash.image.grids import grid
 from sparseflash.plan.boards import Board
-from sparseflash.plan.plan import PART_BYTES, plan_digest
+from sparseflash.plan.kept import plan_digest
+from sparseflash.plan.memory import PART_BYTES
 
 ACTIVATIONS = {"silu": "sf_silu", "gelu_tanh": "sf_gelu_tanh", "relu": "sf_relu"}
 
@@ -37,37 +38,30 @@ def part_name(kind: str) -> str:
     return "SF_PART_" + kind.replace("guess", "predictor").upper()
 
 
-def grid_of(plan: dict[str, Any], part: dict[str, Any]) -> str:
-    """How a part stores its weights, by the name of its kernels (``sf_dot_q4``); scales count as
-    what they scale."""
-    kind, formats = part["kind"], plan["formats"]
-    if kind.startswith("guess"):
-        return "signs" if plan["signs"] else "q4" if plan["rank"] else "proxy"
-    if kind == "head_proxy":
-        return str(formats["head_proxy"])
-    if kind in ("head", "embed"):
-        return str(formats["embed"])
-    ffn = kind in ("scales", "down") or kind.split("_")[0] in ("gate", "up")
-    return str(formats["ffn" if ffn else "attn"])
-
-
 def context(plan: dict[str, Any]) -> dict[str, Any]:
     """What the templates ask of a plan: the grids of its parts and of those by columns."""
-    grids = {grid_of(plan, p) for p in plan["parts"]}
-    inputs = {grid_of(plan, p) for p in plan["parts"] if p["input"]}
-    down = {plan["formats"]["ffn"]} if plan["down"] == "columns" else set()
+    parts = plan["parts"]
+    inputs = {p["grid"] for p in parts if p["input"]}
+    down = plan["stored"]["down"] == "columns"
+    columns = inputs | ({p["grid"] for p in parts if p["kind"] == "down"} if down else set())
+    (embed,) = {p["grid"] for p in parts if p["kind"] == "embed"}
     return {
         "plan": plan,
-        "grids": sorted(grids),
-        "column_grids": sorted(inputs | down),
-        "block_scaled": [g for g in sorted(inputs | down) if tables(64, g) > 1],
+        "grids": sorted({p["grid"] for p in parts}),
+        "embed_grid": embed,
+        "column_grids": sorted(g for g in columns if grid(g).tables(1)),
+        "block_scaled": sorted(g for g in columns if grid(g).tables(64) > 1),
+        "own_scaled": sorted(g for g in columns if not grid(g).tables(1)),
         "input_columns": bool(inputs),
         "activation": ACTIVATIONS[plan["model"]["activation"]],
         "part_bytes": PART_BYTES,
+        "proxy_bits": int(plan["predictor_grid"].removeprefix("proxy") or 0)
+        if plan["predictor_grid"].startswith("proxy")
+        else 0,
     }
 
 
-def environment(plan: dict[str, Any], folder: Path | None = None) -> jinja2.Environment:
+def environment(folder: Path | None = None) -> jinja2.Environment:
     """The templates of ``folder``, by default codegen_templates."""
     env = jinja2.Environment(
         loader=jinja2.FileSystemLoader(folder or root() / "codegen_templates"),
@@ -82,7 +76,6 @@ def environment(plan: dict[str, Any], folder: Path | None = None) -> jinja2.Envi
     env.filters["c_bytes"] = c_bytes
     env.filters["hex"] = lambda value: f"0x{value:08x}"
     env.filters["part"] = part_name
-    env.filters["grid"] = lambda part: grid_of(plan, part)
     return env
 
 
@@ -107,7 +100,7 @@ def render(
     Raises:
         InputError: a template fails; names it and the line.
     """
-    env = environment(plan, folder)
+    env = environment(folder)
     names = ["sf_model.h", "sf_model.c"]
     if board is not None and board.memories:
         names += ["sf_board.h", "board.ld"]

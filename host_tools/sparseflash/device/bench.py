@@ -28,7 +28,9 @@ def bench(
     ``tokens_per_second`` is the device's own clock over its steps (None without a clock);
     ``link_tokens_per_second`` is the host's clock over the whole exchange. An emulator has
     neither; where it counts instructions or models cycles, those are given instead.
+    At most as many tokens as the KV cache has room for.
     """
+    tokens = max(1, min(tokens, device.info().kv_len - len(prompt)))
     own, wall, digests = [], [], []
     counters: dict[str, int] = {}
     for _ in range(repetitions):

@@ -2,17 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 from sparseflash.base.errors import UsageError
 from sparseflash.device.link.client import Device
-from sparseflash.model.tokenizer import Tokenizer
+from sparseflash.model.spec import Words
 
 
 class Chat:
     """Turns of one conversation; the device runs only what each turn adds."""
 
-    def __init__(self, device: Device, tokenizer: Tokenizer, eos_ids: Sequence[int]) -> None:
+    def __init__(
+        self,
+        device: Device,
+        tokenizer: Words,
+        eos_ids: Sequence[int],
+        raw: bool = False,
+        warn: Callable[[str], None] | None = None,
+    ) -> None:
+        """raw: messages go without the model's template, each by itself.
+
+        warn: is told when the template leaves a message out.
+        """
+        self._options: dict[str, Any] = {"raw": True} if raw else {}
+        if warn is not None:
+            self._options["warn"] = warn
         self._device = device
         self._tokenizer = tokenizer
         self._eos = set(eos_ids)
@@ -49,7 +64,7 @@ class Chat:
     def _prompt(self) -> list[int]:
         room = self._device.info().kv_len
         while True:
-            ids = self._tokenizer.chat(self._history)
+            ids = self._tokenizer.chat(self._history, **self._options)
             if len(ids) < room:
                 return ids
             if len(self._history) == 1:

@@ -11,7 +11,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Literal
 
-from sparseflash.base.errors import LinkError, MismatchError, SparseflashError, ToolError
+from sparseflash.base.errors import (
+    InputError,
+    LinkError,
+    MismatchError,
+    SparseflashError,
+    ToolError,
+)
 from sparseflash.base.programs import missing
 
 START_SECONDS = 30.0
@@ -113,6 +119,7 @@ def start_host_device(
     said = log.read().decode("utf-8", "replace").strip() or f"it printed {line!r}"
     log.close()
     kinds: dict[int | None, type[SparseflashError]] = {
+        InputError.code: InputError,
         LinkError.code: LinkError,
         MismatchError.code: MismatchError,
     }

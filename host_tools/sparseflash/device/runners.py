@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from sparseflash.base.errors import ToolError, TooSmallError, UsageError
-from sparseflash.base.files import write_bytes
+from sparseflash.base.files import emulators, write_bytes
 from sparseflash.base.programs import missing, node_modules, run
 from sparseflash.device.emulator import EmulatorProcess, start_emulator
 from sparseflash.device.host_board import HostProcess, start_host_device
@@ -224,9 +224,9 @@ def start_board(board: Board, flashed: Path) -> HostProcess | EmulatorProcess | 
         )
     if board.runner == "emulator":
         padded = flashed / "flash.img"
-        command = [a.replace("{board}", str(board.folder)) for a in settings["command"]]
+        command = [a.replace("{emulators}", str(emulators())) for a in settings["command"]]
         if "npm" in settings:
-            modules = node_modules(board.folder / settings["npm"])
+            modules = node_modules(emulators() / settings["npm"])
             command = [a.replace("{modules}", str(modules)) for a in command]
         return start_emulator(
             command,

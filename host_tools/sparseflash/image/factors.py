@@ -1,7 +1,7 @@
 """Projections stored as two factors, W ~ A B: y = A (B x) in two Linear steps (docs/SPEC.md).
 
 Each projection of each layer has a rank of its own, a multiple of 32, or stays whole. Both factors
-are on the grid of the matrix that they replace. ``methods/asvd.py`` finds them.
+are on the grid of the matrix that they replace. ``sparsity/asvd.py`` finds them.
 """
 
 from __future__ import annotations
@@ -11,33 +11,14 @@ import zipfile
 import zlib
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from sparseflash.base.errors import InputError
 from sparseflash.base.files import write_arrays
-from sparseflash.image.quantize import Blocks, row_bytes, unpack_rows
+from sparseflash.image.formats import FACTORED, Formats, Ranks, shape_of
+from sparseflash.image.grids import Blocks, row_bytes, unpack_rows
 from sparseflash.model.spec import Model, ModelSpec
-
-if TYPE_CHECKING:
-    from sparseflash.image.sfm import Formats
-
-FACTORED = ("q", "k", "v", "o", "gate", "up")
-"""Projections that can be stored so; columns of down_proj are read for live neurons."""
-Ranks = tuple[tuple[int, ...], ...]
-"""By layer, in the order of FACTORED; 0 is a whole matrix."""
-BY_ROWS = (
-    "projections in two factors are stored by rows in the split layout; drop no inputs of matrices "
-    "with them"
-)
-"""Why methods that drop inputs are refused."""
-
-
-def shape_of(spec: ModelSpec, name: str) -> tuple[int, int]:
-    """Outputs and inputs of a projection of FACTORED."""
-    outputs = {"q": spec.q_dim, "k": spec.kv_dim, "v": spec.kv_dim, "o": spec.dim}
-    return outputs.get(name, spec.ffn_dim), spec.q_dim if name == "o" else spec.dim
 
 
 def factor_bytes(rows: int, cols: int, rank: int, fmt: str) -> int:

@@ -20,7 +20,7 @@ import numpy as np
 
 from sparseflash.base.errors import InputError, UnsupportedError
 from sparseflash.base.files import write_arrays, write_json
-from sparseflash.image.quantize import GROUP, HALF_LIMIT, Blocks, row_bytes, unpack_rows
+from sparseflash.image.grids import GROUP, HALF_LIMIT, Blocks, row_bytes, unpack_rows
 from sparseflash.model.spec import ModelSpec
 
 NAMES = ("b", "gate", "up")

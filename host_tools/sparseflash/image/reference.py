@@ -11,124 +11,21 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from sparseflash.image.bfp import F32, S_MIN, Bfp, magnitude, pow2, quantize_bfp, quantize_vector
+from sparseflash.image.formats import INPUTS, SITES, THRESHOLDS
+from sparseflash.image.grids import Blocks, linear
 from sparseflash.image.proxy import agreeing_signs
-from sparseflash.image.quantize import GROUP, Blocks
 from sparseflash.image.screen import screened
 from sparseflash.image.sfm import Image
-from sparseflash.model.spec import Activation, Q4Blocks, R8Blocks
+from sparseflash.model.spec import Activation
 
-SHIFT_SPAN = 12
-S_MIN, S_MAX = -40, 80
-SITES = ("attn_in", "q", "attn", "ffn_in", "h", "ffn_out", "residual")
-INPUTS = ("q", "k", "v", "o", "xg", "xu")
-THRESHOLDS = ("gate", "act", "up", "h", "down", "guess", *INPUTS)
 HASH_MULTIPLIER = 0x01000193
-
-F32 = np.float32
-
-
-def pow2(e: np.ndarray) -> np.ndarray:
-    """2^e as float32, exact, for -126 <= e <= 127."""
-    return ((np.asarray(e, np.int64) + 127).astype(np.uint32) << np.uint32(23)).view(F32)
-
-
-def half_units(h: np.ndarray) -> np.ndarray:
-    """float16 to int64 in units of 2^-24, exact."""
-    return np.rint(h.astype(np.float64) * 2.0**24).astype(np.int64)
-
-
-def _magnitude(x: np.ndarray) -> np.ndarray:
-    return x.view(np.uint32) & np.uint32(0x7FFFFFFF)
-
-
-def _exponent_for(top: np.ndarray, bits: int, limit: int) -> np.ndarray:
-    return np.clip(bits - ((top >> np.uint32(23)).astype(np.int64) - 127), S_MIN, limit)
-
-
-@dataclass
-class Bfp:
-    """Quantised activations of T positions: value = q * 2^-(s + span - k)."""
-
-    q: np.ndarray  # int8 (T, G, 32)
-    sum: np.ndarray  # int64 (T, G), of q << k
-    k: np.ndarray  # int64 (T, G)
-    s: np.ndarray  # int64 (T,)
-
-
-def quantize_bfp(x: np.ndarray) -> Bfp:
-    """float32 (T, n) to groups of 32 with power-of-two scales."""
-    t, n = x.shape
-    x = np.pad(x, ((0, 0), (0, -n % GROUP))).reshape(t, -1, GROUP)
-    top = _magnitude(x).max(-1)
-    live = top >= 0x00800000
-    s = _exponent_for(top, 6, S_MAX)
-    lowest = np.where(live, s, S_MAX).min(-1)
-    s = np.where(live, np.minimum(s, lowest[:, None] + SHIFT_SPAN), lowest[:, None])
-    scale = np.where(live, pow2(s), F32(0))
-    q = np.clip(np.rint(x * scale[..., None]), -127, 127).astype(np.int8)
-    k = lowest[:, None] + SHIFT_SPAN - s
-    return Bfp(q, q.astype(np.int64).sum(-1) << k, k, lowest)
-
-
-def quantize_vector(x: np.ndarray, bits: int) -> tuple[np.ndarray, np.ndarray]:
-    """float32 (..., n) to integers with one exponent a vector: (q int64, s int64 (...))."""
-    top = _magnitude(np.ascontiguousarray(x)).max(-1)
-    live = top >= 0x00800000
-    s = np.where(live, _exponent_for(top, bits - 2, 60), 60)
-    scale = np.where(live, pow2(s), F32(0))
-    limit = 2 ** (bits - 1) - 1
-    q = np.clip(np.rint(x * scale[..., None]), -limit, limit).astype(np.int64)
-    return q, s
-
-
-class Linear:
-    """y = W x for W on one of the grids, exact in integers."""
-
-    def __init__(self, blocks: Blocks) -> None:
-        rows, cols = blocks.shape
-        self.weights = np.ascontiguousarray(
-            blocks.q.reshape(rows, cols // GROUP, GROUP).transpose(1, 2, 0)
-        )  # (G, 32, rows)
-        self.row_scale: np.ndarray | None = None
-        if isinstance(blocks, R8Blocks):
-            self.row_scale = blocks.d
-            self.d = np.ones((cols // GROUP, rows), np.int64)
-        else:
-            self.d = np.ascontiguousarray(half_units(blocks.d).T)  # (G, rows)
-        self.m = (
-            np.ascontiguousarray(half_units(blocks.m).T) if isinstance(blocks, Q4Blocks) else None
-        )
-
-    def __call__(self, v: Bfp) -> np.ndarray:
-        """float32 (T, rows)."""
-        acc = np.zeros((v.q.shape[0], self.d.shape[1]), np.int64)
-        for g in range(self.d.shape[0]):
-            # Products stay under 2^19 and float32 holds integers to 2^24: the sum is exact.
-            isum = v.q[:, g].astype(F32) @ self.weights[g].astype(F32)
-            acc += (isum.astype(np.int64) << v.k[:, g, None]) * self.d[g]
-            if self.m is not None:
-                acc += v.sum[:, g, None] * self.m[g]
-        if self.row_scale is not None:
-            return np.asarray(acc.astype(F32) * pow2(-(SHIFT_SPAN + v.s))[:, None] * self.row_scale)
-        return acc.astype(F32) * pow2(-(24 + SHIFT_SPAN + v.s))[:, None]
-
-
-def embed_rows(blocks: Blocks, ids: np.ndarray) -> np.ndarray:
-    """Rows of the embedding, float32 (T, dim)."""
-    n = len(ids)
-    if isinstance(blocks, R8Blocks):
-        return np.ascontiguousarray(blocks.d[ids][:, None] * blocks.q[ids].astype(F32))
-    q = blocks.q[ids].reshape(n, -1, GROUP).astype(F32)
-    x = blocks.d[ids].astype(F32)[..., None] * q
-    if isinstance(blocks, Q4Blocks):
-        x = x + blocks.m[ids].astype(F32)[..., None]
-    return np.ascontiguousarray(x.reshape(n, -1))
 
 
 def rmsnorm(x: np.ndarray, w: np.ndarray, eps: float) -> np.ndarray:
     """x / rms(x) * w over the last axis."""
     n = x.shape[-1]
-    s = np.clip(14 - ((_magnitude(x).max(-1) >> np.uint32(23)).astype(np.int64) - 127), S_MIN, 60)
+    s = np.clip(14 - ((magnitude(x).max(-1) >> np.uint32(23)).astype(np.int64) - 127), S_MIN, 60)
     q = np.rint(x * pow2(s)[..., None]).astype(np.int64)
     mean = (q * q).sum(-1).astype(F32) / F32(n) * pow2(-2 * s)
     inverse = F32(1) / np.sqrt(mean + F32(eps))
@@ -284,7 +181,7 @@ class Reference:
         spec = self.spec
         ids = np.asarray(ids)
         t = len(ids)
-        x = embed_rows(self.image.embed(), ids)
+        x = self.image.embed().rows(ids).float32()
         if spec.embed_scale != 1.0:
             x = x * F32(spec.embed_scale)
         if thresholds is None:
@@ -300,9 +197,9 @@ class Reference:
                 out.sites.append(site)
         x = rmsnorm(x[logits_from:], self.final_norm, spec.norm_eps)
         b = quantize_bfp(x)
-        out.logits = Linear(self.image.head())(b)
+        out.logits = linear(self.image.head())(b)
         if head_rows:
-            out.logits = screened(Linear(self.image.head_proxy())(b), out.logits, head_rows)
+            out.logits = screened(linear(self.image.head_proxy())(b), out.logits, head_rows)
         return out
 
     def guess(self, i: int, site: dict[str, np.ndarray]) -> np.ndarray:
@@ -310,16 +207,15 @@ class Reference:
 
         The |h| that proxies or the low-rank predictor guess, or how many signs agree.
         """
-        formats = self.image.formats
-        if formats.signs:
+        if self.image.predictor_grid == "signs":
             return agreeing_signs(self.image.signs(i), site["ffn_in"])
-        x = quantize_bfp(site["attn_in" if formats.ahead else "ffn_in"])
-        if formats.rank:
+        x = quantize_bfp(site["attn_in" if self.image.formats.ahead else "ffn_in"])
+        if self.image.rank:
             b, gate, up = self.image.predictor(i)
-            x = quantize_bfp(Linear(b)(x))
+            x = quantize_bfp(linear(b)(x))
         else:
             gate, up = self.image.guess(i)
-        return np.abs(activate(self.spec.activation, Linear(gate)(x)) * Linear(up)(x))
+        return np.abs(activate(self.spec.activation, linear(gate)(x)) * linear(up)(x))
 
     def _layer(
         self,
@@ -345,7 +241,7 @@ class Reference:
         def product(name: str, site: str, w: Blocks, x: np.ndarray) -> np.ndarray:
             """W x, or A (B x) of a projection in factors."""
             pair, v = self.image.factors(i, name), masked(site, x)
-            return Linear(w)(v if pair is None else quantize_bfp(Linear(pair[0])(v)))
+            return linear(w)(v if pair is None else quantize_bfp(linear(pair[0])(v)))
 
         q, k, v = (product(n, n, w, y) for n, w in zip("qkv", (wq, wk, wv)))
         if spec.attn_bias:
@@ -400,7 +296,7 @@ class Reference:
             alive &= self.guess(i, site) >= limit[5]
         h = np.where(alive, h, F32(0))
         site["h"] = h
-        y = Linear(down_proj)(quantize_bfp(h))
+        y = linear(down_proj)(quantize_bfp(h))
         y = np.where(np.abs(y) >= limit[4], y, F32(0))
         site["ffn_out"] = y
         if spec.sandwich_norms:

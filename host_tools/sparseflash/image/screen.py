@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from sparseflash.base.errors import UnsupportedError, UsageError
-from sparseflash.image.quantize import Blocks, quantize
+from sparseflash.image.grids import Blocks, quantize
 from sparseflash.model.spec import Q4Blocks
 
 DEFAULT_ROWS = 256
@@ -44,7 +44,7 @@ def head_rows(option: str) -> int:
     )
 
 
-def check_rows(rows: int, vocab: int, proxy: str) -> int:
+def check_rows(rows: int, vocab: int, proxy: bool) -> int:
     """``rows`` as the plan takes it: at most the vocabulary, and only with a proxy."""
     if rows and not proxy:
         raise UsageError(

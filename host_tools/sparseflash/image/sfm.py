@@ -6,7 +6,8 @@ import hashlib
 import json
 import struct
 import zlib
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Sequence
+from dataclasses import asdict, replace
 from enum import IntEnum
 from pathlib import Path
 from typing import Any
@@ -15,137 +16,49 @@ import numpy as np
 
 from sparseflash.base.errors import InputError, UnsupportedError
 from sparseflash.base.files import write_bytes
-from sparseflash.image.columns import (
-    column_bytes,
-    matrix_bytes,
-    of_columns,
-    pack_columns,
-    pack_integers,
-    pack_tables,
-    unpack_columns,
-)
-from sparseflash.image.factors import BY_ROWS, FACTORED, Factors, Ranks, shape_of
+from sparseflash.image.factors import Factors
+from sparseflash.image.formats import BY_ROWS, FACTORED, MATRICES, Formats, shape_of
+from sparseflash.image.grids import GROUP, Blocks, grid, grid_of, padded, quantize
 from sparseflash.image.predictor import Predictor
 from sparseflash.image.proxy import BITS, pack_proxy, pack_signs, proxy_blocks, unpack_proxy
-from sparseflash.image.quantize import (
-    GROUP,
-    Blocks,
-    pack_rows,
-    quantize,
-    row_bytes,
-    unpack_rows,
-)
 from sparseflash.image.screen import proxy_of
+from sparseflash.image.weights import Weight, read_table
+from sparseflash.model.rope import frequencies
 from sparseflash.model.spec import (
     Activation,
+    Layer,
     LayerSpec,
     Matrix,
     Model,
     ModelSpec,
     Norm,
     Position,
+    S4Columns,
     as_float32,
 )
 
 MAGIC = b"SFM1"
-VERSION = 1
+VERSION = 2
 HEADER = struct.Struct("<4sHHIIQII32s")  # 64 bytes
 DIMS = struct.Struct("<16I")
 ENTRY = struct.Struct("<IIQQII")
 ALIGN = 64
-ORDERS = ("file", "coactivation")
-"""Of the neurons in RECORDS."""
-MATRICES = ("qkv", "o", "gate", "up")
-"""What a layer can store by columns: q, k and v together, and the others each."""
 
 
 class Section(IntEnum):
     META = 1
     TOKENS = 2
-    EMBED = 3
-    HEAD = 4
-    VECTORS = 5
-    ROPE = 6
-    ATTN = 7
-    RECORDS = 8
-    SCALES = 9
-    HEAD_PROXY = 10
-    GUESS = 11
-    FACTORS = 12
+    VECTORS = 3
+    ROPE = 4
+    WEIGHTS = 5
+    """The table of weights."""
+    DATA = 6
+    """What it describes."""
 
 
-@dataclass(frozen=True)
-class Formats:
-    """Grid of each part: attention, FFN, embedding and head."""
-
-    attn: str = "q4"
-    ffn: str = "q4"
-    embed: str = "q8"
-    layout: str = "joint"
-    """FFN records: ``joint`` keeps a neuron contiguous, ``split`` keeps its gate row, up row and
-    down column in a plane each, for flash that is read in large blocks."""
-    order: str = "file"
-    """Neurons as in the source (``file``), or ``coactivation`` within their group of 32."""
-    head_proxy: str = ""
-    """``q4`` stores the head a second time on that grid, for a screened head."""
-    guess: int = 0
-    """Bits of the proxies of gate and up that choose neurons before they are read; 0 has none."""
-    signs: bool = False
-    """Signs of gate choose the neurons of a ReLU model instead."""
-    rank: int = 0
-    """Rank of the predictor that chooses neurons before they are read; 0 has none."""
-    ahead: bool = False
-    """It reads the normed input of attention, not of the FFN."""
-    predictor: str = ""
-    """Its digest, so that an image of another one is packed again."""
-    guessed: tuple[bool, ...] = ()
-    """Layers that have such a proxy or predictor; empty when all have."""
-    down: str = "columns"
-    """down_proj by ``columns``, so that those of dropped neurons are not read, or by ``rows``."""
-    columns: tuple[str, ...] = ()
-    """By layer, which of MATRICES are stored by columns, with spaces between (``"qkv gate"``), for
-    methods that drop their inputs; empty when no layer has any."""
-    ranks: Ranks = ()
-    """Projections stored as two factors; empty when none is."""
-    factors: str = ""
-    """Digest of those factors, so that an image of others is packed again."""
-
-    def grid_of(self, name: str) -> str:
-        """Grid of a projection: q, k, v, o, gate, up or down."""
-        return self.attn if name in "qkvo" else self.ffn
-
-    def rank_of(self, layer: int, name: str) -> int:
-        """Rank of a projection of FACTORED; 0 for a whole matrix."""
-        return self.ranks[layer][FACTORED.index(name)] if self.ranks else 0
-
-    @property
-    def most_rank(self) -> int:
-        """Of the predictor and of all factors."""
-        return max([self.rank, *(max(r) for r in self.ranks)])
-
-    @property
-    def guesses(self) -> bool:
-        """Neurons are chosen before they are read."""
-        return self.guess > 0 or self.rank > 0 or self.signs
-
-    def guesses_in(self, layer: int) -> bool:
-        """Whether a layer's neurons can be chosen before they are read."""
-        return self.guesses and (not self.guessed or self.guessed[layer])
-
-    def by_columns(self, layer: int, matrix: str) -> bool:
-        """Whether a layer stores one of MATRICES by columns."""
-        return bool(self.columns) and matrix in self.columns[layer].split()
-
-    def stored(self, matrix: str) -> str:
-        """``columns`` or ``rows`` when every layer stores it so, ``both`` when they differ."""
-        by = {matrix in names.split() for names in self.columns or ("",)}
-        return "both" if len(by) > 1 else "columns" if by.pop() else "rows"
-
-
-def _rope_increments(theta: float, scale: float, head_dim: int) -> np.ndarray:
+def _rope_increments(layer: LayerSpec, head_dim: int) -> np.ndarray:
     """Phase added for one position, in 2^-32 turns, for each pair: uint32 (head_dim/2,)."""
-    i = np.arange(head_dim // 2, dtype=np.float64)
-    turns = theta ** (-2.0 * i / head_dim) / scale / (2.0 * np.pi)
+    turns = frequencies(layer, head_dim) / (2.0 * np.pi)
     return np.rint(turns * 2.0**32).astype(np.uint64).astype(np.uint32)
 
 
@@ -162,6 +75,12 @@ def check_device_support(spec: ModelSpec) -> None:
         reasons.append("GELU by erf")
     if spec.out_bias:
         reasons.append("biases on o_proj or the FFN")
+    if spec.parallel:
+        reasons.append("attention and FFN side by side")
+    if not spec.pre_norms:
+        reasons.append("layers without a norm before attention and FFN")
+    if spec.qk_norm_whole:
+        reasons.append("q and k norms over all heads")
     for name, value in (("dim", spec.dim), ("heads * head_dim", spec.q_dim)):
         if value % GROUP:
             reasons.append(f"{name} = {value}, not a multiple of {GROUP}")
@@ -183,56 +102,169 @@ def vector_layout(spec: ModelSpec) -> list[tuple[str, int]]:
         v += [("post_attn_norm", spec.dim), ("post_ffn_norm", spec.dim)]
     if spec.attn_bias:
         v += [("q_bias", spec.q_dim), ("k_bias", spec.kv_dim), ("v_bias", spec.kv_dim)]
+    if spec.own_thresholds:
+        v += [("x_threshold", spec.dim)]
+        v += [("act_threshold", spec.ffn_dim), ("h_threshold", spec.ffn_dim)]
     return v
 
 
-@dataclass(frozen=True)
-class Plane:
-    """Where item i (a row or a column) lies in RECORDS: at + i * stride, size bytes."""
-
-    at: int
-    stride: int
-    size: int
-
-
-def record_layout(spec: ModelSpec, formats: Formats, layer: int) -> tuple[Plane, Plane, Plane]:
-    """Gate, up and down of a layer. Tables follow the columns of gate and up; projections in
-    factors take nothing there. Down's items are columns, or its rows."""
-    fmt, n = formats.ffn, spec.ffn_dim
-    row, column = row_bytes(spec.dim, fmt), column_bytes(spec.dim, fmt)
-    if formats.down == "rows":
-        column = row_bytes(n, fmt)
-    if formats.layout == "joint" and not _apart(formats, layer):
-        stride = 2 * row + column
-        return Plane(0, stride, row), Plane(row, stride, row), Plane(2 * row, stride, column)
-    out, at = [], 0
-    for name in ("gate", "up"):
-        columns = formats.by_columns(layer, name)
-        item = column_bytes(n, fmt) if columns else row
-        out.append(Plane(at, item, item))
-        if not formats.rank_of(layer, name):
-            at += matrix_bytes(n, spec.dim, fmt) if columns else n * row
-    return out[0], out[1], Plane(at, column, column)
+def _vector(layer: Layer, name: str) -> np.ndarray | None:
+    own = layer.thresholds
+    if name.endswith("_threshold"):
+        return None if own is None else getattr(own, name.removesuffix("_threshold"))
+    found: np.ndarray | None = getattr(layer, name)
+    return found
 
 
-def _apart(formats: Formats, layer: int) -> bool:
-    """Gate or up by columns, or down by rows: no neuron is contiguous then."""
-    return formats.down == "rows" or any(formats.by_columns(layer, m) for m in ("gate", "up"))
+class _Data:
+    """Weights as they are laid one after the other, and their table."""
+
+    def __init__(self) -> None:
+        self.weights: list[Weight] = []
+        self.chunks: list[bytes] = []
+        self.size = 0
+
+    def align(self) -> None:
+        """What follows begins at a whole unit."""
+        extra = -self.size % ALIGN
+        self.chunks.append(b"\0" * extra)
+        self.size += extra
+
+    def items(self, weights: Sequence[tuple[Weight, np.ndarray]]) -> None:
+        """Items side by side: the first of each, then the second of each."""
+        rows = np.concatenate([items for _, items in weights], axis=1)
+        at, stride = self.size, rows.shape[1]
+        for w, items in weights:
+            crc = zlib.crc32(np.ascontiguousarray(items).tobytes())
+            self.weights.append(
+                replace(w, at=at, stride=stride, size=items.shape[1], count=len(items), crc=crc)
+            )
+            at += items.shape[1]
+        self.chunks.append(rows.tobytes())
+        self.size += rows.size
+
+    def raw(
+        self, role: str, layer: int, name: str, items: np.ndarray, outputs: int, inputs: int
+    ) -> None:
+        """Rows of a grid ``name`` that is not one of image/grids, or that are packed already."""
+        w = Weight(role, layer, name, False, 0, 0, 0, 0, outputs, inputs, 0)
+        self.items([(w, items)])
+
+    def matrix(self, role: str, layer: int, blocks: Blocks, columns: bool = False) -> None:
+        """A matrix, and after it the tables of its columns."""
+        self.items([_item(role, layer, blocks, columns)])
+        if columns:
+            self.tables(role, layer, blocks)
+
+    def tables(self, role: str, layer: int, blocks: Blocks) -> None:
+        """Scales of columns, where these do not carry their own."""
+        g = grid_of(blocks)
+        tables = g.pack_tables(blocks)
+        if tables.size:
+            self.raw(f"{role}_scales", layer, g.name, tables, *blocks.shape)
 
 
-def _records(
-    gate: Blocks, up: Blocks, down: Blocks, ffn: int, formats: Formats, layer: int
-) -> bytes:
-    """Gate, up and down, by neuron or one after the other."""
-    body = pack_rows(down) if formats.down == "rows" else pack_integers(down)[:ffn]
-    if formats.layout == "joint" and not _apart(formats, layer):
-        return np.concatenate([pack_rows(gate), pack_rows(up), body], axis=1).tobytes()
-    whole = [(n, m) for n, m in (("gate", gate), ("up", up)) if not formats.rank_of(layer, n)]
-    return b"".join([*(_matrix(m, formats.by_columns(layer, n)) for n, m in whole), body.tobytes()])
+def _item(role: str, layer: int, blocks: Blocks, columns: bool) -> tuple[Weight, np.ndarray]:
+    """A matrix as items and their row of the table, whose place is not known yet."""
+    g = grid_of(blocks)
+    items = g.pack_columns(blocks) if columns else g.pack_rows(blocks)
+    shift = g.shift(blocks) if columns else 0
+    return Weight(role, layer, g.name, columns, 0, 0, 0, 0, *blocks.shape, 0, shift), items
 
 
-def _matrix(blocks: Blocks, columns: bool) -> bytes:
-    return pack_columns(blocks) if columns else pack_rows(blocks).tobytes()
+def _lay_layer(
+    data: _Data,
+    layer: Layer,
+    i: int,
+    formats: Formats,
+    order: np.ndarray | None,
+    predictor: Predictor | None,
+    factors: Factors | None,
+    spec: ModelSpec,
+) -> None:
+    """The weights of one layer, in the order of their use."""
+
+    def on_grid(name: str, matrix: Matrix | None, columns: bool) -> Blocks:
+        assert matrix is not None
+        return quantize(matrix, formats.grid_of(name), f"layer {i} {name}_proj", columns)
+
+    data.align()
+    for name in ("q", "k", "v", "o"):
+        columns = formats.by_columns(i, "o" if name == "o" else "qkv")
+        if not formats.rank_of(i, name):
+            data.matrix(name, i, on_grid(name, getattr(layer, f"{name}_proj"), columns), columns)
+    by_columns = {m: formats.by_columns(i, m) for m in ("gate", "up")}
+    by_columns["down"] = formats.down == "columns"
+    ffn = {m: on_grid(m, getattr(layer, f"{m}_proj"), c) for m, c in by_columns.items()}
+    if order is not None:
+        ffn = _reordered(ffn, order[i])
+    whole = [m for m in ffn if not formats.rank_of(i, m)]
+    data.align()
+    items = {m: _item(m, i, ffn[m], by_columns[m]) for m in whole}
+    if by_columns["down"]:  # columns of the last group that no neuron has
+        items["down"] = (items["down"][0], items["down"][1][: spec.ffn_dim])
+    joint = formats.layout == "joint" and by_columns == {"gate": False, "up": False, "down": True}
+    if joint:
+        data.items([items[m] for m in whole])
+    else:
+        for m in whole:
+            data.items([items[m]])
+            if by_columns[m] and m != "down":
+                data.tables(m, i, ffn[m])
+    if by_columns["down"]:
+        data.align()
+        data.tables("down", i, ffn["down"])
+    if factors is not None:
+        data.align()
+        _lay_factors(data, factors, i, formats, order, spec)
+    if formats.guesses_in(i):
+        data.align()
+        _lay_predictor(data, layer, i, formats, order, predictor)
+
+
+def _lay_factors(
+    data: _Data,
+    f: Factors,
+    i: int,
+    formats: Formats,
+    order: np.ndarray | None,
+    spec: ModelSpec,
+) -> None:
+    """B, then A, of each projection in factors."""
+    for name in FACTORED:
+        if not f.rank(i, name):
+            continue
+        b, a = f.rows[i, name]
+        if order is not None and name in ("gate", "up"):
+            a = a[order[i]]
+        fmt, (outputs, inputs) = formats.grid_of(name), shape_of(spec, name)
+        data.raw(f"{name}_b", i, fmt, b, len(b), inputs)
+        data.raw(name, i, fmt, a, outputs, len(b))
+
+
+def _lay_predictor(
+    data: _Data,
+    layer: Layer,
+    i: int,
+    formats: Formats,
+    order: np.ndarray | None,
+    predictor: Predictor | None,
+) -> None:
+    """Signs of gate, proxies of gate and up, or B, A_gate and A_up."""
+    neurons = slice(None) if order is None else order[i]
+    assert layer.gate_proj is not None
+    inputs = layer.gate_proj.shape[1]
+    if formats.signs:
+        signs = pack_signs(as_float32(layer.gate_proj))[neurons]
+        data.raw("guess_gate", i, "signs", signs, len(signs), inputs)
+    elif formats.guess:
+        for role, w in (("guess_gate", layer.gate_proj), ("guess_up", layer.up_proj)):
+            rows = pack_proxy(proxy_blocks(as_float32(w), formats.guess), formats.guess)[neurons]
+            data.raw(role, i, f"proxy{formats.guess}", rows, len(rows), w.shape[1])
+    elif predictor is not None:
+        data.raw("guess_b", i, "q4", predictor.b[i], predictor.rank, inputs)
+        for role, a in (("guess_gate", predictor.gate[i]), ("guess_up", predictor.up[i])):
+            data.raw(role, i, "q4", a[neurons], len(a), predictor.rank)
 
 
 def _check_down(formats: Formats) -> None:
@@ -263,7 +295,7 @@ def _check_columns(spec: ModelSpec, formats: Formats) -> None:
         )
 
 
-def _reordered(gate: Blocks, up: Blocks, down: Blocks, order: np.ndarray) -> list[Blocks]:
+def _reordered(ffn: dict[str, Blocks], order: np.ndarray) -> dict[str, Blocks]:
     """The blocks with neuron order[i] of each in place i; ``order`` stays within groups of 32."""
     n = len(order)
     file = np.arange(n)
@@ -271,38 +303,13 @@ def _reordered(gate: Blocks, up: Blocks, down: Blocks, order: np.ndarray) -> lis
         raise InputError(
             "the neuron order leaves groups of 32 or names one twice; measure it again"
         )
+    down = ffn["down"]
     columns = np.concatenate([order, np.arange(n, down.q.shape[1])])
-    return [gate.rows(order), up.rows(order), replace(down, q=down.q[:, columns])]
-
-
-def _guess(
-    gate: Matrix, up: Matrix, formats: Formats, layer: int, order: np.ndarray | None
-) -> bytes:
-    """Proxy rows of gate_proj, then of up_proj."""
-    rows = []
-    for w in (gate, up):
-        data = pack_proxy(proxy_blocks(as_float32(w), formats.guess), formats.guess)
-        rows.append(data if order is None else data[order[layer]])
-    return np.concatenate(rows).tobytes()
-
-
-def _predictor(p: Predictor, layer: int, order: np.ndarray | None) -> bytes:
-    """Rows of B, then of A_gate, then of A_up."""
-    a = [p.gate[layer], p.up[layer]]
-    if order is not None:
-        a = [rows[order[layer]] for rows in a]
-    return b"".join(rows.tobytes() for rows in (p.b[layer], *a))
-
-
-def _factors(f: Factors, layer: int, order: np.ndarray | None) -> bytes:
-    """B, then A, of each projection in factors."""
-    out = []
-    for name in FACTORED:
-        if f.rank(layer, name):
-            b, a = f.rows[layer, name]
-            moved = order is not None and name in ("gate", "up")
-            out += [b.tobytes(), (a[order[layer]] if moved else a).tobytes()]  # type: ignore[index]
-    return b"".join(out)
+    moved = {"q": down.q[:, columns]}
+    if isinstance(down, S4Columns):
+        moved["d"] = down.d[:, columns]
+    rows = {m: ffn[m].rows(order) for m in ("gate", "up")}
+    return {**rows, "down": replace(down, **moved)}  # type: ignore[arg-type]
 
 
 def _token_table(model: Model) -> bytes:
@@ -356,79 +363,45 @@ def pack(
         raise InputError(f"neuron order {formats.order!r} needs its permutations, and only it")
     spec = model.spec
     check_device_support(spec)
-    sections: list[tuple[Section, int, bytes]] = []
     meta = {
         "name": model.name,
         "source": model.source,
         "spec": asdict(spec),
         "formats": asdict(formats),
     }
-    sections.append(
-        (Section.META, 0, json.dumps(meta, sort_keys=True, ensure_ascii=False).encode())
-    )
-    sections.append((Section.TOKENS, 0, _token_table(model)))
-    embed = quantize(model.embed, formats.embed, "embed")
-    sections.append((Section.EMBED, 0, pack_rows(embed).tobytes()))
-    if model.head is not None:
-        head = quantize(model.head, formats.embed, "head")
-        sections.append((Section.HEAD, 0, pack_rows(head).tobytes()))
-    if formats.head_proxy:
-        rows = embed if model.head is None else head
-        sections.append((Section.HEAD_PROXY, 0, pack_rows(proxy_of(rows)).tobytes()))
     vectors: list[np.ndarray] = []
     thetas: list[np.ndarray] = []
     for i, layer in enumerate(model.layers):
         for name, size in vector_layout(spec):
-            v = getattr(layer, name)
+            v = _vector(layer, name)
             if v is None or v.size != size:
                 raise InputError(f"layer {i}: {name} should hold {size} values")
             vectors.append(np.asarray(v, dtype="<f4").reshape(-1))
-        ls = spec.layers[i]
-        thetas.append(_rope_increments(ls.rope_theta, ls.rope_scale, spec.head_dim))
+        thetas.append(_rope_increments(spec.layers[i], spec.head_dim))
     vectors.append(np.asarray(model.final_norm, dtype="<f4"))
-    sections.append((Section.VECTORS, 0, np.concatenate(vectors).tobytes()))
-    sections.append((Section.ROPE, 0, np.concatenate(thetas).astype("<u4").tobytes()))
+    sections = {
+        Section.META: json.dumps(meta, sort_keys=True, ensure_ascii=False).encode(),
+        Section.TOKENS: _token_table(model),
+        Section.VECTORS: np.concatenate(vectors).tobytes(),
+        Section.ROPE: np.concatenate(thetas).astype("<u4").tobytes(),
+    }
+    data = _Data()
+    embed = quantize(model.embed, formats.embed, "embed")
+    data.matrix("embed", 0, embed)
+    rows = embed
+    if model.head is not None:
+        data.align()
+        rows = quantize(model.head, formats.embed, "head")
+        data.matrix("head", 0, rows)
+    if formats.head_proxy:
+        data.align()
+        data.matrix("head_proxy", 0, proxy_of(rows))
     for i, layer in enumerate(model.layers):
-        attn = [
-            _matrix(quantize(m, formats.attn, f"layer {i} {n}_proj"), formats.by_columns(i, group))
-            for n, m, group in (
-                ("q", layer.q_proj, "qkv"),
-                ("k", layer.k_proj, "qkv"),
-                ("v", layer.v_proj, "qkv"),
-                ("o", layer.o_proj, "o"),
-            )
-            if not formats.rank_of(i, n)
-        ]
-        sections.append((Section.ATTN, i, b"".join(attn)))
-        assert layer.gate_proj is not None
-        gate = quantize(layer.gate_proj, formats.ffn, f"layer {i} gate_proj")
-        up = quantize(layer.up_proj, formats.ffn, f"layer {i} up_proj")
-        down = quantize(layer.down_proj, formats.ffn, f"layer {i} down_proj")
-        if order is not None:
-            gate, up, down = _reordered(gate, up, down, order[i])
-        records = _records(gate, up, down, spec.ffn_dim, formats, i)
-        sections.append((Section.RECORDS, i, records))
-        if formats.down == "columns":
-            sections.append((Section.SCALES, i, pack_tables(down).tobytes()))
-        if factors is not None:
-            sections.append((Section.FACTORS, i, _factors(factors, i, order)))
-        if not formats.guesses_in(i):
-            continue
-        if formats.signs:
-            signs = pack_signs(as_float32(layer.gate_proj))
-            signs = signs if order is None else signs[order[i]]
-            sections.append((Section.GUESS, i, signs.tobytes()))
-        if formats.guess:
-            sections.append(
-                (Section.GUESS, i, _guess(layer.gate_proj, layer.up_proj, formats, i, order))
-            )
-        if predictor is not None:
-            sections.append((Section.GUESS, i, _predictor(predictor, i, order)))
-    _write(path, spec, formats, sections)  # whole, or not at all
+        _lay_layer(data, layer, i, formats, order, predictor, factors, spec)
+    _write(path, spec, formats, sections, data)  # whole, or not at all
 
 
 def _dims(spec: ModelSpec, formats: Formats) -> bytes:
-    bits = {"q4": 4, "q8": 8, "r8": 8}
     values = [
         spec.vocab,
         spec.dim,
@@ -438,33 +411,40 @@ def _dims(spec: ModelSpec, formats: Formats) -> bytes:
         spec.n_kv_heads,
         spec.head_dim,
         spec.context,
-        bits[formats.attn],
-        bits[formats.ffn],
-        bits[formats.embed],
+        grid(formats.attn).bits,
+        grid(formats.ffn).bits,
+        grid(formats.embed).bits,
         int(spec.tied_head),
     ]
     return DIMS.pack(*values, *([0] * (16 - len(values))))
 
 
 def _write(
-    path: Path, spec: ModelSpec, formats: Formats, sections: list[tuple[Section, int, bytes]]
+    path: Path, spec: ModelSpec, formats: Formats, sections: dict[Section, bytes], data: _Data
 ) -> None:
+    """Header, dimensions, section table, sections; the table of weights says where in the file."""
     table_at = HEADER.size + DIMS.size
-    offset = table_at + ENTRY.size * len(sections)
-    entries = []
-    chunks: list[bytes] = []
-    for kind, layer, data in sections:
-        pad = -offset % ALIGN
-        chunks.append(b"\0" * pad + data)
-        offset += pad
-        entries.append(ENTRY.pack(kind, layer, offset, len(data), zlib.crc32(data), ALIGN))
-        offset += len(data)
-    body = _dims(spec, formats) + b"".join(entries) + b"".join(chunks)
+    sizes = {kind: len(body) for kind, body in sections.items()}
+    sizes |= {Section.WEIGHTS: len(data.weights) * len(data.weights[0].packed())}
+    sizes |= {Section.DATA: data.size}
+    places, offset = {}, table_at + ENTRY.size * len(sizes)
+    for kind, size in sizes.items():
+        places[kind] = offset = -(-offset // ALIGN) * ALIGN
+        offset += size
+    moved = [replace(w, at=places[Section.DATA] + w.at) for w in data.weights]
+    bodies = sections | {Section.WEIGHTS: b"".join(w.packed() for w in moved)}
+    bodies |= {Section.DATA: b"".join(data.chunks)}
+    body = bytearray(_dims(spec, formats))
+    for kind, at in places.items():
+        crc = zlib.crc32(bodies[kind])
+        body += ENTRY.pack(kind, 0, at, sizes[kind], crc, ALIGN)
+    for kind, at in places.items():
+        body += b"\0" * (at - HEADER.size - len(body)) + bodies[kind]
     sha = hashlib.sha256(body).digest()
     header = HEADER.pack(
-        MAGIC, VERSION, HEADER.size, 0, len(sections), HEADER.size + len(body), table_at, 0, sha
+        *(MAGIC, VERSION, HEADER.size, 0, len(sizes), HEADER.size + len(body), table_at, 0, sha)
     )
-    write_bytes(path, header + body)
+    write_bytes(path, header + bytes(body))
 
 
 def _spec_from_meta(d: dict[str, Any]) -> ModelSpec:
@@ -510,25 +490,24 @@ class Image:
         self.sha256: bytes = sha
         if verify and hashlib.sha256(self._data[HEADER.size :].data).digest() != sha:
             raise InputError(f"{path}: SHA-256 does not match, the file is damaged; pack it again")
-        self.sections: dict[tuple[Section, int], tuple[int, int]] = {}
+        self.sections: dict[Section, tuple[int, int]] = {}
         for i in range(count):
-            kind, layer, offset, length, _crc, _ = ENTRY.unpack(
+            kind, layer, offset, length, crc, _ = ENTRY.unpack(
                 self._data[table + ENTRY.size * i : table + ENTRY.size * (i + 1)].tobytes()
             )
-            if offset + length > size:
-                raise InputError(f"{path}: section {i} ends outside the file; pack it again")
-            try:
-                self.sections[Section(kind), layer] = (offset, length)
-            except ValueError:
+            if offset + length > size or offset < table + ENTRY.size * count:
+                raise InputError(f"{path}: section {i} lies outside the file; pack it again")
+            if kind not in [s.value for s in Section] or layer or kind in self.sections:
                 raise InputError(
-                    f"{path}: section {i} is of unknown kind {kind}; pack it again"
-                ) from None
+                    f"{path}: section {i} is of unknown kind {kind}, or twice there; pack it again"
+                )
+            if verify and zlib.crc32(self._data[offset : offset + length].data) != crc:
+                raise InputError(f"{path}: section {i} is damaged (CRC-32); pack it again")
+            self.sections[Section(kind)] = (offset, length)
         try:
             meta = json.loads(self.section(Section.META).tobytes())
             self.spec = _spec_from_meta(meta["spec"])
             formats = meta["formats"]
-            if "down" not in formats and "r8" in formats.values():
-                raise ValueError("rows of r8 as they were before they held sums of products")
             formats["columns"] = tuple(formats["columns"])
             formats["guessed"] = tuple(formats.get("guessed", ()))
             formats["ranks"] = tuple(tuple(r) for r in formats["ranks"])
@@ -537,6 +516,10 @@ class Image:
             self.source: dict[str, str] = meta["source"]
         except (KeyError, TypeError, ValueError) as e:
             raise InputError(f"{path}: the metadata cannot be read ({e}); pack it again") from e
+        start, length = self._place(Section.DATA)
+        self.weights = read_table(
+            self.section(Section.WEIGHTS).tobytes(), str(path), start, start + length
+        )
 
     @property
     def size(self) -> int:
@@ -546,133 +529,119 @@ class Image:
         """The whole image, uint8 (size,)."""
         return self._data
 
-    def offset(self, kind: Section, layer: int = 0) -> int:
-        return self.sections[kind, layer][0]
-
-    def section(self, kind: Section, layer: int = 0) -> np.ndarray:
-        """Bytes of a section, uint8 (n,)."""
+    def _place(self, kind: Section) -> tuple[int, int]:
         try:
-            offset, length = self.sections[kind, layer]
+            return self.sections[kind]
         except KeyError:
             raise InputError(
-                f"{self.path}: section {kind.name} of layer {layer} is missing; pack it again"
+                f"{self.path}: section {kind.name} is missing; pack it again"
             ) from None
+
+    def offset(self, kind: Section) -> int:
+        return self._place(kind)[0]
+
+    def section(self, kind: Section) -> np.ndarray:
+        """Bytes of a section, uint8 (n,)."""
+        offset, length = self._place(kind)
         return self._data[offset : offset + length]
 
+    def has(self, role: str, layer: int = 0) -> bool:
+        return (layer, role) in self.weights
+
+    def weight(self, role: str, layer: int = 0) -> Weight:
+        """A row of the table.
+
+        Raises:
+            InputError: the image does not have it.
+        """
+        try:
+            return self.weights[layer, role]
+        except KeyError:
+            raise InputError(
+                f"{self.path}: weight {role} of layer {layer} is missing; pack it again"
+            ) from None
+
+    @property
+    def predictor_grid(self) -> str:
+        """Of what chooses neurons before they are read: ``proxy3``, ``signs``, ``q4`` of a
+        low-rank predictor; empty without one."""
+        found = {w.grid for w in self.weights.values() if w.role == "guess_gate"}
+        return found.pop() if found else ""
+
+    @property
+    def rank(self) -> int:
+        """Of the low-rank predictor; 0 without one."""
+        return max((w.count for w in self.weights.values() if w.role == "guess_b"), default=0)
+
+    @property
+    def ranks(self) -> list[int]:
+        """Of the projections in factors."""
+        return [
+            w.count for w in self.weights.values() if w.role.endswith("_b") and w.role != "guess_b"
+        ]
+
+    def items(self, w: Weight) -> np.ndarray:
+        """Its rows or columns, uint8 (count, size)."""
+        view = np.lib.stride_tricks.as_strided(
+            self._data[w.at :], (w.count, w.size), (w.stride, 1), writeable=False
+        )
+        return np.ascontiguousarray(view)
+
+    def blocks(self, role: str, layer: int = 0) -> Blocks:
+        """The matrix of a role; A of one in factors. Inputs are filled up to whole groups."""
+        w = self.weight(role, layer)
+        items = self.items(w)
+        found: Blocks
+        if w.grid.startswith("proxy"):
+            return unpack_proxy(items, w.inputs, int(w.grid.removeprefix("proxy")))
+        if not w.columns:
+            found = grid(w.grid).unpack_rows(items, w.inputs)
+            return found
+        items = np.pad(items, ((0, padded(w.count) - w.count), (0, 0)))
+        g, tables = grid(w.grid), items
+        if g.tables(1):
+            tables = self.items(self.weight(f"{role}_scales", layer))
+        found = g.unpack_columns(items, tables, w.outputs)
+        return found
+
     def embed(self) -> Blocks:
-        rows = self.section(Section.EMBED).reshape(self.spec.vocab, -1)
-        return unpack_rows(rows, self.spec.dim, self.formats.embed)
+        return self.blocks("embed")
 
     def head(self) -> Blocks:
-        if self.spec.tied_head:
-            return self.embed()
-        rows = self.section(Section.HEAD).reshape(self.spec.vocab, -1)
-        return unpack_rows(rows, self.spec.dim, self.formats.embed)
+        return self.embed() if self.spec.tied_head else self.blocks("head")
 
     def head_proxy(self) -> Blocks:
-        rows = self.section(Section.HEAD_PROXY).reshape(self.spec.vocab, -1)
-        return unpack_rows(rows, self.spec.dim, self.formats.head_proxy)
+        return self.blocks("head_proxy")
 
     def attention(self, layer: int) -> tuple[Blocks, Blocks, Blocks, Blocks]:
         """q, k, v and o projections; A of those in factors."""
-        s, fmt = self.spec, self.formats.attn
-        data = self.section(Section.ATTN, layer)
-        out, at = [], 0
-        for name in "qkvo":
-            n, cols = shape_of(s, name)
-            pair = self.factors(layer, name)
-            if pair is not None:
-                out.append(pair[1])
-                continue
-            if self.formats.by_columns(layer, "o" if name == "o" else "qkv"):
-                size = matrix_bytes(n, cols, fmt)
-                out.append(unpack_columns(data[at : at + size], n, cols, fmt))
-            else:
-                size = n * row_bytes(cols, fmt)
-                out.append(unpack_rows(data[at : at + size].reshape(n, -1), cols, fmt))
-            at += size
-        return out[0], out[1], out[2], out[3]
+        q, k, v, o = (self.blocks(m, layer) for m in "qkvo")
+        return q, k, v, o
 
     def ffn(self, layer: int) -> tuple[Blocks, Blocks, Blocks]:
-        """gate_proj, up_proj (ffn, dim) and down_proj (dim, ffn padded to 32).
-
-        A (ffn, rank) of gate and up in factors.
-        """
-        s, fmt = self.spec, self.formats.ffn
-        gate, up, down = record_layout(s, self.formats, layer)
-        data = self.section(Section.RECORDS, layer)
-
-        def items(p: Plane, n: int = s.ffn_dim) -> np.ndarray:
-            view = np.lib.stride_tricks.as_strided(
-                data[p.at :], (n, p.size), (p.stride, 1), writeable=False
-            )
-            return np.ascontiguousarray(view)
-
-        def matrix(name: str, p: Plane) -> Blocks:
-            pair = self.factors(layer, name)
-            if pair is not None:
-                return pair[1]
-            if self.formats.by_columns(layer, name):
-                size = matrix_bytes(s.ffn_dim, s.dim, fmt)
-                return unpack_columns(data[p.at : p.at + size], s.ffn_dim, s.dim, fmt)
-            return unpack_rows(items(p), s.dim, fmt)
-
-        blocks = -(-s.ffn_dim // GROUP)
-        ours = matrix("gate", gate), matrix("up", up)
-        if self.formats.down == "rows":
-            return *ours, unpack_rows(items(down, s.dim), blocks * GROUP, fmt)
-        body = np.pad(items(down), ((0, blocks * GROUP - s.ffn_dim), (0, 0)))
-        scales = self.section(Section.SCALES, layer)
-        return *ours, of_columns(body, scales, s.dim, fmt)
-
-    def factor_offsets(self, layer: int) -> dict[str, tuple[int, int, int, int]]:
-        """Places of B and A of the layer's projections in factors, and the bytes of their rows."""
-        out, at = {}, 0
-        for name in FACTORED:
-            rank = self.formats.rank_of(layer, name)
-            if rank:
-                n, cols = shape_of(self.spec, name)
-                fmt = self.formats.grid_of(name)
-                wide, small = row_bytes(cols, fmt), row_bytes(rank, fmt)
-                out[name] = (at, at + rank * wide, wide, small)
-                at += rank * wide + n * small
-        return out
+        """gate_proj, up_proj (ffn, dim) and down_proj (dim, ffn padded to 32); A (ffn, rank) of
+        gate and up in factors."""
+        gate, up, down = (self.blocks(m, layer) for m in ("gate", "up", "down"))
+        return gate, up, down
 
     def factors(self, layer: int, name: str) -> tuple[Blocks, Blocks] | None:
         """B (rank, in) and A (out, rank) of a projection, None for a whole one."""
-        places = self.factor_offsets(layer)
-        if name not in places:
+        if not self.has(f"{name}_b", layer):
             return None
-        b, a, wide, small = places[name]
-        data = self.section(Section.FACTORS, layer)
-        n, cols = shape_of(self.spec, name)
-        fmt = self.formats.grid_of(name)
-        return (
-            unpack_rows(data[b:a].reshape(-1, wide), cols, fmt),
-            unpack_rows(data[a : a + n * small].reshape(n, small), (a - b) // wide, fmt),
-        )
+        return self.blocks(f"{name}_b", layer), self.blocks(name, layer)
 
     def guess(self, layer: int) -> tuple[Blocks, Blocks]:
         """Proxies of gate_proj and up_proj, (ffn, dim) each."""
-        data = self.section(Section.GUESS, layer).reshape(2, self.spec.ffn_dim, -1)
-        gate, up = (unpack_proxy(d, self.spec.dim, self.formats.guess) for d in data)
-        return gate, up
+        return self.blocks("guess_gate", layer), self.blocks("guess_up", layer)
 
     def signs(self, layer: int) -> np.ndarray:
         """Signs of gate_proj, uint8 (ffn, dim/8) of ``proxy.pack_signs``."""
-        return self.section(Section.GUESS, layer).reshape(self.spec.ffn_dim, -1)
+        return self.items(self.weight("guess_gate", layer))
 
     def predictor(self, layer: int) -> tuple[Blocks, Blocks, Blocks]:
         """B (rank, dim), A_gate and A_up (ffn, rank) of the low-rank predictor."""
-        s, rank = self.spec, self.formats.rank
-        data = self.section(Section.GUESS, layer)
-        wide, small = row_bytes(s.dim, "q4"), row_bytes(rank, "q4")
-        a = data[rank * wide :].reshape(2, s.ffn_dim, small)
-        return (
-            unpack_rows(data[: rank * wide].reshape(rank, wide), s.dim, "q4"),
-            unpack_rows(a[0], rank, "q4"),
-            unpack_rows(a[1], rank, "q4"),
-        )
+        b, gate, up = (self.blocks(f"guess_{part}", layer) for part in ("b", "gate", "up"))
+        return b, gate, up
 
     def vectors(self) -> tuple[list[dict[str, np.ndarray]], np.ndarray]:
         """Float vectors of every layer by name, and the final norm."""

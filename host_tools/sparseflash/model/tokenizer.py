@@ -2,30 +2,27 @@
 
 from __future__ import annotations
 
-import heapq
 import json
 import re
 import struct
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-import jinja2.sandbox
-from tokenizers import Regex, models, normalizers, pre_tokenizers
+from tokenizers import AddedToken, decoders, models, normalizers
 from tokenizers import Tokenizer as Engine
 
 from sparseflash.base.errors import InputError, UnsupportedError
-from sparseflash.model.spec import ModelSpec
+from sparseflash.model.chat_template import holds, render, text_of
+from sparseflash.model.pretokenizers import arrange, has_start
 
 NORMAL, UNKNOWN, CONTROL, USER, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
 SPACE = "\u2581"
 TURN_ENDS = ("<|im_end|>", "<|eot_id|>", "<end_of_turn>", "<|endoftext|>", "<|end_of_text|>")
 """Special tokens that end an answer whatever the metadata says."""
+MOST_TOKENS = 1 << 24
+_WRITES_BOS = ("LlamaTokenizer", "CodeLlamaTokenizer", "GemmaTokenizer")
 _BOS = ("<s>", "<bos>", "<|begin_of_text|>")
-_QWEN = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
-    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
 
 
 def _byte_alphabet() -> dict[str, int]:
@@ -37,37 +34,69 @@ def _byte_alphabet() -> dict[str, int]:
     return table
 
 
+class Facts(Protocol):
+    """What a tokenizer is told of its model."""
+
+    @property
+    def vocab(self) -> int: ...
+
+    @property
+    def bos_id(self) -> int: ...
+
+    @property
+    def eos_ids(self) -> tuple[int, ...]: ...
+
+    @property
+    def chat_template(self) -> str: ...
+
+
 class Tokenizer:
     """Text to ids and back; ``token_bytes`` is what a device streams for an id."""
 
     def __init__(
         self,
+        engine: Any,
         texts: Sequence[bytes],
         special: dict[str, int],
-        encode_plain: Callable[[str], list[int]],
         *,
+        vocab: int = 0,
         chat_template: str = "",
         bos_id: int = -1,
         add_bos: bool = False,
         strip_first_space: bool = False,
         eos_id: int = -1,
+        leads: bool = False,
+        names: dict[str, Any] | None = None,
     ) -> None:
-        self._texts = list(texts)
+        """``vocab``: rows of the embedding, which may be more than ``texts``.
+
+        leads: text that no special token begins gets a space before it.
+        """
+        self._engine = engine
+        self._used = len(texts)
+        self._texts = [*texts, *([b""] * (vocab - len(texts)))]
         self.special = special
         """Special tokens that ``encode`` recognises in text, with their ids."""
-        self._encode_plain = encode_plain
         self._template = chat_template
         self.bos_id = bos_id
         self.eos_id = eos_id
         self.add_bos = add_bos
         """The model was trained with bos_id before every text."""
         self._strip = strip_first_space
-        pattern = "|".join(re.escape(t) for t in sorted(special, key=len, reverse=True))
-        self._split = re.compile(f"({pattern})") if pattern else None
+        self._leads = leads
+        by_id = {i: t for t, i in special.items()}
+        marks = {"bos_token": by_id.get(bos_id), "eos_token": by_id.get(eos_id)}
+        self.names = {k: v for k, v in marks.items() if v} | (names or {})
+        """Special tokens by the names under which templates know them."""
 
     @property
     def vocab_size(self) -> int:
         return len(self._texts)
+
+    @property
+    def used_size(self) -> int:
+        """Ids up to the last one that has a token; models may pad their embedding beyond."""
+        return self._used
 
     def token_bytes(self, token: int) -> bytes:
         """Raw bytes of an id; control tokens have none. Raises InputError out of range."""
@@ -82,52 +111,63 @@ class Tokenizer:
         """Ids of ``text``; special tokens written in it are recognised.
 
         ``bos`` puts the beginning-of-sequence id first, where the model has one.
+
+        Raises:
+            InputError: the text is no Unicode: half of a surrogate pair stands alone.
         """
-        ids = [self.bos_id] if bos and self.bos_id >= 0 else []
-        for part in self._split.split(text) if self._split else [text]:
-            if part in self.special:
-                ids.append(self.special[part])
-            elif part:
-                ids += self._encode_plain(part)
-        return ids
+        if self._leads and text and not text.startswith(tuple(self.special)):
+            text = " " + text
+        try:
+            ids = self._engine.encode(text, add_special_tokens=False).ids
+        except (UnicodeEncodeError, TypeError) as e:
+            if not any("\ud800" <= c <= "\udfff" for c in text):
+                raise
+            raise InputError(
+                "the text holds half of a surrogate pair, which is no character; remove it"
+            ) from e
+        return [self.bos_id, *ids] if bos and self.bos_id >= 0 else list(ids)
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of ``ids``; special tokens leave nothing, broken UTF-8 becomes U+FFFD."""
         text = b"".join(self.token_bytes(i) for i in ids).decode("utf-8", "replace")
         return text[1:] if self._strip and text.startswith(" ") else text
 
-    def chat(self, messages: list[dict[str, str]]) -> list[int]:
-        """Ids of a conversation (``role``, ``content``) that asks for an answer.
+    def prompt(self, messages: list[dict[str, Any]], raw: bool = False) -> str:
+        """Text of a conversation (``role``, ``content``) that asks for an answer.
 
-        Without a template these are the last user's text after the bos id. The
-        template runs in a sandbox.
+        Without a template, or ``raw``, this is the last user's text. Content may be a list of
+        parts where the template takes one.
 
         Raises:
             InputError: no message, or the template fails on these.
         """
         if not messages:
             raise InputError("the conversation is empty; give at least one message")
-        if not self._template:
+        if raw or not self._template:
             users = [m for m in messages if m.get("role") == "user"]
-            return self.encode((users or messages)[-1]["content"], bos=True)
-        env = jinja2.sandbox.ImmutableSandboxedEnvironment(
-            trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
-        )
-        env.globals["raise_exception"] = _raise
-        names = {i: t for t, i in self.special.items()}
-        try:
-            text = env.from_string(self._template).render(
-                messages=messages,
-                add_generation_prompt=True,
-                bos_token=names.get(self.bos_id, ""),
-                eos_token=names.get(self.eos_id, ""),
+            return text_of((users or messages)[-1])
+        return render(self._template, messages, self.names)
+
+    def chat(
+        self,
+        messages: list[dict[str, Any]],
+        raw: bool = False,
+        warn: Callable[[str], None] | None = None,
+    ) -> list[int]:
+        """Ids of ``prompt``; without a template they begin with the bos id, where there is one.
+
+        warn: is told when the template leaves the last message out.
+        """
+        text = self.prompt(messages, raw)
+        if warn is not None and not holds(text, messages[-1]):
+            warn(
+                "the model's chat template leaves your message out or changes it; --raw sends it "
+                "as it is"
             )
-        except jinja2.TemplateError as e:
-            raise InputError(f"the model's chat template fails: {e}; use a plain prompt") from e
-        return self.encode(text)
+        return self.encode(text, bos=raw or not self._template)
 
     @classmethod
-    def from_gguf(cls, get: Callable[..., Any]) -> Tokenizer:
+    def from_gguf(cls, get: Callable[..., Any], vocab: int = 0) -> Tokenizer:
         """From GGUF metadata; ``get(key, default)`` reads it.
 
         Raises:
@@ -138,19 +178,27 @@ class Tokenizer:
         model = get("tokenizer.ggml.model", None)
         if not tokens or len(types) != len(tokens):
             raise InputError("the tokenizer metadata is incomplete; convert the model again")
+        pre = get("tokenizer.ggml.pre", None)
         kinds = (CONTROL, UNKNOWN, USER)
         special = {t: i for i, (t, k) in enumerate(zip(tokens, types)) if k in kinds and t}
+        add_bos = get("tokenizer.ggml.add_bos_token", model == "llama" or has_start(pre))
+        names = {}
+        for name, key in (("unk_token", "unknown"), ("pad_token", "padding")):
+            i = int(get(f"tokenizer.ggml.{key}_token_id", -1))
+            if 0 <= i < len(tokens):
+                names[name] = tokens[i]
         options: dict[str, Any] = {
+            "vocab": vocab,
             "chat_template": str(get("tokenizer.chat_template", "")),
             "bos_id": int(get("tokenizer.ggml.bos_token_id", -1)),
             "eos_id": int(get("tokenizer.ggml.eos_token_id", -1)),
-            "add_bos": bool(get("tokenizer.ggml.add_bos_token", model == "llama")),
+            "add_bos": bool(add_bos),
+            "names": names,
         }
         if model == "gpt2":
             merges = [tuple(m.split(" ", 1)) for m in get("tokenizer.ggml.merges", None) or []]
-            texts = _byte_level_texts(tokens, types)
-            encode = _byte_level(tokens, merges, str(get("tokenizer.ggml.pre", "gpt-2")))
-            return cls(texts, special, encode, **options)
+            engine = _byte_level(tokens, types, merges, None if pre is None else str(pre))
+            return cls(engine, _byte_level_texts(tokens, types), special, **options)
         if model == "llama":
             scores: list[float] = list(get("tokenizer.ggml.scores", None) or [])
             if len(scores) != len(tokens):
@@ -159,32 +207,44 @@ class Tokenizer:
             special = {t: i for t, i in special.items() if types[i] != USER}
             prefix = bool(get("tokenizer.ggml.add_space_prefix", True))
             texts = [_piece_bytes(t, k) for t, k in zip(tokens, types)]
-            encode = _pieces(tokens, scores, types, prefix)
-            return cls(texts, special, encode, **options, strip_first_space=prefix)
+            # User tokens are found after the space, which then cannot be the normaliser's.
+            leads = prefix and USER in types
+            engine = _pieces(tokens, scores, types, prefix and not leads)
+            options |= {"leads": leads, "strip_first_space": prefix}
+            return cls(engine, texts, special, **options)
         raise UnsupportedError(f"tokenizer model {model!r} is not supported; known: gpt2, llama")
 
     @classmethod
-    def from_tokenizer_json(cls, path: Path, spec: ModelSpec | None = None) -> Tokenizer:
+    def from_tokenizer_json(
+        cls, path: Path, spec: Facts | None = None, config: dict[str, Any] | None = None
+    ) -> Tokenizer:
         """From a Hugging Face ``tokenizer.json``, run by the tokenizers package.
 
-        ``spec`` brings the vocabulary's size, the bos id and the chat template.
+        ``spec`` brings the vocabulary's size, the bos id and the chat template; ``config`` is
+        ``tokenizer_config.json``, whose added tokens and named tokens count as in transformers.
 
         Raises:
-            InputError: damaged. UnsupportedError: neither byte-level nor SentencePiece BPE.
+            InputError: damaged. UnsupportedError: neither byte-level nor SentencePiece.
         """
+        config = config or {}
         try:
             raw = json.loads(path.read_text(encoding="utf-8"))
             engine = Engine.from_file(str(path))
+            _add_tokens(engine, config)
         except Exception as e:  # the tokenizers package raises plain Exception
-            raise InputError(f"{path}: not a readable tokenizer ({e}); download it again") from e
+            why = " ".join(str(e).split())
+            raise InputError(f"{path}: not a readable tokenizer ({why}); download it again") from e
         parts = json.dumps([raw.get("pre_tokenizer"), raw.get("decoder")])
         byte_level = '"ByteLevel"' in parts
-        if not byte_level and '"ByteFallback"' not in parts:
+        pieces = '"ByteFallback"' in parts or '"Metaspace"' in parts
+        if not byte_level and not pieces:
             raise UnsupportedError(
-                f"{path}: only byte-level BPE and BPE with byte fallback are supported"
+                f"{path}: only byte-level BPE and SentencePiece (BPE or unigram) are supported"
             )
         known = engine.get_vocab(with_added_tokens=True)
-        size = max(max(known.values(), default=-1) + 1, spec.vocab if spec else 0)
+        size = max(known.values(), default=-1) + 1
+        if size > MOST_TOKENS:
+            raise InputError(f"{path}: {size:,} tokens are not believable; download it again")
         tokens = [""] * size
         for text, i in known.items():
             tokens[i] = text
@@ -203,23 +263,27 @@ class Tokenizer:
             texts = [_piece_bytes(t, k) for t, k in zip(tokens, types)]
             probe = engine.encode("a", add_special_tokens=False).tokens
             prefix = bool(probe) and probe[0].startswith(SPACE)
+        names = _named_tokens(config)
         bos = spec.bos_id if spec else next((special[t] for t in _BOS if t in special), -1)
+        bos = known.get(names.get("bos_token", ""), bos)
         eos = spec.eos_ids[0] if spec and spec.eos_ids else -1
+        eos = known.get(names.get("eos_token", ""), eos)
         first = engine.encode("a").ids
         add_bos = bos >= 0 and bool(first) and first[0] == bos
-
-        def encode(text: str) -> list[int]:
-            return list(engine.encode(text, add_special_tokens=False).ids)
-
+        if str(config.get("tokenizer_class", "")).startswith(_WRITES_BOS):
+            # These classes of transformers write the template of tokenizer.json anew.
+            add_bos = bos >= 0 and bool(config.get("add_bos_token", True))
         return cls(
+            engine,
             texts,
             special,
-            encode,
+            vocab=spec.vocab if spec else 0,
             chat_template=spec.chat_template if spec else "",
             bos_id=bos,
             eos_id=eos,
             add_bos=add_bos,
             strip_first_space=prefix,
+            names=names,
         )
 
     @classmethod
@@ -263,12 +327,8 @@ class Tokenizer:
         tokens[3:259] = [f"<0x{b:02X}>" for b in range(256)]
         texts = [_piece_bytes(t, k) for t, k in zip(tokens, types)]
         special = {"<s>": 1, "</s>": 2}
-        encode = _pieces(tokens, scores, types, True)
-        return cls(texts, special, encode, bos_id=1, eos_id=2, add_bos=True, strip_first_space=True)
-
-
-def _raise(message: str) -> None:
-    raise InputError(f"the chat template refuses the conversation: {message}")
+        engine = _pieces(tokens, scores, types, True)
+        return cls(engine, texts, special, bos_id=1, eos_id=2, add_bos=True, strip_first_space=True)
 
 
 def _byte_level_texts(tokens: list[str], types: list[int]) -> list[bytes]:
@@ -284,36 +344,63 @@ def _byte_level_texts(tokens: list[str], types: list[int]) -> list[bytes]:
     return out
 
 
+def _named_tokens(config: dict[str, Any]) -> dict[str, Any]:
+    """What tokenizer_config.json calls bos_token, eos_token and so on, where it says so."""
+    names = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token")
+    out: dict[str, Any] = {}
+    for name in (*names, "mask_token"):
+        value = config.get(name)
+        value = value.get("content") if isinstance(value, dict) else value
+        if isinstance(value, str):
+            out[name] = value
+    return out
+
+
+def _add_tokens(engine: Any, config: dict[str, Any]) -> None:
+    """Adds tokens of tokenizer_config.json that tokenizer.json lacks, as transformers does."""
+    entries = config.get("added_tokens_decoder") or {}
+    have = engine.get_added_tokens_decoder()
+    for i in sorted(entries, key=int):
+        entry = entries[i]
+        flags = ("single_word", "lstrip", "rstrip", "special")
+        options = {k: bool(entry.get(k, False)) for k in flags}
+        normalized = bool(entry.get("normalized", not options["special"]))
+        token = AddedToken(entry["content"], normalized=normalized, **options)
+        if have.get(int(i)) != token:
+            engine.add_special_tokens([token]) if token.special else engine.add_tokens([token])
+
+
 def _byte_level(
-    tokens: list[str], merges: list[tuple[str, ...]], pre: str
-) -> Callable[[str], list[int]]:
+    tokens: list[str], types: list[int], merges: list[tuple[str, ...]], pre: str | None
+) -> Any:
+    """The engine of byte-level BPE that cuts text as ``pre`` names it."""
     vocab = {t: i for i, t in enumerate(tokens)}
     if not merges:
         raise InputError("the tokenizer has no merges; convert the model again")
-    # Llama 3 takes a whole word that is in the vocabulary without merging up to it.
-    engine = Engine(models.BPE(vocab=vocab, merges=merges, ignore_merges=pre == "llama-bpe"))
-    steps: list[Any]
-    if pre == "smollm":
-        steps = [
-            pre_tokenizers.Digits(individual_digits=True),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True),
-        ]
-    elif pre in ("gpt-2", "default"):
-        steps = [pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)]
-    elif pre in ("qwen2", "llama-bpe"):
-        pattern = _QWEN if pre == "qwen2" else _QWEN.replace(r"\p{N}|", r"\p{N}{1,3}|", 1)
-        steps = [
-            pre_tokenizers.Split(Regex(pattern), "isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    else:
-        raise UnsupportedError(
-            f"pre-tokenizer {pre!r} is not supported; known: smollm, gpt-2, qwen2, llama-bpe"
-        )
-    if pre == "qwen2":
-        engine.normalizer = normalizers.NFC()
-    engine.pre_tokenizer = pre_tokenizers.Sequence(steps)
-    return lambda text: list(engine.encode(text, add_special_tokens=False).ids)
+    bpe = models.BPE(vocab=vocab, merges=merges)
+    engine = Engine(bpe)
+    if arrange(engine, pre):
+        bpe.ignore_merges = True
+        engine.model = bpe
+    engine.decoder = decoders.ByteLevel()
+    _recognise(engine, tokens, types, normalized=False)
+    return engine
+
+
+def _recognise(engine: Any, tokens: list[str], types: list[int], normalized: bool) -> None:
+    """Control and user tokens are found in text; the latter after the normaliser if asked."""
+    control = [
+        AddedToken(t, special=True, normalized=False)
+        for t, k in zip(tokens, types)
+        if k in (CONTROL, UNKNOWN) and t
+    ]
+    user = [
+        AddedToken(t, special=False, normalized=normalized)
+        for t, k in zip(tokens, types)
+        if k == USER and t
+    ]
+    engine.add_special_tokens(control)
+    engine.add_tokens(user)
 
 
 def _piece_bytes(text: str, kind: int) -> bytes:
@@ -324,62 +411,42 @@ def _piece_bytes(text: str, kind: int) -> bytes:
     return text.replace(SPACE, " ").encode()
 
 
-def _pieces(
-    tokens: list[str], scores: list[float], types: list[int], prefix: bool
-) -> Callable[[str], list[int]]:
-    """SentencePiece BPE: the neighbouring pair with the best score merges first.
+def _merges(scores: dict[str, float]) -> list[tuple[str, str]]:
+    """Every way to join two pieces to a third, the best piece first.
 
-    User tokens are found before, the longest first, and never merge. ``prefix``
-    puts a space before the text.
+    The order is that of transformers' converter, also where scores are equal.
     """
-    user = {t.replace(" ", SPACE): i for i, (t, k) in enumerate(zip(tokens, types)) if k == USER}
-    user.pop("", None)
-    found = "|".join(re.escape(t) for t in sorted(user, key=len, reverse=True))
-    split = re.compile(f"({found})") if found else None
-    vocab = {t: i for i, (t, k) in enumerate(zip(tokens, types)) if k == NORMAL}
-    fallback = {int(t[3:5], 16): i for i, (t, k) in enumerate(zip(tokens, types)) if k == BYTE}
+    ids = {t: i for i, t in enumerate(scores)}
+    out: list[tuple[str, str, float]] = []
+    for piece, score in scores.items():
+        pairs = [
+            (piece[:cut], piece[cut:], score)
+            for cut in range(1, len(piece))
+            if piece[:cut] in ids and piece[cut:] in ids
+        ]
+        out += sorted(pairs, key=lambda p: (ids[p[0]], ids[p[1]]))
+    out.sort(key=lambda p: (-p[2], -len(p[0]), -len(p[1])))
+    return [(a, b) for a, b, _ in out]
 
-    def encode(text: str) -> list[int]:
-        text = (SPACE if prefix else "") + text.replace(" ", SPACE)
-        ids: list[int] = []
-        for chunk in split.split(text) if split else [text]:
-            ids += [user[chunk]] if chunk in user else merge(chunk)
-        return ids
 
-    def merge(text: str) -> list[int]:
-        part: list[str] = list(text)
-        after = [*range(1, len(part)), -1]
-        before = list(range(-1, len(part) - 1))
-        heap: list[tuple[float, int, str, int]] = []
-
-        def offer(i: int) -> None:
-            j = after[i]
-            if j >= 0 and part[i] + part[j] in vocab:
-                joined = part[i] + part[j]
-                heapq.heappush(heap, (-scores[vocab[joined]], i, joined, j))
-
-        for i in range(len(part)):
-            offer(i)
-        while heap:
-            _, i, joined, j = heapq.heappop(heap)
-            if after[i] != j or part[i] + part[j] != joined or not part[i]:
-                continue
-            part[i], part[j] = joined, ""
-            after[i] = after[j]
-            if after[j] >= 0:
-                before[after[j]] = i
-            after[j] = -1
-            offer(i)
-            if before[i] >= 0:
-                offer(before[i])
-        ids: list[int] = []
-        i = 0 if part else -1
-        while i >= 0:
-            if part[i] in vocab:
-                ids.append(vocab[part[i]])
-            else:
-                ids += [fallback.get(b, 0) for b in part[i].encode()]
-            i = after[i]
-        return ids
-
-    return encode
+def _pieces(tokens: list[str], scores: list[float], types: list[int], prefix: bool) -> Any:
+    """The engine of SentencePiece BPE: the pair that makes the piece with the best score merges
+    first; characters without a piece become bytes. ``prefix`` puts a space before text."""
+    vocab = {t: i for i, t in enumerate(tokens)}
+    normal = {t: s for t, s, k in zip(tokens, scores, types) if k == NORMAL and t}
+    unknown = next((t for t, k in zip(tokens, types) if k == UNKNOWN), None)
+    engine = Engine(
+        models.BPE(
+            vocab=vocab,
+            merges=_merges(normal),
+            unk_token=unknown,
+            fuse_unk=True,
+            byte_fallback=True,
+        )
+    )
+    replace = normalizers.Replace(" ", SPACE)
+    engine.normalizer = (
+        normalizers.Sequence([normalizers.Prepend(SPACE), replace]) if prefix else replace
+    )
+    _recognise(engine, tokens, types, normalized=not prefix)
+    return engine

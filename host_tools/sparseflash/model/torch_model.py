@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -10,7 +10,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sparseflash.base.errors import UsageError
-from sparseflash.model.spec import Activation, Matrix, Model, Norm, Position, as_float32
+from sparseflash.model.spec import (
+    Activation,
+    LayerSpec,
+    Matrix,
+    Model,
+    Norm,
+    Position,
+    as_float32,
+)
 
 
 class Hooks:
@@ -77,8 +85,8 @@ class Cache:
 class _Weights:
     """One layer's tensors; absent ones are None."""
 
-    attn_norm: Tensor
-    ffn_norm: Tensor
+    attn_norm: Tensor | None
+    ffn_norm: Tensor | None
     q_proj: Tensor
     k_proj: Tensor
     v_proj: Tensor
@@ -102,8 +110,13 @@ class _Weights:
     """Of the FFN's input, of act and of h."""
 
 
-Angles = dict[tuple[float, float], tuple[Tensor, Tensor]]
-"""cos and sin (T, head_dim/2) by (theta, scale); empty without RoPE."""
+Angles = dict[LayerSpec, tuple[Tensor, Tensor]]
+"""cos and sin (T, head_dim/2) by what a layer says of RoPE; empty without RoPE."""
+
+
+def _angle_key(layer: LayerSpec) -> LayerSpec:
+    """The layer without what angles do not depend on."""
+    return replace(layer, window=0)
 
 
 @dataclass
@@ -132,6 +145,16 @@ def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Half-split RoPE on (B, H, T, head_dim) with cos, sin (T, head_dim/2)."""
     a, b = x.chunk(2, dim=-1)
     return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1)
+
+
+def _frequencies(layer: LayerSpec, head_dim: int) -> Tensor:
+    """``rope.frequencies`` in float32 throughout, as transformers computes them."""
+    dims = layer.turning(head_dim)
+    exponent = torch.arange(dims // 2, dtype=torch.float32) * 2 / max(dims, 1)
+    f = 1.0 / (layer.rope_theta**exponent) / layer.rope_scale
+    if layer.rope_factors:
+        f = f / torch.tensor(layer.rope_factors)
+    return F.pad(f, (0, (head_dim - dims) // 2))
 
 
 class TorchModel:
@@ -166,6 +189,7 @@ class TorchModel:
         self.head = self.embed if model.head is None else needed(model.head)
         self.final_norm = needed(model.final_norm)
         self.final_norm_bias = tensor(model.final_norm_bias)
+        self.head_bias = tensor(model.head_bias)
         self.positions = tensor(model.positions)
         self.layers = []
         for layer in model.layers:
@@ -179,11 +203,10 @@ class TorchModel:
                     if name.endswith("_proj") and value is not None:
                         setattr(w, name, value.to(matmul))
         self._head = self.head if matmul is None else self.head.to(matmul)
-        half = spec.head_dim // 2
-        exponent = torch.arange(half, dtype=torch.float32, device=self.device) * 2 / spec.head_dim
-        self._frequencies = [
-            1.0 / (layer.rope_theta**exponent) / layer.rope_scale for layer in spec.layers
-        ]
+        self._frequencies = {
+            key: _frequencies(key, spec.head_dim).to(self.device)
+            for key in {_angle_key(layer) for layer in spec.layers}
+        }
 
     # Pieces ---------------------------------------------------------------
 
@@ -194,7 +217,9 @@ class TorchModel:
         y = F.linear(x.to(weight.dtype), weight).to(x.dtype)
         return y if bias is None else y + bias
 
-    def _norm(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    def _norm(self, x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+        if weight is None:
+            return x
         if self.spec.norm is Norm.LAYER:
             return F.layer_norm(x, (x.shape[-1],), weight, bias, self.spec.norm_eps)
         return self._rms(x, weight)
@@ -217,11 +242,9 @@ class TorchModel:
         out: Angles = {}
         if self.spec.position is not Position.ROPE:
             return out
-        for layer, frequency in zip(self.spec.layers, self._frequencies):
-            key = (layer.rope_theta, layer.rope_scale)
-            if key not in out:
-                angle = positions.to(torch.float32)[:, None] * frequency[None]
-                out[key] = (angle.cos().to(self.dtype), angle.sin().to(self.dtype))
+        for key, frequency in self._frequencies.items():
+            angle = positions.to(torch.float32)[:, None] * frequency[None]
+            out[key] = (angle.cos().to(self.dtype), angle.sin().to(self.dtype))
         return out
 
     def _masks(self, t: int) -> dict[int, Tensor | None]:
@@ -238,6 +261,8 @@ class TorchModel:
 
     def _block(self, i: int, x: Tensor, run: Pass) -> Tensor:
         """Layer ``i`` on (B, T, dim)."""
+        if self.spec.parallel:
+            return x + self.attention_branch(i, x, run) + self.ffn_branch(i, x, run)
         x = x + self.attention_branch(i, x, run)
         return x + self.ffn_branch(i, x, run)
 
@@ -251,13 +276,16 @@ class TorchModel:
         q = hooks.matrix_out(i, "q", self._linear(yq, w.q_proj, w.q_bias))
         k = hooks.matrix_out(i, "k", self._linear(yk, w.k_proj, w.k_bias))
         v = hooks.matrix_out(i, "v", self._linear(yv, w.v_proj, w.v_bias))
+        if spec.qk_norm_whole:
+            assert w.q_norm is not None and w.k_norm is not None
+            q, k = self._rms(q, w.q_norm), self._rms(k, w.k_norm)
         q = q.view(b, t, spec.n_heads, spec.head_dim)
         k, v = (y.view(b, t, spec.n_kv_heads, spec.head_dim) for y in (k, v))
-        if w.q_norm is not None and w.k_norm is not None:
+        if w.q_norm is not None and w.k_norm is not None and not spec.qk_norm_whole:
             q, k = self._rms(q, w.q_norm), self._rms(k, w.k_norm)
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
         if run.angles:
-            cos, sin = run.angles[(kind.rope_theta, kind.rope_scale)]
+            cos, sin = run.angles[_angle_key(kind)]
             q, k = _rotate(q, cos, sin), _rotate(k, cos, sin)
         mask, causal = run.masks.get(kind.window), cache is None
         if cache is not None:
@@ -361,7 +389,7 @@ class TorchModel:
     @torch.no_grad()
     def logits(self, hidden: Tensor) -> Tensor:
         """Scores (..., vocab) of final-norm outputs (..., dim)."""
-        return self._linear(hidden, self._head)
+        return self._linear(hidden, self._head, self.head_bias)
 
     def forward(self, ids: Tensor, hooks: Hooks | None = None) -> Tensor:
         """Logits (B, T, vocab) of token ids (B, T)."""
@@ -400,7 +428,7 @@ class TorchModel:
             x = self._block(i, x, run)
         cache.length += 1
         x = self._norm(x[:, 0], self.final_norm, self.final_norm_bias)
-        return self._linear(x, self._head).reshape(*tokens.shape, -1)
+        return self._linear(x, self._head, self.head_bias).reshape(*tokens.shape, -1)
 
     def _check_length(self, t: int) -> None:
         if self.spec.position is Position.LEARNED and t > self.spec.context:

@@ -1,139 +1,79 @@
-"""The stages, one artefact each, under ``build/``; the command line and the tests call these.
+"""The stages, one artefact each; the command line and the tests call these.
 
-build/models/<model>/    model.sfm, calibration.npz and .json, libsparseflash.so, perplexity.*
-build/<board>/<model>/   plan.json, gen/, firmware, flashed/, bench.*
+``places`` says where each artefact lies.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from sparseflash import __version__
 from sparseflash.base.errors import InputError, MismatchError, UnsupportedError, UsageError
-from sparseflash.base.files import work, write_json
+from sparseflash.base.files import root, write_csv, write_json
+from sparseflash.codegen import footprint
 from sparseflash.codegen.build import build_firmware, build_library
 from sparseflash.codegen.generate import generate
-from sparseflash.device.emulator import EmulatorProcess
-from sparseflash.device.host_board import HostProcess
-from sparseflash.device.link.client import Device
-from sparseflash.device.runners import Files, flash_files, reply_seconds, start_board
-from sparseflash.image.factors import BY_ROWS, Factors
-from sparseflash.image.reference import INPUTS, SITES, THRESHOLDS, Reference
-from sparseflash.image.sfm import Formats, Image, pack
+from sparseflash.device.bench import bench
+from sparseflash.device.flash_curve import measure as flash_curve
+from sparseflash.device.runners import Files, flash_files
+from sparseflash.device.session import Session
+from sparseflash.image.factors import Factors
+from sparseflash.image.formats import BY_ROWS, INPUTS, THRESHOLDS, Formats
+from sparseflash.image.screen import head_rows
+from sparseflash.image.sfm import Image, pack
 from sparseflash.measure.engine import Engine, dense_thresholds
+from sparseflash.model import recipes
 from sparseflash.model.load import load_model
-from sparseflash.model.recipes import Recipe, fetch, fetch_tokenizer
-from sparseflash.model.spec import Model
+from sparseflash.model.load.delta import apply_delta
+from sparseflash.model.recipes import Recipe, delta_path, fetch, fetch_tokenizer
+from sparseflash.model.spec import Model, Words
+from sparseflash.pipeline.places import Places, curve_path
 from sparseflash.plan.boards import Board, load_board
-from sparseflash.plan.placement import Use, use_of
-from sparseflash.plan.plan import make_plan, plan_digest
+from sparseflash.plan.kept import read_plan
+from sparseflash.plan.placement import use_of
+from sparseflash.plan.plan import make_plan
+from sparseflash.plan.planner import check_streams, choose, propose, streams
 from sparseflash.sparsity import registry
-from sparseflash.sparsity.calibrate import (
-    DEFAULT_TEXTS,
-    DEFAULT_TOKENS,
-    DEFAULT_WINDOW,
-    Calibration,
-    calibrate,
-    calibration_windows,
-)
+from sparseflash.sparsity.calibrate import Calibration, calibrate
 from sparseflash.sparsity.neuron_order import load_order, measure_order, save_order
+from sparseflash.sparsity.setting import (
+    NEURONS,
+    PERCENT,
+    Setting,
+    check_method,
+    formats_for,
+    thresholds_of,
+)
+from sparseflash.sparsity.texts import (
+    calibration_settings,
+    calibration_tokens,
+    check_unseen,
+    evaluation_text,
+    evaluation_windows,
+    held_out_windows,
+)
+from sparseflash.sparsity.windows import spread
 
 if TYPE_CHECKING:
-    from sparseflash.sparsity.masks import LayerRules
+    from sparseflash.measure.perplexity import Row
+    from sparseflash.sparsity.prices import Prices
     from sparseflash.sparsity.study import Study
-
-DEVICE_METHODS = tuple(m.name for m in registry.METHODS.values() if m.device)
-"""Methods that thresholds of a layer express."""
-NEURONS = ("gate", "act", "up", "h")
-"""Sites of true values that drop neurons."""
-
-
-@dataclass(frozen=True)
-class Places:
-    """Paths of one model, and of it on one board."""
-
-    model: str
-    board: str = "host"
-
-    @property
-    def folder(self) -> Path:
-        return work() / "build" / "models" / self.model
-
-    @property
-    def image(self) -> Path:
-        """The image in the layout that the board asks for."""
-        return self.image_of(load_board(self.board).raw.get("layout", "joint"))
-
-    def image_of(self, layout: str, screened: bool = False, asvd: float = 0.0) -> Path:
-        """model.sfm, and its twins of another layout, with a head proxy or in factors."""
-        names = ["model", *([layout] * (layout != "joint")), *(["screened"] * screened)]
-        return self.folder / ".".join([*names, *([f"asvd{asvd:g}"] * (asvd > 0)), "sfm"])
-
-    def planned_image(self) -> Path:
-        """The image that the plan was made for."""
-        return self.folder / str(read_plan(self.plan)["image"]["file"])
-
-    @property
-    def calibration(self) -> Path:
-        return self.folder / "calibration.npz"
-
-    @property
-    def target(self) -> Path:
-        return work() / "build" / self.board / self.model
-
-    @property
-    def plan(self) -> Path:
-        return self.target / "plan.json"
-
-    @property
-    def firmware(self) -> Path:
-        return self.target / "firmware"
-
-    @property
-    def flashed(self) -> Path:
-        return self.target / "flashed"
 
 
 def open_model(recipe: Recipe) -> Model:
     """Downloads if needed and loads; the model takes the recipe's name."""
     model = load_model(fetch(recipe), fetch_tokenizer(recipe))
+    if recipe.delta is not None:
+        model = apply_delta(model, delta_path(recipe.delta), recipe.delta.budget)
     model.name = recipe.name
     return model
-
-
-def formats_for(recipe: Recipe, settings: Sequence[Setting] = ()) -> Formats:
-    """The grids of the recipe's weights, stored as the methods need them.
-
-    Raises:
-        UsageError: one image cannot serve all of them.
-    """
-    f = recipe.formats
-    needs = {(s.guess, s.columns, s.guessed) for s in settings} - {(None, (), ())}
-    if len({(m and (m.proxy or m.name), *rest) for m, *rest in needs}) > 1:
-        raise UsageError(
-            "one image has proxies of one width, one predictor or one set of matrices by columns; "
-            "ask for one prox, one predictor, one teal or marginal at one sparsity at a time"
-        )
-    m, columns, guessed = needs.pop() if needs else (None, (), ())
-    guess, rank, signs = (m.proxy, m.rank, m.signs) if m else (0, 0, False)
-    # Its rows take fewer instructions than its columns where no neuron is dropped.
-    rows = f["ffn"] == "r8" and settings and not any(s.drops_neurons for s in settings)
-    return Formats(
-        f["attn"],
-        f["ffn"],
-        f["embed"],
-        guess=guess,
-        signs=signs,
-        rank=rank,
-        guessed=guessed,
-        down="rows" if rows else "columns",
-        columns=columns,
-    )
 
 
 def pack_model(
@@ -207,83 +147,40 @@ def calibrated(model: Model, recipe: Recipe) -> Calibration:
     return result
 
 
-def calibration_settings(recipe: Recipe) -> dict[str, Any]:
-    """texts, tokens, window and seed: the recipe's, and defaults for the rest."""
-    return {
-        "texts": DEFAULT_TEXTS,
-        "tokens": DEFAULT_TOKENS,
-        "window": DEFAULT_WINDOW,
-        "seed": 1,
-        **recipe.calibration,
-    }
+PLANNED = ("auto", "planned")
+"""Methods that look at the board: auto by kept prices, planned by measuring all anew."""
 
 
-def calibration_tokens(
-    model: Model, recipe: Recipe, seed: int = 0, tokens: int = 0
-) -> tuple[np.ndarray, dict[str, str]]:
-    """Calibration windows (n, tokens) and the SHA-256 of their texts; ``seed`` draws others."""
-    settings = calibration_settings(recipe)
-    return calibration_windows(
-        model,
-        list(settings["texts"]),
-        tokens or int(settings["tokens"]),
-        int(settings["window"]),
-        seed or int(settings["seed"]),
-    )
-
-
-def check_method(method: str, percent: float) -> None:
-    """Refuses a method that does not exist or that no device runs, and a sparsity out of range."""
-    if not registry.method(method).device:
+def check_asked(method: str, percent: float | None, speculate: str = "", asvd: float = 0.0) -> None:
+    """Refuses, before anything is loaded, what no device runs."""
+    named = "marginal" if method in PLANNED else method
+    check_method(named, PERCENT if percent is None else percent)
+    if method in PLANNED and (speculate or asvd):
         raise UsageError(
-            f"method {method!r} is measured on the host only (make sparsity); a device runs "
-            f"{', '.join(DEVICE_METHODS)}"
+            f"method {method} takes neither --speculate nor --asvd; name another, as --method h"
         )
-    if not 0 <= percent < 100:
-        raise UsageError(f"sparsity {percent:g} is out of range; give 0 up to below 100 percent")
 
 
-@dataclass(frozen=True)
-class Setting:
-    """A method at a sparsity on one model."""
-
-    method: str
-    percent: float
-    levels: dict[str, np.ndarray]
-    """Share dropped by site, and by ``proxy`` or predictor, (layers,) each; empty is dense."""
-    thresholds: np.ndarray
-    """float32 (layers, 12), in the order of THRESHOLDS."""
-    speculate: str = ""
-    """Method whose guess only reads early what the mask may ask for."""
-    use: Use | None = None
-    """Shares of rows that a token reads, where they were measured."""
-    expected: dict[str, float] = field(default_factory=dict)
-    """Of the planner: ``ratio`` of perplexity to dense and its error, measured; what the model of
-    the loss predicted, now and with a megabyte more; numbers of layers by what stays whole."""
-    predictor: str = ""
-    """Method whose predictor picks the neurons of layers with a level ``proxy``."""
-
-    @property
-    def guess(self) -> registry.Method | None:
-        """The method whose proxies or predictor the image needs."""
-        m = registry.method(self.speculate or self.predictor or self.method)
-        return m if self.levels and m.guess else None
-
-    @property
-    def guessed(self) -> tuple[bool, ...]:
-        """``Formats.guessed``: not all layers use the predictor of a plan."""
-        return tuple(bool(v > 0) for v in self.levels["proxy"]) if self.predictor else ()
-
-    @property
-    def drops_neurons(self) -> bool:
-        return self.guess is not None or bool({*NEURONS} & {*self.levels})
-
-    @property
-    def columns(self) -> tuple[str, ...]:
-        """What the image stores by columns: ``Formats.columns``."""
-        from sparseflash.sparsity.bytes import columns_of
-
-        return columns_of(self.levels)
+def setting_on(
+    model: Model,
+    recipe: Recipe,
+    board: Board,
+    method: str,
+    percent: float | None,
+    kv_len: int | None = None,
+    ram: int | None = None,
+    head_rows: int = 0,
+    speculate: str = "",
+    asvd: float = 0.0,
+    progress: Callable[[str], None] = lambda _: None,
+) -> Setting:
+    """What a method drops on a board; percent None takes the method's own."""
+    if method == "auto":
+        return auto_for(model, recipe, board, percent, kv_len, ram, head_rows, progress)
+    percent = PERCENT if percent is None else percent
+    if method == "planned":
+        return planned_for(model, recipe, board, percent, kv_len, ram, head_rows, progress)
+    return setting_for(model, recipe, method, percent, speculate, asvd, progress)
 
 
 def setting_for(
@@ -293,6 +190,7 @@ def setting_for(
     percent: float,
     speculate: str = "",
     asvd: float = 0.0,
+    progress: Callable[[str], None] = lambda _: None,
 ) -> Setting:
     """The method's levels and thresholds at ``percent``, from the recipe's calibration.
 
@@ -307,9 +205,11 @@ def setting_for(
                 f"--speculate {speculate} for method {method}: give it a prox, svd or lowrank "
                 "method, and a method that drops neurons by their true values, as cats and h do"
             )
-        found = setting_for(model, recipe, method, percent, asvd=asvd)
+        found = setting_for(model, recipe, method, percent, asvd=asvd, progress=progress)
         guess = THRESHOLDS.index("guess")
-        early = setting_for(model, recipe, speculate, percent, asvd=asvd).thresholds
+        early = setting_for(
+            model, recipe, speculate, percent, asvd=asvd, progress=progress
+        ).thresholds
         found.thresholds[:, guess] = early[:, guess]
         return replace(found, speculate=speculate)
     out = np.zeros((n, len(THRESHOLDS)), np.float32)
@@ -324,20 +224,11 @@ def setting_for(
             for i in range(n):
                 out[i, THRESHOLDS.index(site)] = calibration.threshold(i, site, percent / 100)
         return Setting(method, percent, levels, out)
-    study = study_of(model, recipe, asvd)
-    levels = study.levels(m, percent / 100)
+    from sparseflash.sparsity.levels import levels_of
+
+    study = study_of(model, recipe, asvd, progress)
+    levels = levels_of(study, m, percent / 100)
     return Setting(method, percent, levels, thresholds_of(study.rules(m, levels)))
-
-
-def thresholds_of(layers: Sequence[LayerRules]) -> np.ndarray:
-    """What the rules of every layer compare with, float32 (layers, 12)."""
-    out = np.zeros((len(layers), len(THRESHOLDS)), np.float32)
-    for i, rules in enumerate(layers):
-        for site, rule in rules.sites.items():
-            out[i, THRESHOLDS.index(site)] = rule.threshold
-        if rules.proxy is not None:
-            out[i, THRESHOLDS.index("guess")] = rules.proxy.rule.threshold
-    return out
 
 
 def factors_for(model: Model, recipe: Recipe, percent: float) -> Factors:
@@ -363,18 +254,63 @@ def study_folder(recipe: Recipe, asvd: float = 0.0) -> Path:
     return Places(recipe.name).folder / (f"study.asvd{asvd:g}" if asvd else "study")
 
 
-def study_of(model: Model, recipe: Recipe, asvd: float = 0.0) -> Study:
+def study_of(
+    model: Model,
+    recipe: Recipe,
+    asvd: float = 0.0,
+    progress: Callable[[str], None] = lambda _: None,
+) -> Study:
     """A study without evaluation text, on the tokens of the calibration."""
     from sparseflash.sparsity.study import Study
 
     ids, _ = calibration_tokens(model, recipe)
     model, formats = in_factors(model, recipe, asvd)
-    folder, trained = study_folder(recipe, asvd), recipe.predictors
-    return Study(model, formats, ids, ids[:0], folder, calibrated(model, recipe), trained=trained)
+    progress("calibrating")
+    return Study(
+        model,
+        formats,
+        ids,
+        ids[:0],
+        study_folder(recipe, asvd),
+        calibrated(model, recipe),
+        progress=progress,
+        trained=recipe.predictors,
+    )
 
 
-def curve_path(board: Board) -> Path:
-    return work() / "build" / board.id / "flash_curve.json"
+def open_study(
+    model_name: str,
+    text: str | None = None,
+    windows: int = 0,
+    progress: Callable[[str], None] = lambda _: None,
+    device: str = "cpu",
+    asvd: float = 0.0,
+) -> Study:
+    """A study of a recipe's model with its calibration and evaluation texts, kept under build/.
+
+    asvd: percent of the projections' bytes that ASVD's factors leave; 0 has none.
+    """
+    from sparseflash.model.torch_model import TorchModel
+    from sparseflash.sparsity.study import Study
+
+    recipe = recipes.load_recipe(model_name)
+    model, formats = in_factors(open_model(recipe), recipe, asvd)
+    calibration = calibrated(model, recipe)
+    ids, _ = calibration_tokens(model, recipe)
+    tested = evaluation_windows(model, recipe, text)
+    check_unseen(calibration, tested, evaluation_text(recipe, text))
+    tested = spread(tested, windows) if windows > 0 else tested
+    return Study(
+        model,
+        formats,
+        ids,
+        tested,
+        study_folder(recipe, asvd),
+        calibration,
+        TorchModel(model, device=device),
+        progress,
+        recipe.predictors,
+    )
 
 
 def with_curve(board: Board) -> Board:
@@ -384,6 +320,161 @@ def with_curve(board: Board) -> Board:
     curve = json.loads(curve_path(board).read_text())
     stream = board.raw["stream"] | {"gap": int(curve["gap"]), "curve": curve}
     return replace(board, raw=board.raw | {"stream": stream})
+
+
+def prices_digest(model: Model, recipe: Recipe) -> str:
+    """Of the source and of the calibration that prices belong to."""
+    settings = calibration_settings(recipe)
+    texts = {n: recipes.text_sha256(n) for n in settings["texts"] if n != "random"}
+    what = [model.source.get("sha256", ""), settings, texts]
+    return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
+
+
+def prices_of(model: Model, recipe: Recipe) -> Prices | None:
+    """Prices that were measured here, or are kept with the recipe; None where there are none."""
+    from sparseflash.sparsity.prices import Prices
+
+    digest = prices_digest(model, recipe)
+    kept = (Places(recipe.name).prices, recipes.root() / "models" / f"{recipe.name}.prices.npz")
+    for path in kept:
+        if path.is_file() and (found := Prices.load(path, digest)) is not None:
+            return found
+    return None
+
+
+def measure_prices(
+    model: Model, recipe: Recipe, progress: Callable[[str], None] = lambda _: None
+) -> Path:
+    """prices.npz: what drops cost at every site and level, and the thresholds of the levels."""
+    from sparseflash.sparsity.budgets.marginal import model_of
+    from sparseflash.sparsity.prices import GRID, Prices
+    from sparseflash.sparsity.sites import key
+
+    study, marginal = study_of(model, recipe, progress=progress), registry.method("marginal")
+    found = Prices(*model_of(study, marginal), thresholds={})
+    for site in marginal.sites:
+        name = key(site, marginal.score)
+        rows = [
+            [study.scores.threshold(i, name, t) for t in GRID] for i in range(len(model.layers))
+        ]
+        found.thresholds[site] = np.array(rows, np.float32)
+    path = Places(recipe.name).prices
+    found.save(path, prices_digest(model, recipe))
+    return path
+
+
+def dense_plan(
+    model: Model,
+    recipe: Recipe,
+    board: Board,
+    kv_len: int | None = None,
+    ram: int | None = None,
+    head_rows: int = 0,
+) -> dict[str, Any]:
+    """The plan of a board that streams when nothing is dropped."""
+    none = np.zeros((model.spec.n_layers, len(THRESHOLDS)), np.float32)
+    image = pack_model(model, recipe, "split", screened=head_rows > 0)
+    positions = kv_len or min(recipe.kv_len, board.kv_len_default)
+    return make_plan(image, board, none, positions, ram=ram, head_rows=head_rows)
+
+
+def auto_for(
+    model: Model,
+    recipe: Recipe,
+    board: Board,
+    percent: float | None = None,
+    kv_len: int | None = None,
+    ram: int | None = None,
+    head_rows: int = 0,
+    progress: Callable[[str], None] = lambda _: None,
+) -> Setting:
+    """What ``planner.choose`` takes for the board and the RAM by the prices that are there.
+
+    percent: fewer streamed bytes; None leaves it to the planner.
+
+    Raises:
+        UsageError: no plan streams so little.
+        TooSmallError: the RAM holds no plan.
+    """
+    board, dense, prices = with_curve(board), {}, None
+    if streams(board):
+        progress("planning without drops")
+        dense = dense_plan(model, recipe, board, kv_len, ram, head_rows)
+        prices = prices_of(model, recipe)
+    progress("choosing what stays in RAM and what streams")
+    formats = formats_for(recipe)
+    found, reason = choose(model.spec, formats, board, dense, percent, prices)
+    thresholds = np.zeros((model.spec.n_layers, len(THRESHOLDS)), np.float32)
+    if found is None:
+        return Setting("dense", 0.0, {}, thresholds, reason=reason)
+    assert prices is not None
+    for site, levels in found.levels.items():
+        thresholds[:, THRESHOLDS.index(site)] = prices.threshold(site, levels)
+    saved = 100 * (1 - found.read / dense["placement"]["total"]["read"])
+    return Setting(
+        "marginal",
+        round(saved, 1),
+        found.levels,
+        thresholds,
+        use=found.use,
+        expected=found.expected,
+        reason=reason,
+    )
+
+
+def planned_for(
+    model: Model,
+    recipe: Recipe,
+    board: Board,
+    percent: float,
+    kv_len: int | None = None,
+    ram: int | None = None,
+    head_rows: int = 0,
+    progress: Callable[[str], None] = lambda _: None,
+) -> Setting:
+    """What the planner proposes for the board and the RAM, measured on text beside calibration's.
+
+    head_rows: of a screened head.
+
+    Raises:
+        UsageError: the board does not stream, or no plan streams so little.
+        TooSmallError: the RAM holds no plan.
+    """
+    from sparseflash.sparsity.budgets.marginal import model_of
+    from sparseflash.sparsity.evaluate import ratio_of
+    from sparseflash.sparsity.predict.guessed import guessed
+    from sparseflash.sparsity.prices import Prices
+
+    marginal = registry.method("marginal")
+    check_method(marginal.name, percent)
+    check_streams(board)
+    board = with_curve(board)
+    dense = dense_plan(model, recipe, board, kv_len, ram, head_rows)
+    if not dense["placement"]["total"]["streamed"] or not percent:
+        none = np.zeros((model.spec.n_layers, len(THRESHOLDS)), np.float32)
+        return Setting("dense", 0.0, {}, none, expected={"ratio": 1.0})
+    study = study_of(model, recipe, progress=progress)
+    prices = Prices(*model_of(study, marginal), thresholds={})
+    named = [m for m in map(registry.method, recipe.predictors) if not study.ahead(m)]
+    prices.guesses = [guessed(study, m) for m in named]
+    progress("choosing what stays in RAM")
+    found = propose(model.spec, study.formats, board, dense, percent, prices)
+    rules = study.rules(marginal, found.levels)
+    if found.predictor is not None:
+        guesses = study.rules(found.predictor, found.levels)
+        for i, level in enumerate(found.levels["proxy"]):
+            rules[i].proxy = guesses[i].proxy if level > 0 else None
+    progress("measuring the plan")
+    ratio, error = ratio_of(study.runner, rules, held_out_windows(model, recipe))
+    return Setting(
+        marginal.name,
+        percent,
+        found.levels,
+        thresholds_of(rules),
+        use=found.use,
+        expected={"ratio": ratio, "ratio_error": error} | found.expected,
+        predictor=found.predictor.name if found.predictor else "",
+    )
 
 
 def plan_and_generate(
@@ -414,19 +505,6 @@ def plan_and_generate(
     plan["placement"] |= setting.expected
     generate(plan, places.target / "gen", board)
     write_json(places.plan, plan)
-    return plan
-
-
-def read_plan(path: Path) -> dict[str, Any]:
-    """A plan.json. Raises InputError when it is damaged."""
-    try:
-        plan = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as e:
-        raise InputError(f"{path}: no readable plan ({e}); run make generate flash again") from e
-    if not isinstance(plan, dict) or not {"model_sha", "thresholds", "memory", "image"} <= set(
-        plan
-    ):
-        raise InputError(f"{path}: not a plan; run make generate flash again")
     return plan
 
 
@@ -463,116 +541,147 @@ def flash_board(
     return flash_files(board, files, places.flashed, runner, asked, dry)
 
 
-class Session:
-    """A device under its plan: starts its process, or opens ``port``. A context manager."""
-
-    def __init__(self, model: str, board_id: str, port: str | None = None) -> None:
-        self.board = board = load_board(board_id)
-        places = Places(model, board_id)
-        plan_path = places.flashed / "plan.json"
-        if not plan_path.is_file():
-            raise UsageError(
-                f"{model} is not flashed on {board_id}; run make generate flash BOARD={board_id} "
-                f"MODEL={model}"
-            )
-        self.plan: dict[str, Any] = read_plan(plan_path)
-        self.image = Image(places.flashed / "model.sfm")
-        self._process: HostProcess | EmulatorProcess | None = None
-        if port is None:
-            self._process = start_board(board, places.flashed)
-            if self._process is None:
-                raise UsageError(f"board {board_id} needs PORT=, the serial port it is on")
-            port = self._process.url
-        timeout = reply_seconds(board)
-        sha, digest = self.image.sha256, plan_digest(self.plan)
-        try:
-            if isinstance(self._process, EmulatorProcess):
-                self.device = Device.connect(self._process.port, port, sha, digest, timeout)
-            else:
-                self.device = Device.open(port, sha, digest, timeout=timeout)
-        except BaseException:
-            self._stop()
-            raise
-
-    def _stop(self) -> None:
-        if self._process is not None:
-            self._process.stop()
-
-    def __enter__(self) -> Session:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.device.close()
-        self._stop()
-
-    @property
-    def thresholds(self) -> np.ndarray:
-        """Those of the mask: a guess that only reads early has none."""
-        out = np.array(self.plan["thresholds"], np.float32)
-        if self.plan.get("speculate"):
-            out[:, THRESHOLDS.index("guess")] = 0
-        return out
+def session(model: str, board_id: str, port: str | None = None) -> Session:
+    """The device of a board under what was flashed on it: its process, or the one on ``port``."""
+    return Session(load_board(board_id), Places(model, board_id).flashed, model, port)
 
 
-@dataclass
-class Difference:
-    """The first place where the device and the reference part."""
-
-    position: int
-    layer: int
-    site: str
-    index: int
-    device: float
-    reference: float
-
-    def __str__(self) -> str:
-        return (
-            f"position {self.position}, layer {self.layer}, site {self.site}[{self.index}]: "
-            f"device {self.device!r}, reference {self.reference!r}"
-        )
+def open_tokenizer(model: str) -> tuple[Words, tuple[int, ...]]:
+    """The tokenizer of a recipe's model, and the ids that end an answer."""
+    loaded = open_model(recipes.load_recipe(model))
+    if loaded.tokenizer is None:
+        raise UsageError(f"{model} has no tokenizer, so it cannot chat; give another MODEL")
+    return loaded.tokenizer, loaded.spec.eos_ids
 
 
-def validate(
-    device: Device,
-    image: Image,
-    ids: np.ndarray,
-    thresholds: np.ndarray,
-    progress: Any = None,
-    head_rows: int = 0,
-) -> Difference | None:
-    """Compares every site of every layer and all logits of ``ids`` bit by bit."""
-    want = Reference(image).run(ids, thresholds, head_rows=head_rows)
-    hashes = want.hashes()
-    device.reset()
-    device.trace(True)
-    for p, token in enumerate(ids):
-        device.step(int(token))
-        wrong = np.argwhere(device.read_trace() != hashes[p])
-        if len(wrong):
-            layer, site = (int(v) for v in wrong[0])
-            return _locate(device, want.sites[layer][SITES[site]][p], ids[: p + 1], layer, site)
-        logits = device.logits()
-        bad = np.flatnonzero(logits.view(np.uint32) != want.logits[p].view(np.uint32))
-        if len(bad):
-            i = int(bad[0])
-            return Difference(
-                p, image.spec.n_layers, "logits", i, float(logits[i]), float(want.logits[p][i])
-            )
-        if progress is not None:
-            progress(p + 1)
-    device.trace(False)
-    return None
+def validation_ids(model: str, positions: int) -> np.ndarray:
+    """Tokens of a fixed text, and random ones when the model has no tokenizer."""
+    loaded = open_model(recipes.load_recipe(model))
+    if loaded.tokenizer is None:
+        return np.random.default_rng(1).integers(0, loaded.spec.vocab, positions)
+    words = "Once upon a time, a small board read only the weights it needed. " * 40
+    return np.array(loaded.tokenizer.encode(words)[:positions])
 
 
-def _locate(device: Device, want: np.ndarray, ids: np.ndarray, layer: int, site: int) -> Difference:
-    """Runs the sequence again and fetches the values of the site that differs."""
-    device.reset()
-    device.tap(layer, site)
-    device.prefill([int(i) for i in ids])
-    got = device.read_tap()
-    bad = np.flatnonzero(got.view(np.uint32) != np.ascontiguousarray(want).view(np.uint32))
-    i = int(bad[0]) if len(bad) else 0
-    return Difference(len(ids) - 1, layer, SITES[site], i, float(got[i]), float(want[i]))
+def bench_board(
+    model: str, board_id: str, port: str | None, tokens: int, repetitions: int
+) -> dict[str, Any]:
+    """bench.json and .csv: what the device does in a second, and what it reads."""
+    with session(model, board_id, port) as opened:
+        ids = [int(i) for i in validation_ids(model, 16)]
+        time_model = "clock" if port else str(opened.board.settings().get("time", "clock"))
+        result = bench(opened.device, ids, tokens, repetitions, time_model)
+        plan = opened.plan
+    result |= {"version": __version__, "method": plan["method"], "sparsity": plan["sparsity"]}
+    result |= {"head_rows": plan.get("head_rows", 0)}
+    result |= {"model_sha": plan["model_sha"], "seed": "greedy"}
+    folder = Places(model, board_id).target
+    write_json(folder / "bench.json", result)
+    write_csv(folder / "bench.csv", [result])
+    return result
+
+
+def measure_curve(board: Board, model: str) -> tuple[Path, dict[str, Any]]:
+    """flash_curve.json: what a read of the board's flash costs by its size."""
+    if "stream" not in board.raw or board.kind != "process":
+        raise UsageError(f"board {board.id} does not stream from a disk; host-flash does")
+    image = Places(model, board.id).image
+    if not image.is_file():
+        raise UsageError(f"{image} is missing; run make generate BOARD={board.id} first")
+    curve = flash_curve(image, int(board.raw["stream"]["ring_buffers"]))
+    write_json(curve_path(board), curve)
+    return curve_path(board), curve
+
+
+def program_sizes(board: Board, model: str) -> dict[str, dict[str, int]]:
+    """Bytes by section of each part of the built program, and of all."""
+    build_board(board, model, show=False)
+    rows = footprint.sizes(board, Places(model, board.id).firmware)
+    total = {s: sum(r.get(s, 0) for r in rows.values()) for s in footprint.SECTIONS}
+    return {**rows, "total": total}
+
+
+def program_stack(board: Board, model: str) -> footprint.Stack:
+    """The deepest stack of the built program."""
+    build_board(board, model, show=False)
+    return footprint.stack(board, Places(model, board.id).firmware)
+
+
+def perplexity_of(
+    model: str,
+    wanted: Sequence[tuple[str, float]],
+    text: str | None = None,
+    tokens: int = 0,
+    window: int = 0,
+    head: str = "exact",
+    asvd: float = 0.0,
+    progress: Callable[[float], None] = lambda _: None,
+) -> tuple[Path, list[Row], dict[str, Any]]:
+    """perplexity.json, .csv and .png of dense and of methods at percents: folder, rows and about.
+
+    tokens, window: 0 takes the recipe's. progress: is told the share that is done.
+    """
+    from sparseflash.measure.perplexity import measure, write_report
+
+    recipe, rows_of_head = recipes.load_recipe(model), head_rows(head)
+    for method, percent in wanted:
+        check_method(method, percent)
+    loaded = open_model(recipe)
+    ids = evaluation_windows(loaded, recipe, text, tokens, window)
+    name = evaluation_text(recipe, text)
+    check_unseen(calibrated(loaded, recipe), ids, name)
+    asked = [setting_for(loaded, recipe, m, s, asvd=asvd) for m, s in wanted]
+    image = pack_model(loaded, recipe, settings=asked, screened=rows_of_head > 0, asvd=asvd)
+    host_engine(image, recipe, ids.shape[1], rows_of_head)
+    variants: list[tuple[str, float, np.ndarray]] = [("dense", 0.0, dense_thresholds(image))]
+    variants += [(s.method, s.percent, s.thresholds) for s in asked]
+    folder, done = Places(model).folder, 0
+
+    def step() -> None:
+        nonlocal done
+        done += 1
+        progress(done / (len(ids) * (1 + len(variants))))
+
+    rows = measure(loaded, image, folder / "libsparseflash.so", ids, variants, step)
+    about = {
+        "model": model,
+        "text": name,
+        "tokens": int(ids.size),
+        "window": int(ids.shape[1]),
+        "head": head,
+        "asvd": asvd,
+        "version": __version__,
+        "model_sha": image.sha256.hex(),
+    }
+    write_report(rows, folder, about)
+    return folder, rows, about
+
+
+def export_gguf(model: str, out: Path, method: str, percent: float, order: bool) -> None:
+    """A copy of the model's GGUF with thresholds, and if asked the neuron order and a predictor.
+
+    Raises:
+        UsageError: the model does not come from a GGUF file.
+    """
+    from sparseflash.model.load.gguf_out import SparseKeys, write_sparse_gguf
+
+    recipe = recipes.load_recipe(model)
+    source = recipes.fetch(recipe)
+    if source.suffix != ".gguf":
+        raise UsageError(f"{model} comes from {source.name}, not from a GGUF file")
+    loaded = open_model(recipe)
+    setting = setting_for(loaded, recipe, method, percent)
+    guess = setting.guess
+    predictor = recipe.predictors.get(guess.name) if guess and guess.rank else None
+    keys = SparseKeys(
+        method,
+        setting.percent,
+        THRESHOLDS,
+        np.asarray(setting.thresholds, np.float32),
+        neuron_order(loaded, recipe).astype(np.int32) if order else None,
+        (root() / predictor.path).read_bytes() if predictor else b"",
+    )
+    write_sparse_gguf(source, out, keys)
 
 
 def host_engine(

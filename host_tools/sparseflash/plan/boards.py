@@ -1,7 +1,10 @@
-"""Boards: one declarative file each, ``firmware/port/<board>/board.yaml``."""
+"""Boards: one declarative file each, ``firmware/port/<board>/board.yaml``, and their CPUs in
+``firmware/port/cpus.yaml``."""
 
 from __future__ import annotations
 
+import platform
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -38,7 +41,14 @@ class Board:
     sram_bytes: int
     flash_bytes: int
     kv_len_default: int
+    cpu: str
+    """Its entry in ``cpus.yaml``."""
+    tier: str
+    """Folder of the kernels that it is built with."""
+    tiers: dict[str, list[str]]
+    """Of a tier that is chosen at run time: folders, and the flags of each."""
     toolchain: dict[str, Any]
+    """``cc``, ``machine``, ``cflags``, ``ldflags`` and so on of its CPU and its own."""
     sources: list[str]
     runner: str
     """How ``flash`` and the sessions reach it, unless another of ``runners`` is asked for."""
@@ -79,6 +89,52 @@ def board_ids() -> list[str]:
     return sorted(p.parent.name for p in (root() / "firmware" / "port").glob("*/board.yaml"))
 
 
+def tier_kernels(tier: str, tiers: dict[str, list[str]]) -> set[str]:
+    """Kernels that a tier, or some tier of those at run time, has in place of plain C."""
+    kernels = root() / "firmware" / "kernels"
+    found: set[str] = set()
+    for folder in (tier, *tiers):
+        for name in ("tier.h", "has.h"):
+            if (kernels / folder / name).is_file():
+                found |= set(re.findall(r"X\(\w+, (\w+)\)", (kernels / folder / name).read_text()))
+    return found
+
+
+def native_tier() -> str:
+    """The tier of this machine."""
+    known = {"x86_64": "x86_64", "amd64": "x86_64", "aarch64": "aarch64", "arm64": "aarch64"}
+    return known.get(platform.machine().lower(), "plain")
+
+
+def _yaml(path: Path) -> dict[str, Any]:
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as e:
+        raise InputError(f"{path} cannot be read as YAML ({' '.join(str(e).split())})") from e
+    if not isinstance(raw, dict):
+        raise InputError(f"{path} holds no mapping of names to values; see that of board host")
+    return raw
+
+
+def load_cpu(name: str, own: dict[str, Any]) -> tuple[str, dict[str, list[str]], dict[str, Any]]:
+    """Tier, tiers at run time and toolchain of a CPU; lists of ``own`` follow those of the CPU.
+
+    Raises:
+        InputError: no such CPU.
+    """
+    path = root() / "firmware" / "port" / "cpus.yaml"
+    raw = _yaml(path)
+    if name not in raw["cpus"]:
+        raise InputError(f"{path} has no CPU {name!r}; it has {', '.join(raw['cpus'])}")
+    chain = dict(raw["cpus"][name])
+    tier = str(chain.pop("tier"))
+    if tier == "native":
+        tier = native_tier()
+    for key, value in own.items():
+        chain[key] = [*chain.get(key, []), *value] if isinstance(value, list) else value
+    return tier, raw["run_time"].get(tier, {}), chain
+
+
 def _memory(raw: dict[str, Any]) -> Memory:
     return Memory(
         name=str(raw["name"]),
@@ -100,14 +156,10 @@ def load_board(name: str) -> Board:
     path = folder / "board.yaml"
     if not path.is_file():
         raise UsageError(f"no board {name!r} under firmware/port; there are {board_ids()}")
-    try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as e:
-        raise InputError(f"{path} cannot be read as YAML ({' '.join(str(e).split())})") from e
-    if not isinstance(raw, dict):
-        raise InputError(f"{path} holds no mapping of names to values; see that of board host")
+    raw = _yaml(path)
     try:
         memories = tuple(_memory(m) for m in raw.get("memories", []))
+        tier, tiers, chain = load_cpu(str(raw["cpu"]), raw.get("toolchain", {}))
         data = [m.length for m in memories if "data" in m.holds]
         return Board(
             id=raw["id"],
@@ -117,7 +169,10 @@ def load_board(name: str) -> Board:
             sram_bytes=int(data[0] if data else raw["sram_bytes"]),
             flash_bytes=int(raw["flash"]["bytes"] if "flash" in raw else raw["flash_bytes"]),
             kv_len_default=int(raw["kv_len_default"]),
-            toolchain=raw["toolchain"],
+            cpu=str(raw["cpu"]),
+            tier=tier,
+            tiers=tiers,
+            toolchain=chain,
             sources=list(raw["sources"]),
             runner=raw["runner"],
             runners={str(k): v or {} for k, v in raw.get("runners", {}).items()},

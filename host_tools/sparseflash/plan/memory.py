@@ -14,6 +14,8 @@ from sparseflash.model.spec import ModelSpec
 BYTES = {"int8_t": 1, "uint8_t": 1, "int16_t": 2, "uint16_t": 2, "int32_t": 4, "uint32_t": 4}
 BYTES |= {"float": 4, "int64_t": 8}
 """Of the C types."""
+PART_BYTES = 28
+"""Of the C struct of a part."""
 
 
 @dataclass(frozen=True)

@@ -11,32 +11,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-from sparseflash.image.columns import column_bytes, table_bytes, tables
-from sparseflash.image.factors import shape_of
-from sparseflash.image.quantize import row_bytes
+from sparseflash.image.formats import Formats, shape_of
+from sparseflash.image.grids import column_bytes, row_bytes, table_bytes, tables
+from sparseflash.model.spec import ModelSpec
 from sparseflash.plan.reads import Reading
-from sparseflash.sparsity.budgets.marginal import GRID, KINDS, Curves
-from sparseflash.sparsity.predict.guessed import KIND, Guessed
-
-if TYPE_CHECKING:
-    from sparseflash.plan.placement import Use
-    from sparseflash.sparsity.study import Levels, Study
-
-
-@dataclass
-class Units:
-    """Options of a kind of unit, (layers, options) each; the first is pinned and dense."""
-
-    cost: dict[str, np.ndarray]
-    """Predicted nats by kind of ``marginal``, or of a guess."""
-    drift: np.ndarray
-    streamed: np.ndarray
-    """Bytes read a token."""
-    ram: np.ndarray
+from sparseflash.plan.solver import Units
+from sparseflash.sparsity.prices import GRID, KIND, KINDS, Curves, Guessed
+from sparseflash.sparsity.registry import Levels
+from sparseflash.sparsity.sites import Use
 
 
 @dataclass(frozen=True)
@@ -91,13 +76,14 @@ class Options:
 
     def __init__(
         self,
-        study: Study,
+        spec: ModelSpec,
+        formats: Formats,
         reading: Reading,
         curves: Curves,
         drift: dict[str, np.ndarray],
         guessed: Guessed | None = None,
     ) -> None:
-        self.spec, self.formats = study.model.spec, study.formats
+        self.spec, self.formats = spec, formats
         self.reading, self.curves, self.drift, self.guessed = reading, curves, drift, guessed
         self.ffn = list(ffn_options(self.formats.ffn != "r8", guessed is not None))
         self.units = {k: self._attention(k) for k in ("attn", "o")} | {"ffn": self._ffn()}
@@ -180,12 +166,12 @@ class Options:
         levels = {"xg": grid[x], "xu": np.where(by_rows, 0.0, grid[x])}
         levels |= {"act": grid[a], "h": grid[s], "proxy": grid[g]}
         up, columns = c.rows[at, a], c.columns[at, a, s]
-        use: Use = {"scales": c.column_blocks[at, a, s]}
+        use: Use = {"down_scales": c.column_blocks[at, a, s]}
         if self.guessed is not None:
             kept = self.guessed.kept[at, g]
             use["gate"] = np.where(g > 0, kept, 1.0)
             up, columns = (np.where(g > 0, kept, v) for v in (up, columns))
-            use["scales"] = np.where(g > 0, self.guessed.blocks[at, g], use["scales"])
+            use["down_scales"] = np.where(g > 0, self.guessed.blocks[at, g], use["down_scales"])
         use |= {"up": up, "down": columns}
         use |= {"xg": c.kept["x"][at, x], "xu": c.kept["x"][at, x]}
         use |= {f"{m}_scales": c.blocks["x"][at, x] for m in ("gate", "up")}

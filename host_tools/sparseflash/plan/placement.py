@@ -15,18 +15,14 @@ from typing import Any
 import numpy as np
 
 from sparseflash.base.errors import TooSmallError
-from sparseflash.image.columns import column_bytes, table_bytes, tables
-from sparseflash.image.factors import shape_of
-from sparseflash.image.proxy import proxy_row_bytes
-from sparseflash.image.quantize import row_bytes
-from sparseflash.image.reference import INPUTS as INPUT_SITES
-from sparseflash.image.sfm import MATRICES, Formats, Image, Section, record_layout
+from sparseflash.image.formats import FACTORED
+from sparseflash.image.formats import INPUTS as INPUT_SITES
+from sparseflash.image.sfm import Image
+from sparseflash.image.weights import Weight, is_ffn
 from sparseflash.plan.reads import Reading
+from sparseflash.sparsity.sites import Use
 
 PIN_ALIGN = 64
-Use = dict[str, np.ndarray]
-"""Expected share of rows that a token reads, (layers,), by kind of part; of inputs by their site
-(``q``, ``k``, ``v``, ``o``, ``xg``, ``xu``). What is not named is read whole."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +39,9 @@ class Part:
     use: float = 1.0
     fetched: float = 1.0
     """Bytes that are expected to be read from flash for each of its bytes."""
+    grid: str = ""
+    shift: int = 0
+    """What the product by columns of the grid needs."""
     input: str = ""
     """Site of the inputs whose columns the rows are; empty for a matrix by rows."""
     pinned: int = 0
@@ -55,25 +54,25 @@ class Part:
         return (self.rows - 1) * self.stride + self.bytes
 
 
-def kinds_of(formats: Formats) -> tuple[str, ...]:
+def kinds_of(image: Image) -> tuple[str, ...]:
     """Parts of a layer in order of use, the same for all; a layer leaves those without rows that it
-    does not need. A matrix by columns has a part for its scales after it, one that can be in
-    factors its A after a part for B."""
-    out: list[str] = []
-    for matrix in MATRICES:
-        stored = formats.stored(matrix)
-        each = "qkv" if matrix == "qkv" else (matrix,)
-        if formats.guesses and matrix == ("qkv" if formats.ahead else "gate"):
-            out += [*(["guess_b"] * (formats.rank > 0)), "guess_gate"]
-            out += ["guess_up"] * (not formats.signs)
-        if formats.ranks:
-            out += [name for m in each for name in (f"{m}_b", m)]
-        elif matrix == "qkv":
-            out += ["qkv"] * (stored != "columns")
-            out += [n for m in each if stored != "rows" for n in (m, f"{m}_scales")]
-        else:
-            out += [matrix, *([f"{matrix}_scales"] * (stored != "rows"))]
-    return (*out, *(["scales"] * (formats.down == "columns")), "down")
+    does not need. A matrix by columns has a part for its scales after it, down_proj before it; in
+    an image with factors every projection that can have them has a part for B before it."""
+    there = {w.role for w in image.weights.values()}
+    factored = any(f"{m}_b" in there for m in FACTORED)
+    rows = {w.role for w in image.weights.values() if not w.columns}
+    ahead = image.formats.ahead
+    guess: list[str] = [k for k in ("guess_b", "guess_gate", "guess_up") if k in there]
+    out: list[str] = [*(guess if ahead else [])]
+    out += ["qkv"] * ("q" in rows and not factored)
+    for m in FACTORED:
+        if m == "gate" and not ahead:
+            out += guess
+        together = m in ("q", "k", "v") and not factored
+        columns = any(w.role == m and w.columns for w in image.weights.values())
+        out += [f"{m}_b"] * factored + [m] * (not together or columns)
+        out += [f"{m}_scales"] * (f"{m}_scales" in there)
+    return (*out, *(["down_scales"] * ("down_scales" in there)), "down")
 
 
 def use_of(levels: dict[str, np.ndarray]) -> Use:
@@ -95,82 +94,27 @@ def use_of(levels: dict[str, np.ndarray]) -> Use:
     }
 
 
-class _Layer:
-    """The parts of one layer, by kind."""
+SITES = {"gate": "xg", "up": "xu"}
+"""Of the inputs of a matrix by columns, where it is not the matrix's own name."""
 
-    def __init__(self, image: Image, layer: int, use: Use) -> None:
-        self.image, self.layer, self.use = image, layer, use
-        self.parts: dict[str, Part] = {}
 
-    def add(
-        self, kind: str, at: int, stride: int, size: int, rows: int, ffn: bool, site: str = ""
-    ) -> int:
-        """Rows of ``size`` bytes; returns where they end. ``site``: of inputs, if they are its
-        columns."""
-        name = site or kind
-        use = float(self.use[name][self.layer]) if name in self.use else 1.0
-        self.parts[kind] = Part(kind, self.layer, at, stride, size, rows, ffn, use, input=site)
-        return at + rows * stride
+def _kernels(grid: str) -> str:
+    """What the kernels of a grid are named by: proxies of all widths share them."""
+    return "proxy" if grid.startswith("proxy") else grid
 
-    def matrix(self, name: str, at: int, stride: int = 0) -> int:
-        """A projection at ``at``, by rows (of a stride), by columns or in factors; returns where
-        the next one lies."""
-        s, f, ffn = self.image.spec, self.image.formats, name in ("gate", "up")
-        rows, cols = shape_of(s, name)
-        fmt = f.grid_of(name)
-        size = row_bytes(cols, fmt)
-        if f.by_columns(self.layer, "qkv" if name in "qkv" else name):
-            site = {"gate": "xg", "up": "xu"}.get(name, name)
-            column, table = column_bytes(rows, fmt), table_bytes(rows, fmt)
-            end = self.add(name, at, column, column, cols, ffn, site)
-            return self.add(f"{name}_scales", end, table, table, cols // 32, ffn)
-        places = self.image.factor_offsets(self.layer) if f.ranks else {}
-        if name in places:
-            b, a, wide, small = places[name]
-            start = self.image.offset(Section.FACTORS, self.layer)
-            self.add(f"{name}_b", start + b, wide, wide, (a - b) // wide, ffn)
-            self.add(name, start + a, small, small, rows, ffn)
-            return at
-        return self.add(name, at, stride or size, size, rows, ffn)
 
-    def attention(self) -> None:
-        """q, k, v and o."""
-        s, f = self.image.spec, self.image.formats
-        at = self.image.offset(Section.ATTN, self.layer)
-        if f.ranks or f.by_columns(self.layer, "qkv"):
-            for name in "qkv":
-                at = self.matrix(name, at)
-        else:
-            row = row_bytes(s.dim, f.attn)
-            at = self.add("qkv", at, row, row, s.q_dim + 2 * s.kv_dim, False)
-        self.matrix("o", at)
+def _part(w: Weight, kind: str, layer: int, use: Use, count: int = 0, usual: float = 1.0) -> Part:
+    """A part of one weight, or of several that lie one after the other.
 
-    def guess(self) -> None:
-        """The proxies, the low-rank predictor, or the signs of gate."""
-        s, f = self.image.spec, self.image.formats
-        at, size = self.image.offset(Section.GUESS, self.layer), proxy_row_bytes(s.dim, f.guess)
-        if f.rank:
-            wide, size = row_bytes(s.dim, "q4"), row_bytes(f.rank, "q4")
-            at = self.add("guess_b", at, wide, wide, f.rank, True)
-        if f.signs:
-            self.add("guess_gate", at, s.dim // 8, s.dim // 8, s.ffn_dim, True)
-            return
-        for kind in ("guess_gate", "guess_up"):
-            at = self.add(kind, at, size, size, s.ffn_dim, True)
-
-    def ffn(self) -> None:
-        """Gate, up, and down with its scales."""
-        s, f = self.image.spec, self.image.formats
-        records = self.image.offset(Section.RECORDS, self.layer)
-        gate, up, down = record_layout(s, f, self.layer)
-        self.matrix("gate", records + gate.at, gate.stride)
-        self.matrix("up", records + up.at, up.stride)
-        if f.down == "rows":
-            self.add("down", records + down.at, down.stride, down.size, s.dim, True)
-            return
-        table, scales = table_bytes(s.dim, f.ffn), self.image.offset(Section.SCALES, self.layer)
-        self.add("scales", scales, table, table, tables(s.ffn_dim, f.ffn), True)
-        self.add("down", records + down.at, down.stride, down.size, s.ffn_dim, True)
+    usual: the share of its rows that a token reads where ``use`` does not say.
+    """
+    site = SITES.get(w.role, w.role) if w.columns and w.role != "down" else ""
+    name = site or kind
+    share = float(use[name][layer]) if name in use else usual
+    place = (w.at, w.stride, w.size, count or w.count)
+    return Part(
+        kind, layer, *place, w.is_ffn, share, input=site, grid=_kernels(w.grid), shift=w.shift
+    )
 
 
 def parts_of(image: Image, use: Use | None = None, head_rows: int = 0) -> list[Part]:
@@ -178,27 +122,32 @@ def parts_of(image: Image, use: Use | None = None, head_rows: int = 0) -> list[P
 
     use: what a token is expected to read; head_rows: what a screened head computes exactly.
     """
-    s, f = image.spec, image.formats
-    kinds = kinds_of(f)
+    s, use = image.spec, use or {}
+    kinds = kinds_of(image)
+    grids: dict[str, str] = {}
+    for known in image.weights.values():
+        grids.setdefault(known.role, _kernels(known.grid))
     out = []
     for i in range(s.n_layers):
-        layer = _Layer(image, i, use or {})
-        layer.attention()
-        layer.ffn()
-        if f.guesses_in(i):
-            layer.guess()
-        ffn = {k for k in kinds if k.split("_")[0] in ("gate", "up")}
-        out += [layer.parts.get(k, Part(k, i, 0, 0, 0, 0, k in ffn)) for k in kinds]
-    e_row = row_bytes(s.dim, f.embed)
-    head = image.offset(Section.EMBED if s.tied_head else Section.HEAD)
+        for kind in kinds:
+            role = "q" if kind == "qkv" else kind
+            w = image.weights.get((i, role))
+            rows = w is not None and not w.columns
+            apart = "qkv" in kinds and kind in ("q", "k", "v")
+            if w is None or (kind == "qkv" and not rows) or (apart and rows):
+                grid = grids.get(role) or grids[role.removesuffix("_b")]
+                out.append(Part(kind, i, 0, 0, 0, 0, is_ffn(role), grid=grid))
+            else:
+                count = sum(image.weight(m, i).count for m in "qkv") if kind == "qkv" else 0
+                usual = s.active_share if kind in ("up", "down") else 1.0
+                out.append(_part(w, kind, i, use, count, usual))
+    head = image.weight("embed" if s.tied_head else "head")
     if head_rows:
-        proxy, p_row = image.offset(Section.HEAD_PROXY), row_bytes(s.dim, f.head_proxy)
-        out.append(Part("head_proxy", s.n_layers, proxy, p_row, p_row, s.vocab, False))
+        out.append(_part(image.weight("head_proxy"), "head_proxy", s.n_layers, {}))
     share = head_rows / s.vocab if head_rows else 1.0
-    out.append(Part("head", s.n_layers, head, e_row, e_row, s.vocab, False, share))
-    embed = image.offset(Section.EMBED)
-    out.append(Part("embed", s.n_layers, embed, e_row, e_row, s.vocab, False, 1 / s.vocab))
-    return out
+    out.append(replace(_part(head, "head", s.n_layers, {}), use=share))
+    embed = _part(image.weight("embed"), "embed", s.n_layers, {})
+    return [*out, replace(embed, use=1 / s.vocab)]
 
 
 def _padded(size: int) -> int:
@@ -217,8 +166,8 @@ def place(
         replace(p, fetched=float(reading.share(p.bytes, p.use))) if p.rows else p for p in parts
     ]
     groups = [
-        [p for p in parts if p.rows and p.kind.endswith("scales")],
-        [p for p in parts if p.rows and not p.kind.endswith("scales") and p.kind != "embed"],
+        [p for p in parts if p.rows and p.kind.endswith("_scales")],
+        [p for p in parts if p.rows and not p.kind.endswith("_scales") and p.kind != "embed"],
     ]
     if budget < 0:
         raise TooSmallError(

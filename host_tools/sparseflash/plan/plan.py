@@ -2,54 +2,61 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 
 from sparseflash.base.errors import TooSmallError, UnsupportedError, UsageError
-from sparseflash.image.columns import padded, tables
-from sparseflash.image.reference import INPUTS, THRESHOLDS
+from sparseflash.image.formats import INPUTS, THRESHOLDS, Formats
+from sparseflash.image.grids import grid, padded
 from sparseflash.image.screen import check_rows
-from sparseflash.image.sfm import MATRICES, Formats, Image, Section, vector_layout
-from sparseflash.plan.boards import Board
-from sparseflash.plan.memory import ARRAYS, Size, bytes_of, memory_table, sizes_of
-from sparseflash.plan.placement import Part, Use, kinds_of, parts_of, pinned_bytes, place, summary
+from sparseflash.image.sfm import Image, Section, vector_layout
+from sparseflash.plan.boards import Board, tier_kernels
+from sparseflash.plan.memory import ARRAYS, PART_BYTES, Size, bytes_of, memory_table, sizes_of
+from sparseflash.plan.placement import Part, kinds_of, parts_of, pinned_bytes, place, summary
 from sparseflash.plan.reads import Reading
+from sparseflash.sparsity.sites import Use
 
 RUNTIME_VERSION = 5
-PART_BYTES = 28
-"""Of ``sf_part``."""
+LEAST_KINDS = 6
+"""Parts of a layer of a model by rows."""
 
 
-def outputs_of(image: Image, block_scaled: bool = False) -> int:
-    """The most outputs of a matrix stored by columns, down_proj among them; 0 without any.
+def outputs_of(image: Image, sums: str) -> int:
+    """The most outputs, in whole groups, of a matrix by columns whose sums are so held.
 
-    block_scaled: only of those where 32 columns share scales.
+    sums: ``wide`` in 64 bits, ``narrow`` in 32: those of a block of columns that share scales, and
+    those of columns that carry their own.
     """
-    s, f = image.spec, image.formats
-    by_columns = {"down": s.dim} if f.down == "columns" else {}
-    sizes = {"qkv": max(s.q_dim, s.kv_dim), "o": s.dim, "gate": s.ffn_dim, "up": s.ffn_dim}
-    by_columns |= {m: n for m, n in sizes.items() if f.stored(m) != "rows"}
-    grids = {m: f.attn if m in ("qkv", "o") else f.ffn for m in by_columns}
-    wanted = [n for m, n in by_columns.items() if not block_scaled or tables(64, grids[m]) > 1]
-    return padded(max(wanted, default=0))
+
+    def held(name: str) -> bool:
+        g = grid(name)
+        own, blocks = not g.tables(1), g.tables(64) > 1
+        return not own if sums == "wide" else own or blocks
+
+    found = [w.outputs for w in image.weights.values() if w.columns and held(w.grid)]
+    return padded(max(found, default=0))
+
+
+def stored(image: Image, role: str) -> str:
+    """``columns`` or ``rows`` when every layer stores a matrix so, ``both`` when they differ."""
+    by = {w.columns for w in image.weights.values() if w.role == role}
+    return "both" if len(by) > 1 else "columns" if by.pop() else "rows"
 
 
 def memory_sizes(image: Image, kv_len: int, head_rows: int = 0) -> list[Size]:
     """The sizes of the arrays that the generated C declares."""
-    f = image.formats
+    inputs = [w for w in image.weights.values() if w.columns and w.role != "down"]
     return sizes_of(
         image.spec,
         kv_len,
-        outputs=outputs_of(image),
-        block_outputs=outputs_of(image, block_scaled=True),
-        rank=f.rank,
-        most_rank=f.most_rank,
-        signs=f.signs,
-        input_columns=bool(f.columns),
+        outputs=outputs_of(image, "wide"),
+        block_outputs=outputs_of(image, "narrow"),
+        rank=image.rank,
+        most_rank=max([image.rank, *image.ranks], default=0),
+        signs=image.predictor_grid == "signs",
+        input_columns=bool(inputs),
         head_rows=head_rows,
     )
 
@@ -87,7 +94,7 @@ def _flash_and_parts(
         start, end = image.offset(Section.VECTORS), image.offset(Section.ROPE)
         flash["constants"] = end + image.section(Section.ROPE).size - start
         memory["vectors and tables"] = flash["constants"]
-    more = len(kinds_of(image.formats)) - len(kinds_of(Formats()))
+    more = len(kinds_of(image)) - LEAST_KINDS
     if more and "code and constants" in board.reserve:  # which holds the parts of a model by rows
         memory["parts by columns or guesses"] = PART_BYTES * more * image.spec.n_layers
     memory["program and stack"] = int(stream.get("program_bytes", 0))
@@ -95,9 +102,31 @@ def _flash_and_parts(
     budget = ram - sum(memory.values()) - sum(board.reserve.values())
     reading = Reading.of(stream)
     parts = place(parts, budget, image.spec.tied_head, ram, board.id, reading)
+    _check_rows_fit(flash, parts, head_rows, board.id)
     memory["pinned weights"] = flash["pinned_bytes"] = pinned_bytes(parts)
     memory["total"] = sum(memory.values())
     return {"mode": "stream", **flash}, parts
+
+
+def _check_rows_fit(flash: dict[str, Any], parts: list[Part], head_rows: int, board: str) -> None:
+    """Refuses a streamed row that no buffer holds; adds the longest of each ring to ``flash``."""
+    picked = {"gate", "up", "down"} | ({"head"} if head_rows else set())
+    edge = 2 * flash["align"]  # a read begins and ends at whole units
+    for ring in ("ring", "pick"):
+        longest = 0
+        for p in parts:
+            if p.pinned >= p.rows or p.kind == "embed" or p.kind.endswith("scales"):
+                continue  # these have buffers of their own, of the longest row
+            if ring == "pick" and p.kind not in picked and not p.input:
+                continue
+            longest = max(longest, p.stride)
+            if p.stride + edge > flash[f"{ring}_bytes"]:
+                raise TooSmallError(
+                    f"board {board}: a row of {p.kind} of layer {p.layer} takes {p.stride:,} bytes "
+                    f"and the {ring} buffers hold {flash[f'{ring}_bytes'] - edge:,}; raise "
+                    f"{ring}_bytes in its board.yaml or choose a smaller model"
+                )
+        flash[f"{ring}_row"] = longest
 
 
 def _expectation(parts: list[Part], board: Board) -> dict[str, Any]:
@@ -109,6 +138,21 @@ def _expectation(parts: list[Part], board: Board) -> dict[str, Any]:
         out["read_seconds"] = out["total"]["read"] * b
         streamed = [p.fetched for p in parts if p.pinned < p.rows and p.kind != "embed"]
         out["seconds_saved_by_a_megabyte"] = 1e6 * b * max(streamed, default=0.0)
+    return out
+
+
+def warnings(formats: Formats, board: Board) -> list[str]:
+    """What is worth knowing before an image goes to a board, one sentence each."""
+    has = tier_kernels(board.tier, board.tiers)
+    out = []
+    better = sorted(k[4:] for k in has if k in ("dot_q4", "dot_q8"))
+    for name in sorted({formats.attn, formats.ffn, formats.embed}):
+        if f"dot_{name}" not in has and better:
+            out.append(
+                f"format {name} is computed in plain C on board {board.id} (CPU {board.cpu}), "
+                f"which has faster kernels for {' and '.join(better)}: choose one of them under "
+                "formats"
+            )
     return out
 
 
@@ -132,7 +176,7 @@ def make_plan(
     Raises:
         TooSmallError: SRAM or flash of the board does not hold it; names the line that overflows.
     """
-    s, f = image.spec, image.formats
+    s = image.spec
     kv_len = min(kv_len or board.kv_len_default, s.context)
     if s.ffn_dim > 65535:
         raise UnsupportedError(f"ffn_dim {s.ffn_dim} exceeds the 65535 that masks can index")
@@ -141,7 +185,7 @@ def make_plan(
             f"board {board.id}: the image takes {image.size:,} bytes of flash and the board has "
             f"{board.flash_bytes:,}; choose a smaller model or a board with more flash"
         )
-    head_rows = check_rows(head_rows, s.vocab, f.head_proxy)
+    head_rows = check_rows(head_rows, s.vocab, image.has("head_proxy"))
     sizes = memory_sizes(image, kv_len, head_rows)
     memory = memory_table(sizes)
     kept = sum(board.reserve.values())
@@ -158,7 +202,7 @@ def make_plan(
             f"is {worst!r} with {memory[worst]:,}: {advice}"
         )
     ram = min(ram or board.sram_bytes, board.sram_bytes)
-    if speculate and not f.guesses:
+    if speculate and not image.predictor_grid:
         raise UsageError(
             f"the image of {image.name} has nothing that guesses neurons to speculate with; give "
             "--speculate a prox, svd, lowrank or signs method and generate again"
@@ -166,15 +210,15 @@ def make_plan(
     flash, parts = _flash_and_parts(
         image, board, memory, ram, use or {}, head_rows, bool(speculate)
     )
-    stored = {(p.layer, p.input) for p in parts}
+    inputs = {(p.layer, p.input) for p in parts}
     for i, row in enumerate(np.asarray(thresholds)):
         limits = dict(zip(THRESHOLDS, row, strict=True))
-        if any(limits[site] > 0 and (i, site) not in stored for site in INPUTS):
+        if any(limits[site] > 0 and (i, site) not in inputs for site in INPUTS):
             raise UnsupportedError(
                 f"the image of {image.name} has rows where {method} needs columns; pack again"
             )
     guesses = np.asarray(thresholds)[:, THRESHOLDS.index("guess")]
-    if any(t > 0 and not f.guesses_in(i) for i, t in enumerate(guesses)):
+    if any(t > 0 and not image.has("guess_gate", i) for i, t in enumerate(guesses)):
         raise UnsupportedError(
             f"the image of {image.name} has nothing that guesses neurons in a layer where method "
             f"{method} needs it; pack again"
@@ -193,18 +237,14 @@ def make_plan(
         "sparsity": sparsity,
         "kv_len": kv_len,
         "head_rows": head_rows,
-        "formats": {"attn": f.attn, "ffn": f.ffn, "embed": f.embed, "head_proxy": f.head_proxy},
-        "kinds": list(kinds_of(f)),
-        "guess_bits": f.guess,
-        "signs": f.signs,
-        "guesses": f.guesses,
-        "rank": f.rank,
-        "ahead": f.ahead,
-        "factored": bool(f.ranks),
+        "kinds": list(kinds_of(image)),
+        "predictor_grid": image.predictor_grid,
+        "rank": image.rank,
+        "ahead": image.formats.ahead,
+        "factored": bool(image.ranks),
         "speculate": speculate,
         "speculates": bool(speculate),
-        "down": f.down,
-        "stored": {m: f.stored(m) for m in MATRICES},
+        "stored": {m: stored(image, m) for m in ("gate", "up", "down")},
         "score_scale": float(np.float32(s.score_scale * 1.4426950408889634)),
         "model": {
             "family": s.family,
@@ -216,6 +256,9 @@ def make_plan(
             "n_kv_heads": s.n_kv_heads,
             "head_dim": s.head_dim,
             "activation": s.activation.value,
+            "gate_inputs": s.gate_inputs,
+            "act_threshold": s.act_threshold,
+            "own_thresholds": s.own_thresholds,
             "norm_eps": s.norm_eps,
             "qk_norm": s.qk_norm,
             "sandwich_norms": s.sandwich_norms,
@@ -243,8 +286,3 @@ def make_plan(
         "parts": [asdict(p) for p in parts],
         "placement": _expectation(parts, board) if flash["mode"] == "stream" else {},
     }
-
-
-def plan_digest(plan: dict[str, Any]) -> bytes:
-    """SHA-256 of the canonical JSON of a plan."""
-    return hashlib.sha256(json.dumps(plan, sort_keys=True).encode()).digest()

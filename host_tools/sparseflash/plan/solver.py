@@ -15,8 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from sparseflash.base.errors import UsageError
-from sparseflash.plan.options import Units
-from sparseflash.sparsity.budgets.marginal import LEAST_SLOPE, RISE_COSTS, Rises
+from sparseflash.sparsity.prices import LEAST_SLOPE, RISE_COSTS, Rises
 
 STEPS = 20
 SWEEPS = 10
@@ -28,6 +27,18 @@ MOST_RISE = 0.3
 
 Pick = dict[str, np.ndarray]
 """An option of each layer, (layers,) by kind of unit."""
+
+
+@dataclass
+class Units:
+    """Options of a kind of unit, (layers, options) each; the first is pinned and dense."""
+
+    cost: dict[str, np.ndarray]
+    """Predicted nats by kind of ``marginal``, or of a guess."""
+    drift: np.ndarray
+    streamed: np.ndarray
+    """Bytes read a token."""
+    ram: np.ndarray
 
 
 @dataclass
@@ -200,6 +211,7 @@ def solve(problem: Problem) -> Solved:
 class TooMuchError(UsageError):
     """More bytes than can be saved; ``least`` is what can still be reached."""
 
-    def __init__(self, least: float) -> None:
-        super().__init__(f"no plan streams so little; the least is {least:,.0f} bytes a token")
+    def __init__(self, least: float, sentence: str = "") -> None:
+        said = f"no plan streams so little; the least is {least:,.0f} bytes a token"
+        super().__init__(sentence or said)
         self.least = least

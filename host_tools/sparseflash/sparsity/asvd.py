@@ -20,21 +20,19 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from sparseflash.base.errors import UsageError
-from sparseflash.image.factors import FACTORED, Factors, factor_bytes, shape_of
-from sparseflash.image.quantize import GROUP, Blocks, pack_rows, quantize, row_bytes
-from sparseflash.sparsity.evaluate import spread
+from sparseflash.image.factors import Factors, factor_bytes
+from sparseflash.image.formats import FACTORED, shape_of
+from sparseflash.image.grids import GROUP, Blocks, pack_rows, quantize, row_bytes
 from sparseflash.sparsity.gradients import OUTPUTS, SEED, walk
 from sparseflash.sparsity.predict.lowrank import PREDICTOR_TOKENS, moments, whitened_factors
-
-if TYPE_CHECKING:
-    from sparseflash.sparsity.study import Study
+from sparseflash.sparsity.study import Study
+from sparseflash.sparsity.windows import spread
 
 TOKENS = 1024
 """Of calibration text, for prices."""

@@ -14,10 +14,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sparseflash.image.columns import column_bytes, table_bytes
-from sparseflash.image.factors import shape_of
-from sparseflash.image.quantize import GROUP, row_bytes
-from sparseflash.image.sfm import Formats
+from sparseflash.image.formats import Formats, shape_of
+from sparseflash.image.grids import GROUP, column_bytes, row_bytes, table_bytes
 from sparseflash.model.spec import ModelSpec
 from sparseflash.sparsity.masks import Reads
 

@@ -88,7 +88,9 @@ def evaluate(
     return found, hooks.reads
 
 
-def spread(ids: np.ndarray, rows: int) -> np.ndarray:
-    """``rows`` windows spread evenly over the calibration windows."""
-    rows = max(1, min(rows, len(ids)))
-    return np.ascontiguousarray(ids[np.linspace(0, len(ids) - 1, rows).round().astype(int)])
+def ratio_of(
+    runner: TorchModel, rules: list[LayerRules], windows: np.ndarray
+) -> tuple[float, float]:
+    """Perplexity under the rules over that without, and its paired error."""
+    base = losses(runner, windows)
+    return losses(runner, windows, Masked(runner, rules, count=False)).ratio(base)

@@ -8,20 +8,17 @@ x_i^2 E[g_i^2] / 2 nats. The score ``fisher`` is therefore |x_i| sqrt(E[g_i^2]).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sparseflash.model.spec import ModelSpec
 from sparseflash.model.torch_model import Hooks, TorchModel, activate
-from sparseflash.sparsity.evaluate import spread
-
-if TYPE_CHECKING:
-    from sparseflash.sparsity.study import Study
+from sparseflash.sparsity.windows import spread
 
 SEED = 1
 FISHER_TOKENS = 4096
@@ -119,16 +116,18 @@ def walk(
         g = found[0]
 
 
-def fisher_weights(study: Study) -> dict[str, list[list[float]]]:
+def fisher_weights(
+    runner: TorchModel, calibration_ids: np.ndarray, progress: Callable[[str], None]
+) -> dict[str, list[list[float]]]:
     """sqrt(E[g_i^2]) by tensor (attn_in, heads, ffn_in, act, h) and layer."""
-    runner, spec = study.runner, study.model.spec
+    spec = runner.spec
     total: dict[str, list[Tensor | float]] = {
         k: [0.0] * spec.n_layers for k in ("attn_in", "heads", "ffn_in", "act", "h")
     }
     draw = torch.Generator(runner.device).manual_seed(SEED)
-    ids = spread(study.calibration_ids, -(-FISHER_TOKENS // study.calibration_ids.shape[1]))
+    ids = spread(calibration_ids, -(-FISHER_TOKENS // calibration_ids.shape[1]))
     for row in ids:
-        study.progress("gradients")
+        progress("gradients")
         for b in walk(runner, row, draw):
             grads = dict(b.grad)
             if b.kind == "ffn":
@@ -144,6 +143,6 @@ def fisher_weights(study: Study) -> dict[str, list[list[float]]]:
     return out
 
 
-def neurons(study: Study, at: dict[str, Tensor]) -> Tensor:
+def neurons(spec: ModelSpec, at: dict[str, Tensor]) -> Tensor:
     """act(gate) (T, ffn) of a branch's tensors."""
-    return activate(study.model.spec.activation, at["gate"][0])
+    return activate(spec.activation, at["gate"][0])

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sparseflash.image.quantize import GROUP
+from sparseflash.image.grids import GROUP
 from sparseflash.model.spec import Activation
 from sparseflash.model.torch_model import Hooks, TorchModel, activate
 from sparseflash.sparsity.sites import MATRIX_SITES

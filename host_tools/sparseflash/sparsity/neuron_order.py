@@ -16,7 +16,7 @@ import numpy as np
 
 from sparseflash.base.errors import InputError
 from sparseflash.base.files import write_arrays
-from sparseflash.image.quantize import GROUP
+from sparseflash.image.grids import GROUP
 from sparseflash.model.spec import Model
 from sparseflash.sparsity.calibrate import Calibration, activation
 

@@ -1,7 +1,7 @@
 """Methods by name: where they drop, what they compare, how they select and how they share a budget.
 
 A method turns a level into levels for each site and layer (its budget), and those into rules.
-Adding one is an entry of METHODS, a budget one function of ``budgets``.
+Adding one is an entry of METHODS, a budget one file of ``budgets``.
 """
 
 from __future__ import annotations
@@ -9,11 +9,13 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+import numpy as np
+
 from sparseflash.base.errors import UsageError
 from sparseflash.model.spec import Activation, ModelSpec
 
-Level = float
-"""Share of entries that a site drops, 0 to below 1."""
+Levels = dict[str, np.ndarray]
+"""Share of entries that each site drops, 0 to below 1, (layers,)."""
 
 
 @dataclass(frozen=True)

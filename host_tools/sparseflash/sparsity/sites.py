@@ -23,6 +23,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+
 from sparseflash.model.spec import ModelSpec
 
 
@@ -66,6 +68,10 @@ MATRIX_SITES = {"q": "q", "k": "k", "v": "v", "o": "o", "gate": "xg", "up": "xu"
 
 WEIGHTED = ("attn_in", "heads", "ffn_in", "act", "h")
 """Tensors whose entries the score ``fisher`` weighs."""
+
+Use = dict[str, np.ndarray]
+"""Expected share of rows that a token reads, (layers,), by kind of part; of inputs by their site
+(``q``, ``k``, ``v``, ``o``, ``xg``, ``xu``). What is not named is read whole."""
 
 
 def key(site: str, score: str) -> str:

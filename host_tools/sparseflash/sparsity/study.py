@@ -14,25 +14,24 @@ import torch
 
 from sparseflash.base.errors import InputError, UsageError
 from sparseflash.base.files import root, write_json
+from sparseflash.image.formats import Formats
 from sparseflash.image.predictor import Predictor, load_predictor, predictor_bytes
-from sparseflash.image.sfm import Formats
 from sparseflash.model.recipes import PredictorFile
 from sparseflash.model.spec import Model
 from sparseflash.model.torch_model import TorchModel
 from sparseflash.sparsity.bytes import Bytes, Extra, bytes_a_token, columns_of
 from sparseflash.sparsity.calibrate import SITES as DEVICE_SITES
 from sparseflash.sparsity.calibrate import Calibration
-from sparseflash.sparsity.evaluate import Losses, evaluate, spread
+from sparseflash.sparsity.evaluate import Losses, evaluate
 from sparseflash.sparsity.gradients import fisher_weights
 from sparseflash.sparsity.masks import LayerRules, ProxyRule, Reads, Rule
 from sparseflash.sparsity.predict.lowrank import copies_of, svd_predictor
 from sparseflash.sparsity.predict.proxy import proxy_bytes, quantize_proxy, signs_of
-from sparseflash.sparsity.registry import Method, method
+from sparseflash.sparsity.registry import Levels, Method
 from sparseflash.sparsity.scores import Pairs, Scores, measure_scores
 from sparseflash.sparsity.sites import SITES, key
+from sparseflash.sparsity.windows import spread
 
-Levels = dict[str, np.ndarray]
-"""Share dropped by site, (layers,)."""
 SCORE_TOKENS = 4096
 """Calibration tokens on which scores are counted that the calibration itself did not."""
 VERSION = 1
@@ -146,7 +145,9 @@ class Study:
         if not by:
             return None
         if by == "fisher":
-            table = self.table("fisher", lambda: fisher_weights(self))
+            table = self.table(
+                "fisher", lambda: fisher_weights(self.runner, self.calibration_ids, self.progress)
+            )
             return torch.tensor(table[tensor][layer])
         w = getattr(self.runner.layers[layer], by)
         return torch.linalg.vector_norm(w.float(), dim=0)
@@ -178,7 +179,7 @@ class Study:
             if path is not None and path.is_file():
                 found = load_predictor(path, self.model.spec, sha)
             else:
-                found = svd_predictor(self, m.rank)
+                found = svd_predictor(self.runner, self.calibration_ids, m.rank, self.progress)
                 if path is not None:
                     found.save(path, {"model_sha256": sha})
         self._predictors[m.name] = found
@@ -262,17 +263,6 @@ class Study:
             norms = sum(2 * SITES[s].width(spec) for k, s in shared.items() if "*" in k)
         return Extra(proxy=proxy, metadata=float(norms))
 
-    def levels(self, m: Method | str, level: float) -> Levels:
-        """The method's budget at a level."""
-        from sparseflash.sparsity.budgets.budgets import BUDGETS
-
-        m = method(m) if isinstance(m, str) else m
-        if not 0.0 <= level < 1.0:
-            raise UsageError(f"level {level:g} is not in 0 to 1; 50 % is written 0.5")
-        if level == 0.0:
-            return {}
-        return BUDGETS[m.budget](self, m, level)
-
     # Measuring -----------------------------------------------------------------------------
 
     def _key(self, m: Method, levels: Levels, windows: np.ndarray) -> str:
@@ -292,15 +282,16 @@ class Study:
 
     def measure(
         self,
-        m: Method | str,
+        m: Method,
         level: float,
+        levels: Levels,
         windows: np.ndarray | None = None,
-        levels: Levels | None = None,
     ) -> Result:
-        """Losses, reads and bytes of a method at a level, from the cache if it was measured."""
-        m = method(m) if isinstance(m, str) else m
+        """Losses, reads and bytes of a method at the levels, from the cache if it was measured.
+
+        level: what they were made from, to name the result.
+        """
         windows = self.windows if windows is None else windows
-        levels = self.levels(m, level) if levels is None else levels
         name = self._key(m, levels, windows)
         path = self.file(f"results/{name}.json")
         found: tuple[Losses, Reads] | None = None

@@ -1,1 +1,1 @@
-"""Training of models of our own; needs torch, and a GPU for more than a rehearsal."""
+"""Training: distillation to fewer bytes, and models of our own. Needs torch; a GPU is wanted."""

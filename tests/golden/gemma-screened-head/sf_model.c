@@ -69,7 +69,8 @@ _Static_assert(sizeof x + sizeof y + sizeof qkv + sizeof gate + sizeof up + size
     "the compiler counts the bytes of the plan");
 /* clang-format on */
 
-/* Matrices: parts of the weights times act. */
+/* Matrices: by rows, by columns, in two factors. */
+/* Rows: parts of the weights times act, an output a row. */
 
 /* Numbers of rows or columns, ascending; the first n where idx is NULL. */
 typedef struct {
@@ -113,6 +114,8 @@ static void rows(const sf_part *p, list which, float *out) {
     }
 }
 
+/* Columns: parts of the weights times act, an input a column. */
+
 /* Adds the sums of a block of 32 columns to acc, by the block's scales. */
 static void end_block(const sf_part *p, const sf_part *scales, uint32_t block, uint32_t outputs) {
     if (block == UINT32_MAX) {
@@ -133,6 +136,7 @@ static void sum_columns(const sf_part *p, list which, const sf_part *scales, uin
     int8_t h[SF_TILE];
     sf_stream s;
     sf_tile t;
+    (void)scales; /* not used where they are those of outputs, once for all blocks */
     memset(acc, 0, outputs * sizeof acc[0]);
     sf_stream_open(&s, p, idx, which.n);
     while (sf_stream_next(&s, &t)) {
@@ -172,6 +176,7 @@ static void columns(const sf_part *p, const sf_part *scales, list which, uint32_
     }
 }
 
+
 /* out = W in [inputs]: the outputs of a list. */
 static void project(const sf_part *p, const float *in, uint32_t inputs, list which, float *out) {
     sf_quantize(in, inputs, &act);
@@ -195,22 +200,22 @@ static list reaching(const float *v, list from, float limit) {
 
 /* clang-format off */
 const sf_part sf_parts[SF_PARTS] = {
-    /* at, stride, bytes, rows, resident rows and where, FFN, scales, threshold of inputs, grid */
-    { 21888u, 68u, 68u, 128u, 0u, 0u, false, false, 0, SF_GRID_Q8 }, /* qkv 0 */
-    { 30592u, 68u, 68u, 64u, 0u, 0u, false, false, 0, SF_GRID_Q8 }, /* o 0 */
-    { 34944u, 112u, 40u, 172u, 0u, 0u, true, false, 0, SF_GRID_Q4 }, /* gate 0 */
-    { 34984u, 112u, 40u, 172u, 0u, 0u, true, false, 0, SF_GRID_Q4 }, /* up 0 */
-    { 54208u, 256u, 256u, 6u, 0u, 0u, true, true, 0, SF_GRID_Q4 }, /* scales 0 */
-    { 35024u, 112u, 32u, 172u, 0u, 0u, true, false, 0, SF_GRID_Q4 }, /* down 0 */
-    { 55744u, 68u, 68u, 128u, 0u, 0u, false, false, 0, SF_GRID_Q8 }, /* qkv 1 */
-    { 64448u, 68u, 68u, 64u, 0u, 0u, false, false, 0, SF_GRID_Q8 }, /* o 1 */
-    { 68800u, 112u, 40u, 172u, 0u, 0u, true, false, 0, SF_GRID_Q4 }, /* gate 1 */
-    { 68840u, 112u, 40u, 172u, 0u, 0u, true, false, 0, SF_GRID_Q4 }, /* up 1 */
-    { 88064u, 256u, 256u, 6u, 0u, 0u, true, true, 0, SF_GRID_Q4 }, /* scales 1 */
-    { 68880u, 112u, 32u, 172u, 0u, 0u, true, false, 0, SF_GRID_Q4 }, /* down 1 */
-    { 12992u, 40u, 40u, 160u, 0u, 0u, false, false, 0, SF_GRID_Q4 }, /* head_proxy 2 */
-    { 2112u, 68u, 68u, 160u, 0u, 0u, false, false, 0, SF_GRID_Q8 }, /* head 2 */
-    { 2112u, 68u, 68u, 160u, 0u, 0u, false, false, 0, SF_GRID_Q8 }, /* embed 2 */
+    /* at, stride, bytes, rows, resident rows and where, FFN, scales, threshold of inputs, grid, shift */
+    { 23104u, 68u, 68u, 128u, 0u, 0u, false, false, 0, SF_GRID_Q8, 0 }, /* qkv 0 */
+    { 31808u, 68u, 68u, 64u, 0u, 0u, false, false, 0, SF_GRID_Q8, 0 }, /* o 0 */
+    { 36160u, 112u, 40u, 172u, 0u, 0u, true, false, 0, SF_GRID_Q4, 0 }, /* gate 0 */
+    { 36200u, 112u, 40u, 172u, 0u, 0u, true, false, 0, SF_GRID_Q4, 0 }, /* up 0 */
+    { 55424u, 256u, 256u, 6u, 0u, 0u, true, true, 0, SF_GRID_Q4, 0 }, /* down_scales 0 */
+    { 36240u, 112u, 32u, 172u, 0u, 0u, true, false, 0, SF_GRID_Q4, 0 }, /* down 0 */
+    { 56960u, 68u, 68u, 128u, 0u, 0u, false, false, 0, SF_GRID_Q8, 0 }, /* qkv 1 */
+    { 65664u, 68u, 68u, 64u, 0u, 0u, false, false, 0, SF_GRID_Q8, 0 }, /* o 1 */
+    { 70016u, 112u, 40u, 172u, 0u, 0u, true, false, 0, SF_GRID_Q4, 0 }, /* gate 1 */
+    { 70056u, 112u, 40u, 172u, 0u, 0u, true, false, 0, SF_GRID_Q4, 0 }, /* up 1 */
+    { 89280u, 256u, 256u, 6u, 0u, 0u, true, true, 0, SF_GRID_Q4, 0 }, /* down_scales 1 */
+    { 70096u, 112u, 32u, 172u, 0u, 0u, true, false, 0, SF_GRID_Q4, 0 }, /* down 1 */
+    { 16704u, 40u, 40u, 160u, 0u, 0u, false, false, 0, SF_GRID_Q4, 0 }, /* head_proxy 2 */
+    { 5824u, 68u, 68u, 160u, 0u, 0u, false, false, 0, SF_GRID_Q8, 0 }, /* head 2 */
+    { 5824u, 68u, 68u, 160u, 0u, 0u, false, false, 0, SF_GRID_Q8, 0 }, /* embed 2 */
 };
 /* clang-format on */
 
@@ -221,7 +226,8 @@ typedef struct {
 
 static whole_ffn whole(const float *limit) {
     const bool every_gate = SF_SPECULATES || !(limit[SF_T_PREDICTOR] > 0.0f);
-    const bool every_up = every_gate && !(limit[SF_T_GATE] > 0.0f || limit[SF_T_ACT] > 0.0f);
+    const bool every_up = every_gate && !SF_TRAINED_MASK &&
+                          !(limit[SF_T_GATE] > 0.0f || limit[SF_T_ACT] > 0.0f);
     const bool every_h = every_up && !(limit[SF_T_UP] > 0.0f || limit[SF_T_H] > 0.0f);
     return (whole_ffn){every_gate, every_up, every_h};
 }
@@ -232,7 +238,8 @@ bool sf_reads_all(uint32_t layer, uint32_t kind) {
     const float *limit = sf_threshold[layer];
     const whole_ffn all = whole(limit);
     if (part->tables || part->input != 0u) {
-        return !part->tables && !(limit[part->input] > 0.0f);
+        const bool trained = SF_OWN_THRESHOLDS && part->input == SF_T_XG;
+        return !part->tables && !trained && !(limit[part->input] > 0.0f);
     }
     switch (kind) {
     case SF_PART_GATE: return all.gate;
@@ -328,8 +335,9 @@ static void attention(uint32_t l, const float *vec) {
 
 /* The FFN: rows and columns of the active neurons alone. */
 
-/* gate [SF_FFN] becomes h, zero where the mask drops it; lists the neurons that it keeps. */
-static list mask(list from, const float *limit) {
+/* gate [SF_FFN] becomes h, zero where the mask drops it; lists the neurons that it keeps. own: limits
+ * of h of each neuron, or NULL. */
+static list mask(list from, const float *limit, const float *own) {
     uint32_t kept = 0, next = 0;
     for (uint32_t k = 0; k < from.n; k++) {
         const uint32_t i = from.idx ? from.idx[k] : k;
@@ -338,7 +346,8 @@ static list mask(list from, const float *limit) {
             gate[next++] = 0.0f;
         }
         next = i + 1u;
-        if (reaches(up[i], limit[SF_T_UP]) && reaches(h, limit[SF_T_H])) {
+        if (reaches(up[i], limit[SF_T_UP]) && reaches(h, limit[SF_T_H]) &&
+            (own == NULL || reaches(h, own[i]))) {
             gate[i] = h;
             active[kept++] = (uint16_t)i;
         } else {
@@ -351,6 +360,13 @@ static list mask(list from, const float *limit) {
     return (list){active, kept};
 }
 
+/* Outputs y below a limit become 0. */
+static void drop_outputs(float limit) {
+    for (uint32_t i = 0; limit > 0.0f && i < SF_DIM; i++) {
+        y[i] = reaches(y[i], limit) ? y[i] : 0.0f;
+    }
+}
+
 /* x += FFN of x. */
 static void ffn(uint32_t l, const float *vec) {
     const sf_part *part = &sf_parts[l * SF_LAYER_PARTS];
@@ -359,28 +375,26 @@ static void ffn(uint32_t l, const float *vec) {
     list neurons = first(SF_FFN); /* that can still be active */
     sf_rmsnorm(x, vec + SF_V_FFN_NORM, SF_DIM, SF_NORM_EPS, y);
     sf_observe(l, SF_SITE_FFN_IN, y, SF_DIM);
-    project(part + SF_PART_GATE, y, SF_DIM, neurons, gate);
-    if (!all.up) {
+    project(part + SF_PART_GATE, y, SF_GATE_INPUTS, neurons, gate);
+    if (limit[SF_T_GATE] > 0.0f) {
         neurons = reaching(gate, neurons, limit[SF_T_GATE]);
     }
     sf_gelu_tanh(gate, SF_FFN, gate);
-    if (!all.up) {
+    if (limit[SF_T_ACT] > 0.0f) {
         neurons = reaching(gate, neurons, limit[SF_T_ACT]);
     }
     rows(part + SF_PART_UP, neurons, up); /* act still holds y */
     if (all.h) {
         sf_multiply(gate, up, SF_FFN);
     } else {
-        neurons = mask(neurons, limit);
+        neurons = mask(neurons, limit, NULL);
     }
     sf_observe(l, SF_SITE_H, gate, SF_FFN);
     sf_count_neurons(neurons.n);
 
     sf_quantize(gate, SF_FFN, &act);
-    columns(part + SF_PART_DOWN, part + SF_PART_SCALES, neurons, SF_DIM, y);
-    for (uint32_t i = 0; limit[SF_T_DOWN] > 0.0f && i < SF_DIM; i++) {
-        y[i] = reaches(y[i], limit[SF_T_DOWN]) ? y[i] : 0.0f;
-    }
+    columns(part + SF_PART_DOWN, part + SF_PART_DOWN_SCALES, neurons, SF_DIM, y);
+    drop_outputs(limit[SF_T_DOWN]);
     sf_observe(l, SF_SITE_FFN_OUT, y, SF_DIM);
     sf_rmsnorm(y, vec + SF_V_POST_FFN_NORM, SF_DIM, SF_NORM_EPS, y);
     sf_add(x, y, SF_DIM);
@@ -417,6 +431,21 @@ static void layer(uint32_t l, const float *vec) {
     sf_event(SF_LANE_COMPUTE, "FFN", l, t1, t2);
 }
 
+/* The least exponents are those of the positions before this one, as if its step had not run. */
+static void take_back(void) {
+    for (uint32_t l = 0; l < SF_LAYERS; l++) {
+        for (uint32_t h = 0; h < SF_KV_HEADS; h++) {
+            int8_t k = INT8_MAX, v = INT8_MAX;
+            for (uint32_t p = 0; p < position; p++) {
+                k = k_exp[l][p][h] < k ? k_exp[l][p][h] : k;
+                v = v_exp[l][p][h] < v ? v_exp[l][p][h] : v;
+            }
+            k_least[l][h] = k;
+            v_least[l][h] = v;
+        }
+    }
+}
+
 int sf_step(uint32_t token, bool want_logits) {
     if (token >= SF_VOCAB) {
         return SF_ERR_TOKEN;
@@ -440,7 +469,8 @@ int sf_step(uint32_t token, bool want_logits) {
     }
     const int code = sf_flash_error();
     if (code != SF_OK) {
-        return code; /* the position stays, so the same token can be tried again */
+        take_back(); /* the position stays, so the same token can be tried again */
+        return code;
     }
     position++;
     sf_count_token(sf_port_ticks() - start);

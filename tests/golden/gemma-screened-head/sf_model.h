@@ -33,13 +33,18 @@
 /* Constants of the model. */
 #define SF_NORM_EPS 0x1.4f8b580000000p-17f
 #define SF_SCORE_SCALE 0x1.0527dc0000000p-1f /* of attention, times log2(e) */
+#define SF_ACT_THRESHOLD 0x0.0p+0f /* that a neuron's act must reach; 0: any */
+#define SF_OWN_THRESHOLDS 0 /* each layer has vectors of them */
+#define SF_TRAINED_MASK 0 /* one of both */
+#define SF_GATE_INPUTS 64u /* that gate sees, from the first on */
+#define SF_UP_INPUTS 64u /* that up sees, to the last */
 #define SF_EMBED_SCALE 0x1.0000000000000p+3f
 
 /* Flash image: offsets and strides in bytes. */
-#define SF_IMAGE_BYTES 89600u
-#define SF_TOKENS_AT 1408u
-#define SF_VECTORS_AT 19392u
-#define SF_ROPE_AT 21824u
+#define SF_IMAGE_BYTES 90816u
+#define SF_TOKENS_AT 1472u
+#define SF_VECTORS_AT 2176u
+#define SF_ROPE_AT 4608u
 
 /* How the rows or columns of a part store their weights. */
 enum sf_grid {
@@ -55,7 +60,7 @@ enum sf_part_kind {
     SF_PART_O = 1,
     SF_PART_GATE = 2,
     SF_PART_UP = 3,
-    SF_PART_SCALES = 4,
+    SF_PART_DOWN_SCALES = 4,
     SF_PART_DOWN = 5,
     SF_LAYER_PARTS = 6,
     SF_PART_HEAD_PROXY = 12, /* of a screened head */

@@ -67,7 +67,8 @@ _Static_assert(sizeof x + sizeof y + sizeof qkv + sizeof gate + sizeof up + size
     "the compiler counts the bytes of the plan");
 /* clang-format on */
 
-/* Matrices: parts of the weights times act. */
+/* Matrices: by rows, by columns, in two factors. */
+/* Rows: parts of the weights times act, an output a row. */
 
 /* Numbers of rows or columns, ascending; the first n where idx is NULL. */
 typedef struct {
@@ -111,6 +112,8 @@ static void rows(const sf_part *p, list which, float *out) {
     }
 }
 
+/* Columns: parts of the weights times act, an input a column. */
+
 /* Adds the sums of a block of 32 columns to acc, by the block's scales. */
 static void end_block(const sf_part *p, const sf_part *scales, uint32_t block, uint32_t outputs) {
     if (block == UINT32_MAX) {
@@ -134,6 +137,7 @@ static void sum_columns(const sf_part *p, list which, const sf_part *scales, uin
     int8_t h[SF_TILE];
     sf_stream s;
     sf_tile t;
+    (void)scales; /* not used where they are those of outputs, once for all blocks */
     memset(acc, 0, outputs * sizeof acc[0]);
     sf_stream_open(&s, p, idx, which.n);
     while (sf_stream_next(&s, &t)) {
@@ -174,21 +178,28 @@ static void columns(const sf_part *p, const sf_part *scales, list which, uint32_
     }
 }
 
+/* Thresholds of the inputs of p that the model was trained with; NULL without any. */
+static const float *trained(const sf_part *p) {
+    (void)p;
+    return NULL;
+}
+
 /* out [outputs] = p, by columns, times in without the inputs below their threshold. */
 static void active_columns(const sf_part *p, const float *in, uint32_t outputs, float *out) {
     const uint32_t l = (uint32_t)(p - sf_parts) / SF_LAYER_PARTS;
-    const float limit = sf_threshold[l][p->input];
+    const float limit = sf_threshold[l][p->input], *own = trained(p);
     list which = {active_input, 0};
     for (uint32_t i = 0; i < p->rows; i++) {
-        const bool active_in = reaches(in[i], limit);
+        const bool active_in = reaches(in[i], limit) && (own == NULL || reaches(in[i], own[i]));
         masked[i] = active_in ? in[i] : 0.0f;
         if (active_in) {
             active_input[which.n++] = (uint16_t)i;
         }
     }
     sf_quantize(masked, p->rows, &act);
-    columns(p, p + 1, limit > 0.0f ? which : first(p->rows), outputs, out);
+    columns(p, p + 1, limit > 0.0f || own != NULL ? which : first(p->rows), outputs, out);
 }
+
 
 /* out = W in [inputs]: the outputs of a list. */
 static void project(const sf_part *p, const float *in, uint32_t inputs, list which, float *out) {
@@ -217,39 +228,39 @@ static list reaching(const float *v, list from, float limit) {
 
 /* clang-format off */
 const sf_part sf_parts[SF_PARTS] = {
-    /* at, stride, bytes, rows, resident rows and where, FFN, scales, threshold of inputs, grid */
-    { 0u, 0u, 0u, 0u, 0u, 0u, false, false, 0, SF_GRID_Q8 }, /* qkv 0 */
-    { 14336u, 64u, 64u, 64u, 0u, 0u, false, false, SF_T_Q, SF_GRID_Q8 }, /* q 0 */
-    { 18432u, 128u, 128u, 2u, 0u, 0u, false, true, 0, SF_GRID_Q8 }, /* q_scales 0 */
-    { 18688u, 32u, 32u, 64u, 0u, 0u, false, false, SF_T_K, SF_GRID_Q8 }, /* k 0 */
-    { 20736u, 64u, 64u, 2u, 0u, 0u, false, true, 0, SF_GRID_Q8 }, /* k_scales 0 */
-    { 20864u, 32u, 32u, 64u, 0u, 0u, false, false, SF_T_V, SF_GRID_Q8 }, /* v 0 */
-    { 22912u, 64u, 64u, 2u, 0u, 0u, false, true, 0, SF_GRID_Q8 }, /* v_scales 0 */
-    { 23040u, 68u, 68u, 64u, 0u, 0u, false, false, 0, SF_GRID_Q8 }, /* o 0 */
-    { 0u, 0u, 0u, 0u, 0u, 0u, false, true, 0, SF_GRID_Q8 }, /* o_scales 0 */
-    { 27392u, 96u, 96u, 64u, 0u, 0u, true, false, SF_T_XG, SF_GRID_Q4 }, /* gate 0 */
-    { 33536u, 768u, 768u, 2u, 0u, 0u, true, true, 0, SF_GRID_Q4 }, /* gate_scales 0 */
-    { 35072u, 40u, 40u, 172u, 0u, 0u, true, false, 0, SF_GRID_Q4 }, /* up 0 */
-    { 0u, 0u, 0u, 0u, 0u, 0u, true, true, 0, SF_GRID_Q4 }, /* up_scales 0 */
-    { 47488u, 256u, 256u, 6u, 0u, 0u, true, true, 0, SF_GRID_Q4 }, /* scales 0 */
-    { 41952u, 32u, 32u, 172u, 0u, 0u, true, false, 0, SF_GRID_Q4 }, /* down 0 */
-    { 49024u, 68u, 68u, 128u, 0u, 0u, false, false, 0, SF_GRID_Q8 }, /* qkv 1 */
-    { 0u, 0u, 0u, 0u, 0u, 0u, false, false, 0, SF_GRID_Q8 }, /* q 1 */
-    { 0u, 0u, 0u, 0u, 0u, 0u, false, true, 0, SF_GRID_Q8 }, /* q_scales 1 */
-    { 0u, 0u, 0u, 0u, 0u, 0u, false, false, 0, SF_GRID_Q8 }, /* k 1 */
-    { 0u, 0u, 0u, 0u, 0u, 0u, false, true, 0, SF_GRID_Q8 }, /* k_scales 1 */
-    { 0u, 0u, 0u, 0u, 0u, 0u, false, false, 0, SF_GRID_Q8 }, /* v 1 */
-    { 0u, 0u, 0u, 0u, 0u, 0u, false, true, 0, SF_GRID_Q8 }, /* v_scales 1 */
-    { 57728u, 64u, 64u, 64u, 0u, 0u, false, false, SF_T_O, SF_GRID_Q8 }, /* o 1 */
-    { 61824u, 128u, 128u, 2u, 0u, 0u, false, true, 0, SF_GRID_Q8 }, /* o_scales 1 */
-    { 62080u, 40u, 40u, 172u, 0u, 0u, true, false, 0, SF_GRID_Q4 }, /* gate 1 */
-    { 0u, 0u, 0u, 0u, 0u, 0u, true, true, 0, SF_GRID_Q4 }, /* gate_scales 1 */
-    { 68960u, 96u, 96u, 64u, 0u, 0u, true, false, SF_T_XU, SF_GRID_Q4 }, /* up 1 */
-    { 75104u, 768u, 768u, 2u, 0u, 0u, true, true, 0, SF_GRID_Q4 }, /* up_scales 1 */
-    { 82176u, 256u, 256u, 6u, 0u, 0u, true, true, 0, SF_GRID_Q4 }, /* scales 1 */
-    { 76640u, 32u, 32u, 172u, 0u, 0u, true, false, 0, SF_GRID_Q4 }, /* down 1 */
-    { 2112u, 68u, 68u, 160u, 0u, 0u, false, false, 0, SF_GRID_Q8 }, /* head 2 */
-    { 2112u, 68u, 68u, 160u, 0u, 0u, false, false, 0, SF_GRID_Q8 }, /* embed 2 */
+    /* at, stride, bytes, rows, resident rows and where, FFN, scales, threshold of inputs, grid, shift */
+    { 0u, 0u, 0u, 0u, 0u, 0u, false, false, 0, SF_GRID_Q8, 0 }, /* qkv 0 */
+    { 15872u, 64u, 64u, 64u, 0u, 0u, false, false, SF_T_Q, SF_GRID_Q8, 0 }, /* q 0 */
+    { 19968u, 128u, 128u, 2u, 0u, 0u, false, true, 0, SF_GRID_Q8, 0 }, /* q_scales 0 */
+    { 20224u, 32u, 32u, 64u, 0u, 0u, false, false, SF_T_K, SF_GRID_Q8, 0 }, /* k 0 */
+    { 22272u, 64u, 64u, 2u, 0u, 0u, false, true, 0, SF_GRID_Q8, 0 }, /* k_scales 0 */
+    { 22400u, 32u, 32u, 64u, 0u, 0u, false, false, SF_T_V, SF_GRID_Q8, 0 }, /* v 0 */
+    { 24448u, 64u, 64u, 2u, 0u, 0u, false, true, 0, SF_GRID_Q8, 0 }, /* v_scales 0 */
+    { 24576u, 68u, 68u, 64u, 0u, 0u, false, false, 0, SF_GRID_Q8, 0 }, /* o 0 */
+    { 0u, 0u, 0u, 0u, 0u, 0u, false, true, 0, SF_GRID_Q8, 0 }, /* o_scales 0 */
+    { 28928u, 96u, 96u, 64u, 0u, 0u, true, false, SF_T_XG, SF_GRID_Q4, 0 }, /* gate 0 */
+    { 35072u, 768u, 768u, 2u, 0u, 0u, true, true, 0, SF_GRID_Q4, 0 }, /* gate_scales 0 */
+    { 36608u, 40u, 40u, 172u, 0u, 0u, true, false, 0, SF_GRID_Q4, 0 }, /* up 0 */
+    { 0u, 0u, 0u, 0u, 0u, 0u, true, true, 0, SF_GRID_Q4, 0 }, /* up_scales 0 */
+    { 49024u, 256u, 256u, 6u, 0u, 0u, true, true, 0, SF_GRID_Q4, 0 }, /* down_scales 0 */
+    { 43488u, 32u, 32u, 172u, 0u, 0u, true, false, 0, SF_GRID_Q4, 0 }, /* down 0 */
+    { 50560u, 68u, 68u, 128u, 0u, 0u, false, false, 0, SF_GRID_Q8, 0 }, /* qkv 1 */
+    { 0u, 0u, 0u, 0u, 0u, 0u, false, false, 0, SF_GRID_Q8, 0 }, /* q 1 */
+    { 0u, 0u, 0u, 0u, 0u, 0u, false, true, 0, SF_GRID_Q8, 0 }, /* q_scales 1 */
+    { 0u, 0u, 0u, 0u, 0u, 0u, false, false, 0, SF_GRID_Q8, 0 }, /* k 1 */
+    { 0u, 0u, 0u, 0u, 0u, 0u, false, true, 0, SF_GRID_Q8, 0 }, /* k_scales 1 */
+    { 0u, 0u, 0u, 0u, 0u, 0u, false, false, 0, SF_GRID_Q8, 0 }, /* v 1 */
+    { 0u, 0u, 0u, 0u, 0u, 0u, false, true, 0, SF_GRID_Q8, 0 }, /* v_scales 1 */
+    { 59264u, 64u, 64u, 64u, 0u, 0u, false, false, SF_T_O, SF_GRID_Q8, 0 }, /* o 1 */
+    { 63360u, 128u, 128u, 2u, 0u, 0u, false, true, 0, SF_GRID_Q8, 0 }, /* o_scales 1 */
+    { 63616u, 40u, 40u, 172u, 0u, 0u, true, false, 0, SF_GRID_Q4, 0 }, /* gate 1 */
+    { 0u, 0u, 0u, 0u, 0u, 0u, true, true, 0, SF_GRID_Q4, 0 }, /* gate_scales 1 */
+    { 70496u, 96u, 96u, 64u, 0u, 0u, true, false, SF_T_XU, SF_GRID_Q4, 0 }, /* up 1 */
+    { 76640u, 768u, 768u, 2u, 0u, 0u, true, true, 0, SF_GRID_Q4, 0 }, /* up_scales 1 */
+    { 83712u, 256u, 256u, 6u, 0u, 0u, true, true, 0, SF_GRID_Q4, 0 }, /* down_scales 1 */
+    { 78176u, 32u, 32u, 172u, 0u, 0u, true, false, 0, SF_GRID_Q4, 0 }, /* down 1 */
+    { 4992u, 68u, 68u, 160u, 0u, 0u, false, false, 0, SF_GRID_Q8, 0 }, /* head 2 */
+    { 4992u, 68u, 68u, 160u, 0u, 0u, false, false, 0, SF_GRID_Q8, 0 }, /* embed 2 */
 };
 /* clang-format on */
 
@@ -260,7 +271,8 @@ typedef struct {
 
 static whole_ffn whole(const float *limit) {
     const bool every_gate = SF_SPECULATES || !(limit[SF_T_PREDICTOR] > 0.0f);
-    const bool every_up = every_gate && !(limit[SF_T_GATE] > 0.0f || limit[SF_T_ACT] > 0.0f);
+    const bool every_up = every_gate && !SF_TRAINED_MASK &&
+                          !(limit[SF_T_GATE] > 0.0f || limit[SF_T_ACT] > 0.0f);
     const bool every_h = every_up && !(limit[SF_T_UP] > 0.0f || limit[SF_T_H] > 0.0f);
     return (whole_ffn){every_gate, every_up, every_h};
 }
@@ -271,7 +283,8 @@ bool sf_reads_all(uint32_t layer, uint32_t kind) {
     const float *limit = sf_threshold[layer];
     const whole_ffn all = whole(limit);
     if (part->tables || part->input != 0u) {
-        return !part->tables && !(limit[part->input] > 0.0f);
+        const bool trained = SF_OWN_THRESHOLDS && part->input == SF_T_XG;
+        return !part->tables && !trained && !(limit[part->input] > 0.0f);
     }
     switch (kind) {
     case SF_PART_GATE: return all.gate;
@@ -362,8 +375,9 @@ static void attention(uint32_t l, const float *vec) {
 
 /* The FFN: rows and columns of the active neurons alone. */
 
-/* gate [SF_FFN] becomes h, zero where the mask drops it; lists the neurons that it keeps. */
-static list mask(list from, const float *limit) {
+/* gate [SF_FFN] becomes h, zero where the mask drops it; lists the neurons that it keeps. own: limits
+ * of h of each neuron, or NULL. */
+static list mask(list from, const float *limit, const float *own) {
     uint32_t kept = 0, next = 0;
     for (uint32_t k = 0; k < from.n; k++) {
         const uint32_t i = from.idx ? from.idx[k] : k;
@@ -372,7 +386,8 @@ static list mask(list from, const float *limit) {
             gate[next++] = 0.0f;
         }
         next = i + 1u;
-        if (reaches(up[i], limit[SF_T_UP]) && reaches(h, limit[SF_T_H])) {
+        if (reaches(up[i], limit[SF_T_UP]) && reaches(h, limit[SF_T_H]) &&
+            (own == NULL || reaches(h, own[i]))) {
             gate[i] = h;
             active[kept++] = (uint16_t)i;
         } else {
@@ -385,6 +400,13 @@ static list mask(list from, const float *limit) {
     return (list){active, kept};
 }
 
+/* Outputs y below a limit become 0. */
+static void drop_outputs(float limit) {
+    for (uint32_t i = 0; limit > 0.0f && i < SF_DIM; i++) {
+        y[i] = reaches(y[i], limit) ? y[i] : 0.0f;
+    }
+}
+
 /* x += FFN of x. */
 static void ffn(uint32_t l, const float *vec) {
     const sf_part *part = &sf_parts[l * SF_LAYER_PARTS];
@@ -393,29 +415,27 @@ static void ffn(uint32_t l, const float *vec) {
     list neurons = first(SF_FFN); /* that can still be active */
     sf_rmsnorm(x, vec + SF_V_FFN_NORM, SF_DIM, SF_NORM_EPS, y);
     sf_observe(l, SF_SITE_FFN_IN, y, SF_DIM);
-    project(part + SF_PART_GATE, y, SF_DIM, neurons, gate);
-    if (!all.up) {
+    project(part + SF_PART_GATE, y, SF_GATE_INPUTS, neurons, gate);
+    if (limit[SF_T_GATE] > 0.0f) {
         neurons = reaching(gate, neurons, limit[SF_T_GATE]);
     }
     sf_silu(gate, SF_FFN, gate);
-    if (!all.up) {
+    if (limit[SF_T_ACT] > 0.0f) {
         neurons = reaching(gate, neurons, limit[SF_T_ACT]);
     }
     /* By columns every neuron has its up. */
-    project(part + SF_PART_UP, y, SF_DIM, part[SF_PART_UP].input ? first(SF_FFN) : neurons, up);
+    project(part + SF_PART_UP, y + SF_DIM - SF_UP_INPUTS, SF_UP_INPUTS, part[SF_PART_UP].input ? first(SF_FFN) : neurons, up);
     if (all.h) {
         sf_multiply(gate, up, SF_FFN);
     } else {
-        neurons = mask(neurons, limit);
+        neurons = mask(neurons, limit, NULL);
     }
     sf_observe(l, SF_SITE_H, gate, SF_FFN);
     sf_count_neurons(neurons.n);
 
     sf_quantize(gate, SF_FFN, &act);
-    columns(part + SF_PART_DOWN, part + SF_PART_SCALES, neurons, SF_DIM, y);
-    for (uint32_t i = 0; limit[SF_T_DOWN] > 0.0f && i < SF_DIM; i++) {
-        y[i] = reaches(y[i], limit[SF_T_DOWN]) ? y[i] : 0.0f;
-    }
+    columns(part + SF_PART_DOWN, part + SF_PART_DOWN_SCALES, neurons, SF_DIM, y);
+    drop_outputs(limit[SF_T_DOWN]);
     sf_observe(l, SF_SITE_FFN_OUT, y, SF_DIM);
     sf_add(x, y, SF_DIM);
 }
@@ -445,6 +465,21 @@ static void layer(uint32_t l, const float *vec) {
     sf_event(SF_LANE_COMPUTE, "FFN", l, t1, t2);
 }
 
+/* The least exponents are those of the positions before this one, as if its step had not run. */
+static void take_back(void) {
+    for (uint32_t l = 0; l < SF_LAYERS; l++) {
+        for (uint32_t h = 0; h < SF_KV_HEADS; h++) {
+            int8_t k = INT8_MAX, v = INT8_MAX;
+            for (uint32_t p = 0; p < position; p++) {
+                k = k_exp[l][p][h] < k ? k_exp[l][p][h] : k;
+                v = v_exp[l][p][h] < v ? v_exp[l][p][h] : v;
+            }
+            k_least[l][h] = k;
+            v_least[l][h] = v;
+        }
+    }
+}
+
 int sf_step(uint32_t token, bool want_logits) {
     if (token >= SF_VOCAB) {
         return SF_ERR_TOKEN;
@@ -468,7 +503,8 @@ int sf_step(uint32_t token, bool want_logits) {
     }
     const int code = sf_flash_error();
     if (code != SF_OK) {
-        return code; /* the position stays, so the same token can be tried again */
+        take_back(); /* the position stays, so the same token can be tried again */
+        return code;
     }
     position++;
     sf_count_token(sf_port_ticks() - start);

@@ -33,13 +33,18 @@
 /* Constants of the model. */
 #define SF_NORM_EPS 0x1.4f8b580000000p-17f
 #define SF_SCORE_SCALE 0x1.0527dc0000000p-1f /* of attention, times log2(e) */
+#define SF_ACT_THRESHOLD 0x0.0p+0f /* that a neuron's act must reach; 0: any */
+#define SF_OWN_THRESHOLDS 0 /* each layer has vectors of them */
+#define SF_TRAINED_MASK 0 /* one of both */
+#define SF_GATE_INPUTS 64u /* that gate sees, from the first on */
+#define SF_UP_INPUTS 64u /* that up sees, to the last */
 #define SF_EMBED_SCALE 0x1.0000000000000p+0f
 
 /* Flash image: offsets and strides in bytes. */
-#define SF_IMAGE_BYTES 83712u
-#define SF_TOKENS_AT 1408u
-#define SF_VECTORS_AT 12992u
-#define SF_ROPE_AT 14272u
+#define SF_IMAGE_BYTES 85248u
+#define SF_TOKENS_AT 1472u
+#define SF_VECTORS_AT 2176u
+#define SF_ROPE_AT 3456u
 
 /* How the rows or columns of a part store their weights. */
 enum sf_grid {
@@ -64,7 +69,7 @@ enum sf_part_kind {
     SF_PART_GATE_SCALES = 10,
     SF_PART_UP = 11,
     SF_PART_UP_SCALES = 12,
-    SF_PART_SCALES = 13,
+    SF_PART_DOWN_SCALES = 13,
     SF_PART_DOWN = 14,
     SF_LAYER_PARTS = 15,
     SF_PART_HEAD = 30,

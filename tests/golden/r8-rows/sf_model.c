@@ -62,7 +62,8 @@ _Static_assert(sizeof x + sizeof y + sizeof qkv + sizeof gate + sizeof up + size
     "the compiler counts the bytes of the plan");
 /* clang-format on */
 
-/* Matrices: parts of the weights times act. */
+/* Matrices: by rows, by columns, in two factors. */
+/* Rows: parts of the weights times act, an output a row. */
 
 /* Numbers of rows or columns, ascending; the first n where idx is NULL. */
 typedef struct {
@@ -106,6 +107,9 @@ static void rows(const sf_part *p, list which, float *out) {
     }
 }
 
+/* Columns: parts of the weights times act, an input a column. */
+
+
 /* out = W in [inputs]: the outputs of a list. */
 static void project(const sf_part *p, const float *in, uint32_t inputs, list which, float *out) {
     sf_quantize(in, inputs, &act);
@@ -129,19 +133,19 @@ static list reaching(const float *v, list from, float limit) {
 
 /* clang-format off */
 const sf_part sf_parts[SF_PARTS] = {
-    /* at, stride, bytes, rows, resident rows and where, FFN, scales, threshold of inputs, grid */
-    { 15296u, 76u, 76u, 128u, 0u, 0u, false, false, 0, SF_GRID_R8 }, /* qkv 0 */
-    { 25024u, 76u, 76u, 64u, 0u, 0u, false, false, 0, SF_GRID_R8 }, /* o 0 */
-    { 29888u, 76u, 76u, 172u, 0u, 0u, true, false, 0, SF_GRID_R8 }, /* gate 0 */
-    { 42960u, 76u, 76u, 172u, 0u, 0u, true, false, 0, SF_GRID_R8 }, /* up 0 */
-    { 56032u, 220u, 220u, 64u, 0u, 0u, true, false, 0, SF_GRID_R8 }, /* down 0 */
-    { 70144u, 76u, 76u, 128u, 0u, 0u, false, false, 0, SF_GRID_R8 }, /* qkv 1 */
-    { 79872u, 76u, 76u, 64u, 0u, 0u, false, false, 0, SF_GRID_R8 }, /* o 1 */
-    { 84736u, 76u, 76u, 172u, 0u, 0u, true, false, 0, SF_GRID_R8 }, /* gate 1 */
-    { 97808u, 76u, 76u, 172u, 0u, 0u, true, false, 0, SF_GRID_R8 }, /* up 1 */
-    { 110880u, 220u, 220u, 64u, 0u, 0u, true, false, 0, SF_GRID_R8 }, /* down 1 */
-    { 2048u, 68u, 68u, 160u, 0u, 0u, false, false, 0, SF_GRID_Q8 }, /* head 2 */
-    { 2048u, 68u, 68u, 160u, 0u, 0u, false, false, 0, SF_GRID_Q8 }, /* embed 2 */
+    /* at, stride, bytes, rows, resident rows and where, FFN, scales, threshold of inputs, grid, shift */
+    { 16320u, 76u, 76u, 128u, 0u, 0u, false, false, 0, SF_GRID_R8, 0 }, /* qkv 0 */
+    { 26048u, 76u, 76u, 64u, 0u, 0u, false, false, 0, SF_GRID_R8, 0 }, /* o 0 */
+    { 30912u, 76u, 76u, 172u, 0u, 0u, true, false, 0, SF_GRID_R8, 0 }, /* gate 0 */
+    { 43984u, 76u, 76u, 172u, 0u, 0u, true, false, 0, SF_GRID_R8, 0 }, /* up 0 */
+    { 57056u, 220u, 220u, 64u, 0u, 0u, true, false, 0, SF_GRID_R8, 0 }, /* down 0 */
+    { 71168u, 76u, 76u, 128u, 0u, 0u, false, false, 0, SF_GRID_R8, 0 }, /* qkv 1 */
+    { 80896u, 76u, 76u, 64u, 0u, 0u, false, false, 0, SF_GRID_R8, 0 }, /* o 1 */
+    { 85760u, 76u, 76u, 172u, 0u, 0u, true, false, 0, SF_GRID_R8, 0 }, /* gate 1 */
+    { 98832u, 76u, 76u, 172u, 0u, 0u, true, false, 0, SF_GRID_R8, 0 }, /* up 1 */
+    { 111904u, 220u, 220u, 64u, 0u, 0u, true, false, 0, SF_GRID_R8, 0 }, /* down 1 */
+    { 5440u, 68u, 68u, 160u, 0u, 0u, false, false, 0, SF_GRID_Q8, 0 }, /* head 2 */
+    { 5440u, 68u, 68u, 160u, 0u, 0u, false, false, 0, SF_GRID_Q8, 0 }, /* embed 2 */
 };
 /* clang-format on */
 
@@ -152,7 +156,8 @@ typedef struct {
 
 static whole_ffn whole(const float *limit) {
     const bool every_gate = SF_SPECULATES || !(limit[SF_T_PREDICTOR] > 0.0f);
-    const bool every_up = every_gate && !(limit[SF_T_GATE] > 0.0f || limit[SF_T_ACT] > 0.0f);
+    const bool every_up = every_gate && !SF_TRAINED_MASK &&
+                          !(limit[SF_T_GATE] > 0.0f || limit[SF_T_ACT] > 0.0f);
     const bool every_h = every_up && !(limit[SF_T_UP] > 0.0f || limit[SF_T_H] > 0.0f);
     return (whole_ffn){every_gate, every_up, every_h};
 }
@@ -163,7 +168,8 @@ bool sf_reads_all(uint32_t layer, uint32_t kind) {
     const float *limit = sf_threshold[layer];
     const whole_ffn all = whole(limit);
     if (part->tables || part->input != 0u) {
-        return !part->tables && !(limit[part->input] > 0.0f);
+        const bool trained = SF_OWN_THRESHOLDS && part->input == SF_T_XG;
+        return !part->tables && !trained && !(limit[part->input] > 0.0f);
     }
     switch (kind) {
     case SF_PART_GATE: return all.gate;
@@ -251,8 +257,9 @@ static void attention(uint32_t l, const float *vec) {
 
 /* The FFN: rows and columns of the active neurons alone. */
 
-/* gate [SF_FFN] becomes h, zero where the mask drops it; lists the neurons that it keeps. */
-static list mask(list from, const float *limit) {
+/* gate [SF_FFN] becomes h, zero where the mask drops it; lists the neurons that it keeps. own: limits
+ * of h of each neuron, or NULL. */
+static list mask(list from, const float *limit, const float *own) {
     uint32_t kept = 0, next = 0;
     for (uint32_t k = 0; k < from.n; k++) {
         const uint32_t i = from.idx ? from.idx[k] : k;
@@ -261,7 +268,8 @@ static list mask(list from, const float *limit) {
             gate[next++] = 0.0f;
         }
         next = i + 1u;
-        if (reaches(up[i], limit[SF_T_UP]) && reaches(h, limit[SF_T_H])) {
+        if (reaches(up[i], limit[SF_T_UP]) && reaches(h, limit[SF_T_H]) &&
+            (own == NULL || reaches(h, own[i]))) {
             gate[i] = h;
             active[kept++] = (uint16_t)i;
         } else {
@@ -274,6 +282,13 @@ static list mask(list from, const float *limit) {
     return (list){active, kept};
 }
 
+/* Outputs y below a limit become 0. */
+static void drop_outputs(float limit) {
+    for (uint32_t i = 0; limit > 0.0f && i < SF_DIM; i++) {
+        y[i] = reaches(y[i], limit) ? y[i] : 0.0f;
+    }
+}
+
 /* x += FFN of x. */
 static void ffn(uint32_t l, const float *vec) {
     const sf_part *part = &sf_parts[l * SF_LAYER_PARTS];
@@ -282,28 +297,26 @@ static void ffn(uint32_t l, const float *vec) {
     list neurons = first(SF_FFN); /* that can still be active */
     sf_rmsnorm(x, vec + SF_V_FFN_NORM, SF_DIM, SF_NORM_EPS, y);
     sf_observe(l, SF_SITE_FFN_IN, y, SF_DIM);
-    project(part + SF_PART_GATE, y, SF_DIM, neurons, gate);
-    if (!all.up) {
+    project(part + SF_PART_GATE, y, SF_GATE_INPUTS, neurons, gate);
+    if (limit[SF_T_GATE] > 0.0f) {
         neurons = reaching(gate, neurons, limit[SF_T_GATE]);
     }
     sf_silu(gate, SF_FFN, gate);
-    if (!all.up) {
+    if (limit[SF_T_ACT] > 0.0f) {
         neurons = reaching(gate, neurons, limit[SF_T_ACT]);
     }
     rows(part + SF_PART_UP, neurons, up); /* act still holds y */
     if (all.h) {
         sf_multiply(gate, up, SF_FFN);
     } else {
-        neurons = mask(neurons, limit);
+        neurons = mask(neurons, limit, NULL);
     }
     sf_observe(l, SF_SITE_H, gate, SF_FFN);
     sf_count_neurons(neurons.n);
 
     sf_quantize(gate, SF_FFN, &act);
     rows(part + SF_PART_DOWN, first(SF_DIM), y);
-    for (uint32_t i = 0; limit[SF_T_DOWN] > 0.0f && i < SF_DIM; i++) {
-        y[i] = reaches(y[i], limit[SF_T_DOWN]) ? y[i] : 0.0f;
-    }
+    drop_outputs(limit[SF_T_DOWN]);
     sf_observe(l, SF_SITE_FFN_OUT, y, SF_DIM);
     sf_add(x, y, SF_DIM);
 }
@@ -333,6 +346,21 @@ static void layer(uint32_t l, const float *vec) {
     sf_event(SF_LANE_COMPUTE, "FFN", l, t1, t2);
 }
 
+/* The least exponents are those of the positions before this one, as if its step had not run. */
+static void take_back(void) {
+    for (uint32_t l = 0; l < SF_LAYERS; l++) {
+        for (uint32_t h = 0; h < SF_KV_HEADS; h++) {
+            int8_t k = INT8_MAX, v = INT8_MAX;
+            for (uint32_t p = 0; p < position; p++) {
+                k = k_exp[l][p][h] < k ? k_exp[l][p][h] : k;
+                v = v_exp[l][p][h] < v ? v_exp[l][p][h] : v;
+            }
+            k_least[l][h] = k;
+            v_least[l][h] = v;
+        }
+    }
+}
+
 int sf_step(uint32_t token, bool want_logits) {
     if (token >= SF_VOCAB) {
         return SF_ERR_TOKEN;
@@ -356,7 +384,8 @@ int sf_step(uint32_t token, bool want_logits) {
     }
     const int code = sf_flash_error();
     if (code != SF_OK) {
-        return code; /* the position stays, so the same token can be tried again */
+        take_back(); /* the position stays, so the same token can be tried again */
+        return code;
     }
     position++;
     sf_count_token(sf_port_ticks() - start);

@@ -30,13 +30,18 @@
 /* Constants of the model. */
 #define SF_NORM_EPS 0x1.4f8b580000000p-17f
 #define SF_SCORE_SCALE 0x1.0527dc0000000p-1f /* of attention, times log2(e) */
+#define SF_ACT_THRESHOLD 0x0.0p+0f /* that a neuron's act must reach; 0: any */
+#define SF_OWN_THRESHOLDS 0 /* each layer has vectors of them */
+#define SF_TRAINED_MASK 0 /* one of both */
+#define SF_GATE_INPUTS 64u /* that gate sees, from the first on */
+#define SF_UP_INPUTS 64u /* that up sees, to the last */
 #define SF_EMBED_SCALE 0x1.0000000000000p+0f
 
 /* Flash image: offsets and strides in bytes. */
-#define SF_IMAGE_BYTES 124960u
-#define SF_TOKENS_AT 1344u
-#define SF_VECTORS_AT 12928u
-#define SF_ROPE_AT 15232u
+#define SF_IMAGE_BYTES 125984u
+#define SF_TOKENS_AT 1408u
+#define SF_VECTORS_AT 2112u
+#define SF_ROPE_AT 4416u
 
 /* How the rows or columns of a part store their weights. */
 enum sf_grid {

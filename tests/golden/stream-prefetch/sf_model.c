@@ -65,7 +65,8 @@ _Static_assert(sizeof x + sizeof y + sizeof qkv + sizeof gate + sizeof up + size
     "the compiler counts the bytes of the plan");
 /* clang-format on */
 
-/* Matrices: parts of the weights times act. */
+/* Matrices: by rows, by columns, in two factors. */
+/* Rows: parts of the weights times act, an output a row. */
 
 /* Numbers of rows or columns, ascending; the first n where idx is NULL. */
 typedef struct {
@@ -110,6 +111,8 @@ static void rows(const sf_part *p, list which, float *out) {
     }
 }
 
+/* Columns: parts of the weights times act, an input a column. */
+
 /* Adds the sums of a block of 32 columns to acc, by the block's scales. */
 static void end_block(const sf_part *p, const sf_part *scales, uint32_t block, uint32_t outputs) {
     if (block == UINT32_MAX) {
@@ -130,6 +133,7 @@ static void sum_columns(const sf_part *p, list which, const sf_part *scales, uin
     int8_t h[SF_TILE];
     sf_stream s;
     sf_tile t;
+    (void)scales; /* not used where they are those of outputs, once for all blocks */
     memset(acc, 0, outputs * sizeof acc[0]);
     sf_stream_open(&s, p, idx, which.n);
     while (sf_stream_next(&s, &t)) {
@@ -169,6 +173,7 @@ static void columns(const sf_part *p, const sf_part *scales, list which, uint32_
     }
 }
 
+
 /* out = W in [inputs]: the outputs of a list. */
 static void project(const sf_part *p, const float *in, uint32_t inputs, list which, float *out) {
     sf_quantize(in, inputs, &act);
@@ -203,25 +208,25 @@ static list predict(uint32_t l) {
 
 /* clang-format off */
 const sf_part sf_parts[SF_PARTS] = {
-    /* at, stride, bytes, rows, resident rows and where, FFN, scales, threshold of inputs, grid */
-    { 14400u, 40u, 40u, 128u, 41u, 0u, false, false, 0, SF_GRID_Q4 }, /* qkv 0 */
-    { 19520u, 40u, 40u, 64u, 19u, 1664u, false, false, 0, SF_GRID_Q4 }, /* o 0 */
-    { 42880u, 20u, 20u, 172u, 54u, 2432u, true, false, 0, SF_GRID_PROXY }, /* predictor_gate 0 */
-    { 46320u, 20u, 20u, 172u, 54u, 3520u, true, false, 0, SF_GRID_PROXY }, /* predictor_up 0 */
-    { 22080u, 40u, 40u, 172u, 56u, 4608u, true, false, 0, SF_GRID_Q4 }, /* gate 0 */
-    { 28960u, 40u, 40u, 172u, 56u, 6848u, true, false, 0, SF_GRID_Q4 }, /* up 0 */
-    { 41344u, 256u, 256u, 6u, 6u, 9088u, true, true, 0, SF_GRID_Q4 }, /* scales 0 */
-    { 35840u, 32u, 32u, 172u, 56u, 10624u, true, false, 0, SF_GRID_Q4 }, /* down 0 */
-    { 49792u, 40u, 40u, 128u, 41u, 12416u, false, false, 0, SF_GRID_Q4 }, /* qkv 1 */
-    { 54912u, 40u, 40u, 64u, 19u, 14080u, false, false, 0, SF_GRID_Q4 }, /* o 1 */
-    { 78272u, 20u, 20u, 172u, 54u, 14848u, true, false, 0, SF_GRID_PROXY }, /* predictor_gate 1 */
-    { 81712u, 20u, 20u, 172u, 54u, 15936u, true, false, 0, SF_GRID_PROXY }, /* predictor_up 1 */
-    { 57472u, 40u, 40u, 172u, 56u, 17024u, true, false, 0, SF_GRID_Q4 }, /* gate 1 */
-    { 64352u, 40u, 40u, 172u, 56u, 19264u, true, false, 0, SF_GRID_Q4 }, /* up 1 */
-    { 76736u, 256u, 256u, 6u, 6u, 21504u, true, true, 0, SF_GRID_Q4 }, /* scales 1 */
-    { 71232u, 32u, 32u, 172u, 56u, 23040u, true, false, 0, SF_GRID_Q4 }, /* down 1 */
-    { 2176u, 68u, 68u, 160u, 53u, 24832u, false, false, 0, SF_GRID_Q8 }, /* head 2 */
-    { 2176u, 68u, 68u, 160u, 53u, 24832u, false, false, 0, SF_GRID_Q8 }, /* embed 2 */
+    /* at, stride, bytes, rows, resident rows and where, FFN, scales, threshold of inputs, grid, shift */
+    { 15744u, 40u, 40u, 128u, 41u, 0u, false, false, 0, SF_GRID_Q4, 0 }, /* qkv 0 */
+    { 20864u, 40u, 40u, 64u, 19u, 1664u, false, false, 0, SF_GRID_Q4, 0 }, /* o 0 */
+    { 44224u, 20u, 20u, 172u, 54u, 2432u, true, false, 0, SF_GRID_PROXY, 0 }, /* predictor_gate 0 */
+    { 47664u, 20u, 20u, 172u, 54u, 3520u, true, false, 0, SF_GRID_PROXY, 0 }, /* predictor_up 0 */
+    { 23424u, 40u, 40u, 172u, 56u, 4608u, true, false, 0, SF_GRID_Q4, 0 }, /* gate 0 */
+    { 30304u, 40u, 40u, 172u, 56u, 6848u, true, false, 0, SF_GRID_Q4, 0 }, /* up 0 */
+    { 42688u, 256u, 256u, 6u, 6u, 9088u, true, true, 0, SF_GRID_Q4, 0 }, /* down_scales 0 */
+    { 37184u, 32u, 32u, 172u, 56u, 10624u, true, false, 0, SF_GRID_Q4, 0 }, /* down 0 */
+    { 51136u, 40u, 40u, 128u, 41u, 12416u, false, false, 0, SF_GRID_Q4, 0 }, /* qkv 1 */
+    { 56256u, 40u, 40u, 64u, 19u, 14080u, false, false, 0, SF_GRID_Q4, 0 }, /* o 1 */
+    { 79616u, 20u, 20u, 172u, 54u, 14848u, true, false, 0, SF_GRID_PROXY, 0 }, /* predictor_gate 1 */
+    { 83056u, 20u, 20u, 172u, 54u, 15936u, true, false, 0, SF_GRID_PROXY, 0 }, /* predictor_up 1 */
+    { 58816u, 40u, 40u, 172u, 56u, 17024u, true, false, 0, SF_GRID_Q4, 0 }, /* gate 1 */
+    { 65696u, 40u, 40u, 172u, 56u, 19264u, true, false, 0, SF_GRID_Q4, 0 }, /* up 1 */
+    { 78080u, 256u, 256u, 6u, 6u, 21504u, true, true, 0, SF_GRID_Q4, 0 }, /* down_scales 1 */
+    { 72576u, 32u, 32u, 172u, 56u, 23040u, true, false, 0, SF_GRID_Q4, 0 }, /* down 1 */
+    { 4864u, 68u, 68u, 160u, 53u, 24832u, false, false, 0, SF_GRID_Q8, 0 }, /* head 2 */
+    { 4864u, 68u, 68u, 160u, 53u, 24832u, false, false, 0, SF_GRID_Q8, 0 }, /* embed 2 */
 };
 /* clang-format on */
 
@@ -232,7 +237,8 @@ typedef struct {
 
 static whole_ffn whole(const float *limit) {
     const bool every_gate = SF_SPECULATES || !(limit[SF_T_PREDICTOR] > 0.0f);
-    const bool every_up = every_gate && !(limit[SF_T_GATE] > 0.0f || limit[SF_T_ACT] > 0.0f);
+    const bool every_up = every_gate && !SF_TRAINED_MASK &&
+                          !(limit[SF_T_GATE] > 0.0f || limit[SF_T_ACT] > 0.0f);
     const bool every_h = every_up && !(limit[SF_T_UP] > 0.0f || limit[SF_T_H] > 0.0f);
     return (whole_ffn){every_gate, every_up, every_h};
 }
@@ -243,7 +249,8 @@ bool sf_reads_all(uint32_t layer, uint32_t kind) {
     const float *limit = sf_threshold[layer];
     const whole_ffn all = whole(limit);
     if (part->tables || part->input != 0u) {
-        return !part->tables && !(limit[part->input] > 0.0f);
+        const bool trained = SF_OWN_THRESHOLDS && part->input == SF_T_XG;
+        return !part->tables && !trained && !(limit[part->input] > 0.0f);
     }
     switch (kind) {
     case SF_PART_PREDICTOR_GATE:
@@ -341,8 +348,9 @@ static void attention(uint32_t l, const float *vec) {
 
 /* The FFN: rows and columns of the active neurons alone. */
 
-/* gate [SF_FFN] becomes h, zero where the mask drops it; lists the neurons that it keeps. */
-static list mask(list from, const float *limit) {
+/* gate [SF_FFN] becomes h, zero where the mask drops it; lists the neurons that it keeps. own: limits
+ * of h of each neuron, or NULL. */
+static list mask(list from, const float *limit, const float *own) {
     uint32_t kept = 0, next = 0;
     for (uint32_t k = 0; k < from.n; k++) {
         const uint32_t i = from.idx ? from.idx[k] : k;
@@ -351,7 +359,8 @@ static list mask(list from, const float *limit) {
             gate[next++] = 0.0f;
         }
         next = i + 1u;
-        if (reaches(up[i], limit[SF_T_UP]) && reaches(h, limit[SF_T_H])) {
+        if (reaches(up[i], limit[SF_T_UP]) && reaches(h, limit[SF_T_H]) &&
+            (own == NULL || reaches(h, own[i]))) {
             gate[i] = h;
             active[kept++] = (uint16_t)i;
         } else {
@@ -364,6 +373,13 @@ static list mask(list from, const float *limit) {
     return (list){active, kept};
 }
 
+/* Outputs y below a limit become 0. */
+static void drop_outputs(float limit) {
+    for (uint32_t i = 0; limit > 0.0f && i < SF_DIM; i++) {
+        y[i] = reaches(y[i], limit) ? y[i] : 0.0f;
+    }
+}
+
 /* x += FFN of x. */
 static void ffn(uint32_t l, const float *vec) {
     const sf_part *part = &sf_parts[l * SF_LAYER_PARTS];
@@ -373,28 +389,26 @@ static void ffn(uint32_t l, const float *vec) {
     sf_rmsnorm(x, vec + SF_V_FFN_NORM, SF_DIM, SF_NORM_EPS, y);
     sf_observe(l, SF_SITE_FFN_IN, y, SF_DIM);
     prefetch(l);
-    project(part + SF_PART_GATE, y, SF_DIM, neurons, gate);
-    if (!all.up) {
+    project(part + SF_PART_GATE, y, SF_GATE_INPUTS, neurons, gate);
+    if (limit[SF_T_GATE] > 0.0f) {
         neurons = reaching(gate, neurons, limit[SF_T_GATE]);
     }
     sf_silu(gate, SF_FFN, gate);
-    if (!all.up) {
+    if (limit[SF_T_ACT] > 0.0f) {
         neurons = reaching(gate, neurons, limit[SF_T_ACT]);
     }
     rows(part + SF_PART_UP, neurons, up); /* act still holds y */
     if (all.h) {
         sf_multiply(gate, up, SF_FFN);
     } else {
-        neurons = mask(neurons, limit);
+        neurons = mask(neurons, limit, NULL);
     }
     sf_observe(l, SF_SITE_H, gate, SF_FFN);
     sf_count_neurons(neurons.n);
 
     sf_quantize(gate, SF_FFN, &act);
-    columns(part + SF_PART_DOWN, part + SF_PART_SCALES, neurons, SF_DIM, y);
-    for (uint32_t i = 0; limit[SF_T_DOWN] > 0.0f && i < SF_DIM; i++) {
-        y[i] = reaches(y[i], limit[SF_T_DOWN]) ? y[i] : 0.0f;
-    }
+    columns(part + SF_PART_DOWN, part + SF_PART_DOWN_SCALES, neurons, SF_DIM, y);
+    drop_outputs(limit[SF_T_DOWN]);
     sf_observe(l, SF_SITE_FFN_OUT, y, SF_DIM);
     sf_add(x, y, SF_DIM);
 }
@@ -424,6 +438,21 @@ static void layer(uint32_t l, const float *vec) {
     sf_event(SF_LANE_COMPUTE, "FFN", l, t1, t2);
 }
 
+/* The least exponents are those of the positions before this one, as if its step had not run. */
+static void take_back(void) {
+    for (uint32_t l = 0; l < SF_LAYERS; l++) {
+        for (uint32_t h = 0; h < SF_KV_HEADS; h++) {
+            int8_t k = INT8_MAX, v = INT8_MAX;
+            for (uint32_t p = 0; p < position; p++) {
+                k = k_exp[l][p][h] < k ? k_exp[l][p][h] : k;
+                v = v_exp[l][p][h] < v ? v_exp[l][p][h] : v;
+            }
+            k_least[l][h] = k;
+            v_least[l][h] = v;
+        }
+    }
+}
+
 int sf_step(uint32_t token, bool want_logits) {
     if (token >= SF_VOCAB) {
         return SF_ERR_TOKEN;
@@ -447,7 +476,8 @@ int sf_step(uint32_t token, bool want_logits) {
     }
     const int code = sf_flash_error();
     if (code != SF_OK) {
-        return code; /* the position stays, so the same token can be tried again */
+        take_back(); /* the position stays, so the same token can be tried again */
+        return code;
     }
     position++;
     sf_count_token(sf_port_ticks() - start);

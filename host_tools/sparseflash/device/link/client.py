@@ -26,6 +26,8 @@ from sparseflash.device.link.protocol import DeviceError, Done, Info, Type
 T = TypeVar("T")
 
 RETRIES = 3
+REPEATS = 16
+"""Damaged replies of a request that are asked for again at once; more wait for silence."""
 GREETING = 1.0
 """Seconds of silence after which a greeting is repeated."""
 STREAM_CREDIT = 32
@@ -51,6 +53,8 @@ class Device:
         self._splitter = p.Splitter()
         self._frames: list[p.Frame] = []
         self._seq = os.urandom(1)[0]
+        self._connection = int.from_bytes(os.urandom(p.CONNECTION), "little")
+        self._damaged = False
         self._heard = 0
         self._understood = False
         self._failed: str | None = None
@@ -77,7 +81,11 @@ class Device:
         """
         try:
             port = serial.serial_for_url(
-                url, baudrate=baudrate, timeout=timeout, write_timeout=timeout
+                url,
+                baudrate=baudrate,
+                timeout=timeout,
+                write_timeout=timeout,
+                exclusive=True,
             )
         except (serial.SerialException, OSError, ValueError) as e:
             raise LinkError(f"cannot open port {url}: {e}") from e
@@ -102,7 +110,7 @@ class Device:
         return device
 
     def _greet(self, expect_model_sha: str | bytes | None, expect_plan: str | bytes | None) -> None:
-        nonce = int.from_bytes(os.urandom(4), "little")
+        nonce = self._connection
 
         def parse(payload: bytes) -> Info | int:
             version = p.parse_hello_version(payload)
@@ -168,7 +176,8 @@ class Device:
         return LinkError(why)
 
     def _receive(self, deadline: float) -> p.Frame | None:
-        """The next whole frame, None at the deadline. Damaged ones are passed over."""
+        """The next whole frame; None at the deadline, or when a damaged one came."""
+        self._damaged = False
         while not self._frames:
             left = deadline - time.monotonic()
             if left <= 0:
@@ -183,27 +192,46 @@ class Device:
             self._heard += len(data)
             for wire in self._splitter.feed(bytes(data)):
                 frame = p.decode_frame(wire)
-                if frame is not None:
+                if frame is None:
+                    self._damaged = True
+                else:
                     self._frames.append(frame)
                     self._understood |= frame.type >= p.REPLY
+            if self._damaged and not self._frames and self._understood:
+                return None
         return self._frames.pop(0)
 
     def _attempt(self, seq: int, kind: Type, wire: bytes) -> bytes | None:
         """Sends once; the reply's payload, or None when it has to be sent again."""
         self._port.write(wire)
         deadline = time.monotonic() + self._timeout
+        busy = len(wire) // 4  # a device says it once a token at most
         while (frame := self._receive(deadline)) is not None:
+            payload = frame.payload
             if frame.type == Type.NAK:
+                self._damaged = True
                 return None
             if frame.seq != seq:
                 continue
+            if frame.type != Type.HELLO | p.REPLY:
+                if payload[: p.CONNECTION] != self._number and kind != Type.HELLO:
+                    continue
+                payload = payload[p.CONNECTION :]
             if frame.type == Type.BUSY:
+                busy -= 1
+                if busy < 0:
+                    raise self._fail(f"the device on {self._name} is busy without end")
                 deadline = time.monotonic() + self._timeout
             elif frame.type == kind | p.REPLY:
-                return frame.payload
+                return payload
             elif frame.type == Type.ERROR:
-                self._refused(kind, frame.payload)
+                self._refused(kind, payload)
         return None
+
+    @property
+    def _number(self) -> bytes:
+        """Of this connection, as it goes over the line."""
+        return struct.pack("<I", self._connection)
 
     def _refused(self, kind: Type, payload: bytes) -> None:
         try:
@@ -213,7 +241,7 @@ class Device:
         if request != kind:
             return
         message = f"the device on {self._name} refused {kind.name}: {p.describe(code)}"
-        if code in (p.ERR_SESSION, p.ERR_POSITION):
+        if code in (p.ERR_SESSION, p.ERR_POSITION, p.ERR_OTHER):
             raise self._fail(message)
         self._position = position
         raise DeviceError(message, code)
@@ -222,10 +250,16 @@ class Device:
         if self._failed is not None:
             raise LinkError(f"{self._failed}; open the port again")
         self._seq = (self._seq + 1) & 0xFF
-        wire = p.encode_frame(self._seq, kind, payload)
+        number = b"" if kind == Type.HELLO else self._number
+        wire = p.encode_frame(self._seq, kind, number + payload)
         try:
-            for _ in range(1 + RETRIES):
+            attempts, repeats = 1 + RETRIES, REPEATS
+            while attempts > 0:
                 reply = self._attempt(self._seq, kind, wire)
+                if reply is None and self._damaged and repeats > 0:
+                    repeats -= 1
+                    continue
+                attempts -= 1
                 if reply is None:
                     continue
                 try:
@@ -269,19 +303,23 @@ class Device:
         for at in range(0, len(ids), p.PREFILL_CHUNK):
             chunk = ids[at : at + p.PREFILL_CHUNK]
             last = logits and at + len(chunk) == len(ids)
-            self._position = self._request(
-                Type.PREFILL, p.prefill(self._position, chunk, last), p.parse_u32
-            )
+            payload = p.prefill(self._position, chunk, last)
+            position = self._request(Type.PREFILL, payload, p.parse_u32)
+            self._moves(position, self._position + len(chunk))
 
     def step(self, token: int) -> int:
         """Runs one token; the index of the largest logit."""
         payload = p.step(self._position, self._token(token))
-        best, self._position = self._request(Type.STEP, payload, p.parse_step)
-        return best
+        best, position = self._request(Type.STEP, payload, p.parse_step)
+        self._moves(position, self._position + 1)
+        return self._known(best)
 
     def logits(self) -> np.ndarray:
         """float32 (vocab,) of the last step that computed them."""
-        return self._chunks(Type.READ_LOGITS, self.info().vocab, p.parse_f32)
+        logits = self._chunks(Type.READ_LOGITS, self.info().vocab, p.parse_f32)
+        if not np.isfinite(logits).all():
+            raise self._fail(f"the device on {self._name} answers logits that are no numbers")
+        return logits
 
     def trace(self, on: bool) -> None:
         """Turns the hashes of :meth:`read_trace` on or off for the steps that follow."""
@@ -342,15 +380,28 @@ class Device:
         """
         self._check(0 <= max_new < 1 << 32, f"max_new {max_new}")
         self._check(0 <= seed < 1 << 64, f"seed {seed}")
+        self._check(0 <= temperature <= p.MOST_TEMPERATURE, f"temperature {temperature}")
+        self._check(0 <= top_p <= 1, f"top_p {top_p}")
         self.prefill(prompt_tokens, logits=True)
         payload = p.generate(self._position, max_new, temperature, top_p, seed)
         self._request(Type.GENERATE, payload, _nothing)
         done = Done.RUNNING
+        start, count = self._position, 0
         while done == Done.RUNNING:
-            done, self._position, tokens = self._request(
+            done, position, tokens = self._request(
                 Type.STREAM, p.stream(STREAM_CREDIT), p.parse_stream
             )
-            yield from tokens
+            count += len(tokens)
+            if count > max_new or len(tokens) > STREAM_CREDIT or (not tokens and not done):
+                raise self._fail(
+                    f"the device on {self._name} answers {len(tokens)} tokens, {count} in all, of "
+                    f"the {max_new} it was asked for"
+                )
+            # The last token is not run, unless the next waits for room in a reply.
+            ahead = position == start + count and done == Done.RUNNING
+            self._moves(position, start + (count if ahead else max(count - 1, 0)))
+            for token, text in tokens:
+                yield self._known(token), text
 
     def quit(self) -> None:
         """Ends a host process; boards go on."""
@@ -374,6 +425,20 @@ class Device:
         self.close()
 
     # ---- helpers ----
+
+    def _moves(self, position: int, expected: int) -> None:
+        """The device is at ``position``, where it should be."""
+        if position != expected:
+            raise self._fail(
+                f"the device on {self._name} is at position {position}, not {expected}; open the "
+                "port again"
+            )
+        self._position = position
+
+    def _known(self, token: int) -> int:
+        if token >= self.info().vocab:
+            raise self._fail(f"the device on {self._name} answers token {token}, which is none")
+        return token
 
     @staticmethod
     def _check(ok: bool, what: str) -> None:

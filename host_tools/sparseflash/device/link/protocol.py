@@ -1,7 +1,8 @@
 """Frames and messages of the serial link; ``firmware/link/link.h`` is the other side.
 
-On the line: ``COBS(seq u8 | type u8 | payload | crc16 u16) 00``, numbers little-endian.
-A reply carries its request's ``seq`` and the request's type with the top bit set.
+On the line: ``COBS(seq u8 | type u8 | payload | crc16 u16) 00 00``, numbers little-endian.
+A reply carries its request's ``seq`` and the request's type with the top bit set. Payloads begin
+with the number of the connection, but for HELLO, its reply and NAK.
 """
 
 from __future__ import annotations
@@ -17,18 +18,21 @@ from cobs import cobs
 
 from sparseflash.base.errors import SparseflashError
 
-VERSION = 3
+VERSION = 4
 MAX_PAYLOAD = 1024
 MAX_WIRE = 2 * MAX_PAYLOAD
 """More bytes than this without a zero are no frame."""
 REPLY = 0x80
 SITES = 7
 THRESHOLDS = 12
-CHUNK = MAX_PAYLOAD // 4
+CONNECTION = 4
+"""Bytes of the number of a connection."""
+CHUNK = (MAX_PAYLOAD - CONNECTION) // 4
 """32-bit values in a full READ reply."""
 TAP_CHUNK = CHUNK - 1
 """READ_TAP replies start with the count of all values."""
-PREFILL_CHUNK = (MAX_PAYLOAD - 5) // 4
+MOST_TEMPERATURE = 1e6
+PREFILL_CHUNK = (MAX_PAYLOAD - CONNECTION - 5) // 4
 """Tokens in a full PREFILL."""
 
 
@@ -66,6 +70,7 @@ class Done(IntEnum):
 ERR_MODEL = -2
 ERR_SESSION = -102
 ERR_POSITION = -103
+ERR_OTHER = -106
 
 _ERRORS = {
     -1: "a flash read failed",
@@ -73,10 +78,12 @@ _ERRORS = {
     -3: "the position is past the KV cache; reset it or plan a longer one",
     -4: "a token is outside the vocabulary",
     -5: "an argument is out of range",
+    -6: "the image in its flash is damaged or changed while it ran",
     -100: "the request has the wrong length for this protocol version",
     -101: "it does not know the command",
     ERR_SESSION: "it restarted and lost its state; open the port again",
     ERR_POSITION: "it is at another position than the host counts; open the port again",
+    ERR_OTHER: "another host has opened this port since; open it again",
     -104: "the last step computed no logits",
     -105: "no generation is under way",
 }
@@ -112,12 +119,13 @@ def crc16(data: bytes) -> int:
 def encode_frame(seq: int, kind: int, payload: bytes) -> bytes:
     """Bytes for the line.
 
-    The zero in front ends whatever noise the other side has collected before.
+    The zero in front ends whatever noise the other side has collected before; of the two behind one
+    may get lost.
     """
     if len(payload) > MAX_PAYLOAD:
         raise ValueError(f"payload of {len(payload)} bytes; a frame holds {MAX_PAYLOAD}")
     body = bytes((seq, kind)) + payload
-    return b"\0" + cobs.encode(body + struct.pack("<H", crc16(body))) + b"\0"
+    return b"\0" + cobs.encode(body + struct.pack("<H", crc16(body))) + b"\0\0"
 
 
 def decode_frame(wire: bytes) -> Frame | None:

@@ -49,12 +49,13 @@ def check_model(model: Model, path: Path) -> Model:
     want("head", model.head, (s.vocab, s.dim), not s.tied_head)
     want("final_norm", model.final_norm, (s.dim,))
     want("final_norm_bias", model.final_norm_bias, (s.dim,), False)
+    want("head_bias", model.head_bias, (s.vocab,), False)
     if s.position is Position.LEARNED:
         want("positions", model.positions, (s.context + s.position_offset, s.dim))
     for i, layer in enumerate(model.layers):
         shapes: dict[str, tuple[tuple[int, ...], bool]] = {
-            "attn_norm": ((s.dim,), True),
-            "ffn_norm": ((s.dim,), True),
+            "attn_norm": ((s.dim,), s.pre_norms),
+            "ffn_norm": ((s.dim,), s.pre_norms),
             "q_proj": ((s.q_dim, s.dim), True),
             "k_proj": ((s.kv_dim, s.dim), True),
             "v_proj": ((s.kv_dim, s.dim), True),
@@ -62,8 +63,8 @@ def check_model(model: Model, path: Path) -> Model:
             "up_proj": ((s.ffn_dim, s.up_width), True),
             "down_proj": ((s.dim, s.ffn_dim), True),
             "gate_proj": ((s.ffn_dim, s.gate_width), s.gated),
-            "q_norm": ((s.head_dim,), s.qk_norm),
-            "k_norm": ((s.head_dim,), s.qk_norm),
+            "q_norm": ((s.q_dim if s.qk_norm_whole else s.head_dim,), s.qk_norm),
+            "k_norm": ((s.kv_dim if s.qk_norm_whole else s.head_dim,), s.qk_norm),
             "post_attn_norm": ((s.dim,), s.sandwich_norms),
             "post_ffn_norm": ((s.dim,), s.sandwich_norms),
             "q_bias": ((s.q_dim,), s.attn_bias),
@@ -80,4 +81,24 @@ def check_model(model: Model, path: Path) -> Model:
         for name, size in (("x", s.dim), ("act", s.ffn_dim), ("h", s.ffn_dim)):
             own = getattr(layer.thresholds, name, None)
             want(f"layer {i} thresholds of {name}", own, (size,), s.own_thresholds)
+    _check_ids(model, path)
     return model
+
+
+def _check_ids(model: Model, path: Path) -> None:
+    """Refuses ids of the tokenizer, or of a start or an end, without a row of the embedding."""
+    s, tok = model.spec, model.tokenizer
+    if tok is not None and tok.used_size > s.vocab:
+        raise InputError(
+            f"{path}: the tokenizer has {tok.used_size} tokens and the embedding {s.vocab} rows; "
+            "give the tokenizer that belongs to these weights"
+        )
+    named = [("start", s.bos_id), *(("end", i) for i in s.eos_ids)]
+    if tok is not None:
+        named += [("start", tok.bos_id), ("end", tok.eos_id)]
+    for name, i in named:
+        if i >= s.vocab or i < -1:
+            raise InputError(
+                f"{path}: the id of its {name} token is {i} and the embedding has {s.vocab} rows; "
+                "correct the configuration"
+            )

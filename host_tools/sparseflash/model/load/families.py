@@ -8,15 +8,18 @@ afterwards by the reader, which knows the tensors. A table maps the fields of
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
 from sparseflash.base.errors import InputError, UnsupportedError
+from sparseflash.model.rope import scaling_of
 from sparseflash.model.spec import Activation, LayerSpec, ModelSpec, Norm, Position
 
 Config = dict[str, Any]
+Get = Callable[[str], np.ndarray]
+"""Reads a tensor by its name after the prefix, float32."""
 
 _ACTIVATIONS = {
     "silu": Activation.SILU,
@@ -39,11 +42,19 @@ class Family:
     final_norm: str
     layer: dict[str, str]
     """Field of Layer to tensor name after the prefix."""
+    head: str = "lm_head.weight"
+    """Where the head lies when it is not the embedding, without the prefix."""
     positions: str = ""
-    fused_qkv: str = ""
-    """Base name of one q, k, v matrix and bias (GPT-2)."""
+    fused: Callable[[Get, ModelSpec, str], dict[str, np.ndarray]] | None = None
+    """Takes fused tensors apart: reader, spec and layer's place to fields of Layer."""
+    block: str = "layers.{i}."
+    """A layer's place, where ``fused`` reads."""
+    parallel: dict[str, str] = field(default_factory=dict)
+    """Names that differ where attention and FFN stand side by side."""
     transposed: bool = False
     """Matrices are stored (in, out)."""
+    logits_divisor: str = ""
+    """Key of config.json that logits are divided by; the final norm takes it."""
     norm_plus_one: bool = False
     """Norm factors are stored as w and applied as 1 + w."""
     tied_default: bool = False
@@ -73,19 +84,43 @@ def _refuse(cfg: Config, key: str, allowed: tuple[Any, ...]) -> None:
         )
 
 
-def _rope(cfg: Config, kind: str = "", theta: float = 10000.0) -> tuple[float, float]:
-    """(theta, linear scale), from the fields of transformers 4 or 5."""
+@dataclass(frozen=True)
+class _Rope:
+    """What RoPE adds to a spec: the layer's fields, the scores' factor, the usable context."""
+
+    layer: LayerSpec
+    gain: float
+    context: int
+
+    def score(self, cfg: Config, head_dim: int, scale: float = 0.0) -> float:
+        """``attn_scale`` with the gain of cosine and sine, which q and k both take."""
+        if self.gain == 1.0:
+            return scale
+        if self.layer.turning(head_dim) != head_dim:
+            raise UnsupportedError(
+                f"{cfg.get('model_type')} with YaRN on a part of each head is not supported"
+            )
+        return (scale or head_dim**-0.5) * self.gain**2
+
+
+def _rope(
+    cfg: Config, head_dim: int, kind: str = "", theta: float = 10000.0, partial: float = 1.0
+) -> _Rope:
+    """RoPE from the fields of transformers 4 or 5."""
     parameters = cfg.get("rope_parameters") or {}
     if kind and isinstance(parameters.get(kind), dict):
         parameters = parameters[kind]
     scaling = cfg.get("rope_scaling") or parameters
-    rope_type = scaling.get("rope_type", scaling.get("type", "default"))
-    if rope_type not in ("default", "linear"):
-        raise UnsupportedError(
-            f"RoPE scaling {rope_type!r} is not supported; only linear scaling is"
-        )
-    scale = float(scaling.get("factor", 1.0)) if rope_type == "linear" else 1.0
-    return float(parameters.get("rope_theta") or cfg.get("rope_theta") or theta), scale
+    base = float(parameters.get("rope_theta") or cfg.get("rope_theta") or theta)
+    part = parameters.get("partial_rotary_factor", cfg.get("partial_rotary_factor"))
+    dims = int(head_dim * float(partial if part is None else part))
+    if dims % 2 or not 0 < dims <= head_dim:
+        raise UnsupportedError(f"RoPE on {dims} of {head_dim} dimensions is not supported")
+    context = int(cfg.get("max_position_embeddings") or 2048)
+    original = int(cfg.get("original_max_position_embeddings") or 0)
+    scale, factors, gain, context = scaling_of(scaling, base, dims, context, original)
+    layer = LayerSpec(0, base, scale, factors, -1 if dims == head_dim else dims)
+    return _Rope(layer, gain, context)
 
 
 def _eos(cfg: Config) -> tuple[int, ...]:
@@ -105,7 +140,7 @@ def _windows(cfg: Config, n: int) -> list[int]:
     kinds = cfg.get("layer_types")
     if kinds is not None:
         return [window if kind == "sliding_attention" else 0 for kind in kinds]
-    if cfg.get("model_type") == "mistral":
+    if cfg.get("model_type") in ("mistral", "phi3"):
         return [window] * n
     if cfg.get("use_sliding_window") and window:
         first = int(cfg.get("max_window_layers") or 0)
@@ -113,32 +148,40 @@ def _windows(cfg: Config, n: int) -> list[int]:
     return [0] * n
 
 
-def _swiglu(cfg: Config, qk_norm: bool = False, attn_bias: bool = False) -> ModelSpec:
+def _swiglu(cfg: Config, **more: Any) -> ModelSpec:
+    """Llama's shape; ``more`` are fields of the spec that differ."""
     n, dim, heads = (
         _need(cfg, "num_hidden_layers"),
         _need(cfg, "hidden_size"),
         _need(cfg, "num_attention_heads"),
     )
-    theta, scale = _rope(cfg)
-    windows = _windows(cfg, n)
-    return ModelSpec(
-        family=str(cfg["model_type"]),
-        vocab=_need(cfg, "vocab_size"),
-        dim=dim,
-        ffn_dim=_need(cfg, "intermediate_size"),
-        n_layers=n,
-        n_heads=heads,
-        n_kv_heads=int(cfg.get("num_key_value_heads") or heads),
-        head_dim=int(cfg.get("head_dim") or dim // heads),
-        context=int(cfg.get("max_position_embeddings") or 2048),
-        layers=tuple(LayerSpec(w, theta, scale) for w in windows),
-        activation=_activation(cfg, "hidden_act"),
-        norm_eps=float(cfg.get("rms_norm_eps", 1e-6)),
-        qk_norm=qk_norm,
-        attn_bias=attn_bias,
-        bos_id=_bos(cfg),
-        eos_ids=_eos(cfg),
-    )
+    head_dim = int(cfg.get("head_dim") or dim // heads)
+    rope = _rope(cfg, head_dim)
+    fields: dict[str, Any] = {
+        "family": str(cfg["model_type"]),
+        "vocab": _need(cfg, "vocab_size"),
+        "dim": dim,
+        "ffn_dim": _need(cfg, "intermediate_size"),
+        "n_layers": n,
+        "n_heads": heads,
+        "n_kv_heads": _kv_heads(cfg, heads),
+        "head_dim": head_dim,
+        "context": rope.context,
+        "layers": tuple(replace(rope.layer, window=w) for w in _windows(cfg, n)),
+        "activation": _activation(cfg, "hidden_act"),
+        "norm_eps": float(cfg.get("rms_norm_eps", 1e-6)),
+        "attn_scale": rope.score(cfg, head_dim),
+        "bos_id": _bos(cfg),
+        "eos_ids": _eos(cfg),
+    }
+    return ModelSpec(**fields | more)
+
+
+def _kv_heads(cfg: Config, heads: int) -> int:
+    value = cfg.get("num_key_value_heads")
+    if isinstance(value, list):
+        raise UnsupportedError("num_key_value_heads for each layer is not supported")
+    return int(value or heads)
 
 
 def llama_spec(cfg: Config) -> ModelSpec:
@@ -174,8 +217,10 @@ def gemma3_spec(cfg: Config) -> ModelSpec:
         kinds = [
             "full_attention" if (i + 1) % every == 0 else "sliding_attention" for i in range(n)
         ]
-    full_theta, full_scale = _rope(cfg, "full_attention", 1e6)
+    full = _rope(cfg, head_dim, "full_attention", 1e6)
     local = (cfg.get("rope_parameters") or {}).get("sliding_attention") or {}
+    if full.gain != 1.0 or local.get("rope_type", "default") != "default":
+        raise UnsupportedError("gemma3 with another RoPE scaling than linear is not supported")
     local_theta = float(local.get("rope_theta") or cfg.get("rope_local_base_freq") or 10000.0)
     window = int(cfg.get("sliding_window") or 4096)
     scalar = float(cfg.get("query_pre_attn_scalar") or 256)
@@ -186,13 +231,11 @@ def gemma3_spec(cfg: Config) -> ModelSpec:
         ffn_dim=_need(cfg, "intermediate_size"),
         n_layers=n,
         n_heads=heads,
-        n_kv_heads=int(cfg.get("num_key_value_heads") or heads),
+        n_kv_heads=_kv_heads(cfg, heads),
         head_dim=head_dim,
         context=int(cfg.get("max_position_embeddings") or 32768),
         layers=tuple(
-            LayerSpec(window, local_theta, 1.0)
-            if kind == "sliding_attention"
-            else LayerSpec(0, full_theta, full_scale)
+            LayerSpec(window, local_theta) if kind == "sliding_attention" else full.layer
             for kind in kinds
         ),
         activation=_activation(cfg, "hidden_activation", "hidden_act"),
@@ -203,6 +246,101 @@ def gemma3_spec(cfg: Config) -> ModelSpec:
         attn_scale=0.0 if scalar == head_dim else scalar**-0.5,
         bos_id=_bos(cfg),
         eos_ids=_eos(cfg),
+    )
+
+
+def phi3_spec(cfg: Config) -> ModelSpec:
+    """Phi-3 and Phi-4-mini: as Llama, with q, k, v in one matrix and gate and up in another."""
+    return _swiglu(cfg)
+
+
+def smollm3_spec(cfg: Config) -> ModelSpec:
+    """SmolLM3: as Llama, with layers without RoPE."""
+    _refuse(cfg, "attention_bias", (False, None))
+    _refuse(cfg, "mlp_bias", (False, None))
+    spec = _swiglu(cfg)
+    n, every = spec.n_layers, int(cfg.get("no_rope_layer_interval") or 4)
+    turning = cfg.get("no_rope_layers") or [int((i + 1) % every != 0) for i in range(n)]
+    if len(turning) != n:
+        raise InputError(f"no_rope_layers has {len(turning)} entries for {n} layers; correct it")
+    if spec.attn_scale and not all(turning):
+        raise UnsupportedError("smollm3 with YaRN and layers without RoPE is not supported")
+    layers = (s if on else LayerSpec(s.window, rope_dims=0) for s, on in zip(spec.layers, turning))
+    return replace(spec, layers=tuple(layers))
+
+
+def granite_spec(cfg: Config) -> ModelSpec:
+    """Granite: as Llama, with four multipliers that other fields express.
+
+    Branches times r add to the residual as they are when the embedding is divided by r and the
+    norm's epsilon by r squared: a norm does not see the scale of its input.
+    """
+    _refuse(cfg, "attention_bias", (False, None))
+    _refuse(cfg, "mlp_bias", (False, None))
+    r = float(cfg.get("residual_multiplier", 1.0))
+    start = float(cfg.get("embedding_multiplier", 1.0))
+    scores = float(cfg.get("attention_multiplier", 1.0))
+    if min(r, start, scores, float(cfg.get("logits_scaling", 1.0))) <= 0:
+        raise UnsupportedError("granite with a multiplier that is not positive is not supported")
+    head_dim = int(cfg.get("head_dim") or _need(cfg, "hidden_size") // cfg["num_attention_heads"])
+    return _swiglu(
+        cfg,
+        embed_scale=start / r,
+        attn_scale=_rope(cfg, head_dim).score(cfg, head_dim, scores),
+        norm_eps=float(cfg.get("rms_norm_eps", 1e-6)) / r**2,
+    )
+
+
+def olmo2_spec(cfg: Config) -> ModelSpec:
+    """OLMo 2: norms after attention and FFN only, q and k norms over all heads."""
+    _refuse(cfg, "attention_bias", (False, None))
+    more = {"pre_norms": False, "sandwich_norms": True}
+    return _swiglu(cfg, qk_norm=True, qk_norm_whole=True, **more)
+
+
+def stablelm_spec(cfg: Config) -> ModelSpec:
+    """StableLM: LayerNorm, RoPE on a part of each head, SwiGLU."""
+    _refuse(cfg, "qk_layernorm", (False, None))
+    cfg = {"partial_rotary_factor": 0.25, **cfg}
+    return _swiglu(
+        cfg,
+        norm=Norm.LAYER,
+        norm_eps=float(cfg.get("layer_norm_eps", 1e-5)),
+        attn_bias=bool(cfg.get("use_qkv_bias", False)),
+        parallel=bool(cfg.get("use_parallel_residual", False)),
+    )
+
+
+def phi_spec(cfg: Config) -> ModelSpec:
+    """Phi-1.5 and Phi-2: attention and FFN side by side behind one LayerNorm, biases, no gate."""
+    _refuse(cfg, "qk_layernorm", (False, None))
+    cfg = {"partial_rotary_factor": 0.5, **cfg}
+    return _swiglu(
+        cfg,
+        gated=False,
+        norm=Norm.LAYER,
+        norm_eps=float(cfg.get("layer_norm_eps", 1e-5)),
+        attn_bias=True,
+        out_bias=True,
+        parallel=True,
+    )
+
+
+def neox_spec(cfg: Config) -> ModelSpec:
+    """GPT-NeoX and Pythia: attention and FFN side by side, LayerNorm, biases, no gate."""
+    _refuse(cfg, "attention_bias", (True, None))
+    theta = float(cfg.get("rotary_emb_base") or 10000.0)
+    part = float(cfg.get("rotary_pct", 0.25))
+    cfg = {"partial_rotary_factor": part, "rope_theta": theta, **cfg}
+    return _swiglu(
+        cfg,
+        n_kv_heads=_need(cfg, "num_attention_heads"),
+        gated=False,
+        norm=Norm.LAYER,
+        norm_eps=float(cfg.get("layer_norm_eps", 1e-5)),
+        attn_bias=True,
+        out_bias=True,
+        parallel=bool(cfg.get("use_parallel_residual", True)),
     )
 
 
@@ -285,6 +423,44 @@ _GEMMA3 = {
     "ffn_norm": f"{_BLOCK}pre_feedforward_layernorm.weight",
     "post_ffn_norm": f"{_BLOCK}post_feedforward_layernorm.weight",
 }
+
+
+def _checked(tensor: np.ndarray, rows: int, name: str) -> np.ndarray:
+    if len(tensor) != rows:
+        raise InputError(f"tensor {name} has {len(tensor)} rows where {rows} belong")
+    return tensor
+
+
+def _gpt2_fused(get: Get, spec: ModelSpec, at: str) -> dict[str, np.ndarray]:
+    """q, k and v side by side, stored (in, out)."""
+    name, out = f"{at}attn.c_attn", 3 * spec.q_dim
+    weight = _checked(np.ascontiguousarray(get(name + ".weight").T), out, name)
+    bias = _checked(get(name + ".bias"), out, name)
+    parts = dict(zip(("q_proj", "k_proj", "v_proj"), np.split(weight, 3)))
+    return parts | dict(zip(("q_bias", "k_bias", "v_bias"), np.split(bias, 3)))
+
+
+def _phi3_fused(get: Get, spec: ModelSpec, at: str) -> dict[str, np.ndarray]:
+    """q, k and v one below the other, gate and up one below the other."""
+    q, kv = spec.q_dim, spec.kv_dim
+    name = f"{at}self_attn.qkv_proj.weight"
+    qkv = np.split(_checked(get(name), q + 2 * kv, name), [q, q + kv])
+    name = f"{at}mlp.gate_up_proj.weight"
+    halves = np.split(_checked(get(name), 2 * spec.ffn_dim, name), 2)
+    return dict(zip(("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj"), [*qkv, *halves]))
+
+
+def _neox_fused(get: Get, spec: ModelSpec, at: str) -> dict[str, np.ndarray]:
+    """q, k and v of a head one below the other, head by head."""
+    name, out = f"{at}attention.query_key_value", 3 * spec.q_dim
+    weight = _checked(get(name + ".weight"), out, name)
+    bias = _checked(get(name + ".bias"), out, name)
+    w = weight.reshape(spec.n_heads, 3, spec.head_dim, -1)
+    b = bias.reshape(spec.n_heads, 3, spec.head_dim)
+    parts = {f"{x}_proj": w[:, i].reshape(spec.q_dim, -1) for i, x in enumerate("qkv")}
+    return parts | {f"{x}_bias": b[:, i].reshape(-1) for i, x in enumerate("qkv")}
+
+
 _GPT2 = {
     "attn_norm": "h.{i}.ln_1.weight",
     "attn_norm_bias": "h.{i}.ln_1.bias",
@@ -296,6 +472,50 @@ _GPT2 = {
     "up_bias": "h.{i}.mlp.c_fc.bias",
     "down_proj": "h.{i}.mlp.c_proj.weight",
     "down_bias": "h.{i}.mlp.c_proj.bias",
+}
+_PHI3 = {
+    "o_proj": _LLAMA["o_proj"],
+    "down_proj": _LLAMA["down_proj"],
+    "attn_norm": _LLAMA["attn_norm"],
+    "ffn_norm": _LLAMA["ffn_norm"],
+}
+_OLMO2 = {
+    **_ATTENTION,
+    **_GATED,
+    **{f"{x}_norm": f"{_BLOCK}self_attn.{x}_norm.weight" for x in "qk"},
+    "post_attn_norm": f"{_BLOCK}post_attention_layernorm.weight",
+    "post_ffn_norm": f"{_BLOCK}post_feedforward_layernorm.weight",
+}
+_STABLELM = {
+    **_QWEN2,
+    "attn_norm_bias": f"{_BLOCK}input_layernorm.bias",
+    "ffn_norm_bias": f"{_BLOCK}post_attention_layernorm.bias",
+}
+_PHI = {
+    **{f"{x}_proj": f"{_BLOCK}self_attn.{x}_proj.weight" for x in "qkv"},
+    **{f"{x}_bias": f"{_BLOCK}self_attn.{x}_proj.bias" for x in "qkv"},
+    "o_proj": f"{_BLOCK}self_attn.dense.weight",
+    "o_bias": f"{_BLOCK}self_attn.dense.bias",
+    "attn_norm": f"{_BLOCK}input_layernorm.weight",
+    "attn_norm_bias": f"{_BLOCK}input_layernorm.bias",
+    "ffn_norm": f"{_BLOCK}input_layernorm.weight",
+    "ffn_norm_bias": f"{_BLOCK}input_layernorm.bias",
+    "up_proj": f"{_BLOCK}mlp.fc1.weight",
+    "up_bias": f"{_BLOCK}mlp.fc1.bias",
+    "down_proj": f"{_BLOCK}mlp.fc2.weight",
+    "down_bias": f"{_BLOCK}mlp.fc2.bias",
+}
+_NEOX = {
+    "o_proj": f"{_BLOCK}attention.dense.weight",
+    "o_bias": f"{_BLOCK}attention.dense.bias",
+    "attn_norm": f"{_BLOCK}input_layernorm.weight",
+    "attn_norm_bias": f"{_BLOCK}input_layernorm.bias",
+    "ffn_norm": f"{_BLOCK}post_attention_layernorm.weight",
+    "ffn_norm_bias": f"{_BLOCK}post_attention_layernorm.bias",
+    "up_proj": f"{_BLOCK}mlp.dense_h_to_4h.weight",
+    "up_bias": f"{_BLOCK}mlp.dense_h_to_4h.bias",
+    "down_proj": f"{_BLOCK}mlp.dense_4h_to_h.weight",
+    "down_bias": f"{_BLOCK}mlp.dense_4h_to_h.bias",
 }
 _OPT = {
     **{f"{x}_proj": f"{_BLOCK}self_attn.{x}_proj.weight" for x in "qkv"},
@@ -321,6 +541,29 @@ FAMILIES: dict[str, Family] = {
     "qwen2": Family(qwen2_spec, *_MODEL, _QWEN2),
     "qwen3": Family(qwen3_spec, *_MODEL, _QWEN3),
     "gemma3_text": Family(gemma3_spec, *_MODEL, _GEMMA3, norm_plus_one=True, tied_default=True),
+    "phi3": Family(phi3_spec, *_MODEL, _PHI3, fused=_phi3_fused),
+    "smollm3": Family(smollm3_spec, *_MODEL, _LLAMA, tied_default=True),
+    "granite": Family(granite_spec, *_MODEL, _LLAMA, logits_divisor="logits_scaling"),
+    "olmo2": Family(olmo2_spec, *_MODEL, _OLMO2),
+    "stablelm": Family(
+        stablelm_spec,
+        *_MODEL,
+        _STABLELM,
+        parallel={
+            "ffn_norm": _STABLELM["attn_norm"],
+            "ffn_norm_bias": _STABLELM["attn_norm_bias"],
+        },
+    ),
+    "phi": Family(phi_spec, "model.", "embed_tokens.weight", "final_layernorm.weight", _PHI),
+    "gpt_neox": Family(
+        neox_spec,
+        "gpt_neox.",
+        "embed_in.weight",
+        "final_layer_norm.weight",
+        _NEOX,
+        head="embed_out.weight",
+        fused=_neox_fused,
+    ),
     "gpt2": Family(
         gpt2_spec,
         "transformer.",
@@ -328,7 +571,8 @@ FAMILIES: dict[str, Family] = {
         "ln_f.weight",
         _GPT2,
         positions="wpe.weight",
-        fused_qkv="h.{i}.attn.c_attn",
+        fused=_gpt2_fused,
+        block="h.{i}.",
         transposed=True,
         tied_default=True,
     ),

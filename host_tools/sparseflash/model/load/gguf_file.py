@@ -6,6 +6,9 @@ package knows (F16, F32, BF16, K-quants) is dequantised to float32.
 
 from __future__ import annotations
 
+import re
+from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +17,8 @@ import numpy as np
 
 from sparseflash.base.errors import InputError, SparseflashError, UnsupportedError
 from sparseflash.model.load.check import check_model
-from sparseflash.model.load.rows import file_sha256, half_split_index, take_rows
+from sparseflash.model.load.rows import files_sha256, half_split_index, take_rows
+from sparseflash.model.rope import yarn_factors, yarn_gain
 from sparseflash.model.spec import (
     Activation,
     Layer,
@@ -27,7 +31,9 @@ from sparseflash.model.spec import (
 )
 from sparseflash.model.tokenizer import TURN_ENDS, Tokenizer
 
-ARCHITECTURES = ("llama", "qwen2", "qwen3", "gemma3")
+ARCHITECTURES = ("llama", "qwen2", "qwen3", "gemma3", "phi3", "smollm3", "granite")
+INTERLEAVED = ("llama", "smollm3", "granite")
+"""Architectures whose q and k rows lie in the order of interleaved pairs."""
 
 
 def _matrix(tensor: Any) -> Matrix:
@@ -69,44 +75,123 @@ def _float32(tensor: Any) -> np.ndarray:
 
 
 class _Fields:
-    """Metadata with defaults, under the architecture's prefix."""
+    """Metadata with defaults; remembers which keys were read.
+
+    Keys of the architecture are named without its prefix: ``.rope.freq_base``.
+    """
 
     def __init__(self, reader: Any, path: Path) -> None:
         self.fields = reader.fields
         self.path = path
+        self.arch = ""
+        self.read: set[str] = set()
 
     def get(self, key: str, default: Any = None) -> Any:
+        key = self.arch + key if key.startswith(".") else key
+        self.read.add(key)
         f = self.fields.get(key)
         return default if f is None else f.contents()
 
     def need(self, key: str) -> Any:
         value = self.get(key)
         if value is None:
-            raise InputError(f"{self.path}: metadata {key} is missing; convert the model again")
+            name = self.arch + key if key.startswith(".") else key
+            raise InputError(f"{self.path}: metadata {name} is missing; convert the model again")
         return value
 
+    def only(self, key: str, *allowed: Any) -> None:
+        """Refuses another value of a key than ``allowed`` (and than its absence)."""
+        value = self.get(key)
+        if value is not None and value not in allowed:
+            raise UnsupportedError(
+                f"{self.path}: {self.arch}{key} = {value!r} is not supported; only "
+                f"{allowed[0]!r} is"
+            )
 
-def _layer_specs(f: _Fields, arch: str, n: int) -> tuple[LayerSpec, ...]:
-    theta = float(f.get(f"{arch}.rope.freq_base", 10000.0))
-    scale = float(f.get(f"{arch}.rope.scaling.factor", 1.0))
-    window = int(f.get(f"{arch}.attention.sliding_window", 0) or 0)
-    if arch != "gemma3":
-        return tuple(LayerSpec(window=window, rope_theta=theta, rope_scale=scale) for _ in range(n))
-    local = float(f.get(f"{arch}.rope.freq_base_swa", 10000.0))
+    def per_layer(self, key: str, n: int, default: Any = None) -> int:
+        """A number that may be given for each layer, which must then agree."""
+        value = self.need(key) if default is None else self.get(key, default)
+        if isinstance(value, list):
+            if len(set(value)) != 1:
+                raise UnsupportedError(
+                    f"{self.path}: {self.arch}{key} differs between layers ({value[:4]}...), "
+                    "which is not supported"
+                )
+            value = value[0]
+        return int(value)
+
+    def left(self) -> list[str]:
+        """Keys of the architecture, and any of RoPE, that nobody has read."""
+        return sorted(
+            k
+            for k in self.fields
+            if k not in self.read and (k.startswith(f"{self.arch}.") or ".rope." in k)
+        )
+
+
+def _rope(f: _Fields, tensors: dict[str, Any], dims: int, context: int) -> tuple[LayerSpec, float]:
+    """RoPE of the layers that see everything, and the gain of cosine and sine."""
+    theta = float(f.get(".rope.freq_base", 10000.0))
+    # As llama.cpp: the older key counts where the newer one is absent, and scaling without a
+    # type is linear.
+    older = float(f.get(".rope.scale_linear", 0.0))
+    factor = float(f.get(".rope.scaling.factor", 0.0)) or older
+    kind = str(f.get(".rope.scaling.type", "linear"))
+    gain = float(f.get(".rope.scaling.attn_factor", 1.0))
+    original = int(f.get(".rope.scaling.original_context_length", 0)) or context
+    f.get(".rope.scaling.finetuned")  # says where the model comes from
+    fast = float(f.get(".rope.scaling.yarn_beta_fast", 32.0))
+    slow = float(f.get(".rope.scaling.yarn_beta_slow", 1.0))
+    f.only(".rope.scaling.yarn_ext_factor", 1.0)
+    f.only(".rope.scaling.yarn_attn_factor", 1.0)
+    scale: float = 1.0
+    factors: tuple[float, ...] = ()
+    if "rope_freqs.weight" in tensors:
+        factors = tuple(float(v) for v in _float32(tensors["rope_freqs.weight"]).reshape(-1))
+    elif "rope_factors_short.weight" in tensors:
+        factors = tuple(float(v) for v in _float32(tensors["rope_factors_short.weight"]).ravel())
+    if factors and len(factors) != dims // 2:
+        raise InputError(f"{f.path}: {len(factors)} RoPE factors for {dims // 2} pairs")
+    if kind == "linear":
+        scale = factor or 1.0
+    elif kind == "yarn":
+        if factors or factor <= 0:
+            raise UnsupportedError(f"{f.path}: YaRN needs a factor and takes no RoPE table")
+        factors = yarn_factors(theta, dims, factor, original, fast, slow)
+        gain *= yarn_gain(factor)
+    elif kind not in ("none", "longrope"):
+        raise UnsupportedError(
+            f"{f.path}: RoPE scaling {kind!r} is not supported; known are linear, yarn and longrope"
+        )
+    return LayerSpec(rope_theta=theta, rope_scale=scale, rope_factors=factors), gain
+
+
+def _layer_specs(f: _Fields, rope: LayerSpec, n: int) -> tuple[LayerSpec, ...]:
+    window = int(f.get(".attention.sliding_window", 0) or 0)
+    if f.arch == "smollm3":  # every fourth layer without RoPE
+        return tuple(replace(rope, rope_dims=0) if i % 4 == 3 else rope for i in range(n))
+    if f.arch != "gemma3":
+        return tuple(replace(rope, window=window) for _ in range(n))
+    local = LayerSpec(window, float(f.get(".rope.freq_base_swa", 10000.0)))
+    f.only(".rope.scaling_swa.type", "none")
+    pattern = f.get(".attention.sliding_window_pattern", 6)
+    if isinstance(pattern, list) and len(pattern) != n:
+        raise InputError(f"{f.path}: {len(pattern)} entries of the window pattern for {n} layers")
     # Gemma 3: five local layers with theta 10,000 for each global one.
-    return tuple(
-        LayerSpec(rope_theta=theta, rope_scale=scale)
-        if i % 6 == 5
-        else LayerSpec(window=window, rope_theta=local)
-        for i in range(n)
+    local_layers = (
+        [bool(v) for v in pattern]
+        if isinstance(pattern, list)
+        else [i % int(pattern) != int(pattern) - 1 for i in range(n)]
     )
+    return tuple(local if is_local else rope for is_local in local_layers)
 
 
 def load_gguf(path: Path) -> Model:
-    """Reads a GGUF model of the families llama, qwen2, qwen3 and gemma3.
+    """Reads a GGUF model of the families in ``ARCHITECTURES``; of a split one, give any part.
 
     Raises:
-        InputError: damaged or truncated. UnsupportedError: another architecture.
+        InputError: damaged or truncated. UnsupportedError: another architecture, or a key of
+            the architecture or of RoPE that nothing here reads.
     """
     try:
         return _load(path)
@@ -115,33 +200,117 @@ def load_gguf(path: Path) -> Model:
         if str(path) in str(e):
             raise
         raise type(e)(f"{path}: {e}") from e
-    except (ValueError, TypeError, LookupError, ArithmeticError) as e:
-        raise InputError(f"{path}: damaged metadata or tensors ({e}); download it again") from e
+    except (ValueError, TypeError, LookupError, ArithmeticError, MemoryError) as e:
+        why = " ".join(str(e).split()) or type(e).__name__
+        raise InputError(f"{path}: damaged metadata or tensors ({why}); download it again") from e
 
 
-def _load(path: Path) -> Model:
+_PART = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.gguf")
+
+
+def parts_of(path: Path) -> list[Path]:
+    """All files of a split GGUF by their names, or the one file.
+
+    Raises:
+        InputError: a part is missing.
+    """
+    m = _PART.fullmatch(path.name)
+    if not m:
+        return [path]
+    count = int(m[3])
+    parts = [path.with_name(f"{m[1]}-{i:05d}-of-{count:05d}.gguf") for i in range(1, count + 1)]
+    for p in parts:
+        if not p.is_file():
+            raise InputError(f"{p}: this part of the split GGUF is missing; put all parts together")
+    return parts
+
+
+def _open(path: Path) -> Any:
     try:
-        reader = gguf.GGUFReader(path)
+        return gguf.GGUFReader(path)
     except Exception as e:
         raise InputError(
             f"{path}: not a whole GGUF file ({type(e).__name__}); download it again"
         ) from e
-    f = _Fields(reader, path)
-    arch = f.need("general.architecture")
+
+
+def _readers(path: Path) -> tuple[list[Path], list[Any]]:
+    """The files of the model and their readers; the first one has the metadata."""
+    paths = parts_of(path)
+    readers = [_open(p) for p in paths]
+
+    def said(reader: Any, key: str, default: int) -> int:
+        field = reader.fields.get(key)
+        return default if field is None else int(field.contents())
+
+    count = said(readers[0], "split.count", 1) or 1
+    numbers = [said(r, "split.no", 0) for r in readers]
+    if count != len(paths) or (count > 1 and numbers != list(range(count))):
+        raise InputError(
+            f"{path}: it is part {numbers[0] + 1} of a GGUF split into {count}; give "
+            f"...-00001-of-{count:05d}.gguf with all the others beside it"
+        )
+    found = sum(len(r.tensors) for r in readers)
+    if said(readers[0], "split.tensors.count", found) != found:
+        raise InputError(f"{path}: its parts hold {found} tensors, not what they say; fetch again")
+    return paths, readers
+
+
+def _tensors(paths: list[Path], readers: list[Any]) -> dict[str, Any]:
+    out: dict[str, Any] = {}
+    for path, reader in zip(paths, readers):
+        size = path.stat().st_size
+        for t in reader.tensors:
+            if int(t.data_offset) + int(t.n_bytes) > size:
+                raise InputError(f"{path}: truncated in tensor {t.name}; download it again")
+            if t.name in out:
+                raise InputError(f"{path}: tensor {t.name} comes twice; convert the model again")
+            out[t.name] = t
+    return out
+
+
+def outline(path: Path) -> tuple[int, int, bool, dict[str, int]]:
+    """Weights, context, whether there is a tokenizer, and weights by tensor type of a file.
+
+    Raises:
+        InputError: damaged, or a part of a split model without the others.
+    """
+    _, readers = _readers(path)
+    f = _Fields(readers[0], path)
+    f.arch = str(f.need("general.architecture"))
+    kinds: dict[str, int] = {}
+    for t in (t for r in readers for t in r.tensors):
+        kinds[t.tensor_type.name] = kinds.get(t.tensor_type.name, 0) + int(t.n_elements)
+    if not kinds:
+        raise InputError(f"{path}: it holds no tensors; give the model's own file")
+    context = int(f.get(".context_length", 2048))
+    tokens = "tokenizer.ggml.tokens" in f.fields
+    return sum(kinds.values()), context, tokens, kinds
+
+
+def _ends(f: _Fields, tokens: list[str]) -> tuple[int, ...]:
+    """Ids that end an answer: the stated ones and the known ends of a turn."""
+    keys = ("eos_token_id", "eot_token_id", "eom_token_id")
+    ends = {int(f.get(f"tokenizer.ggml.{k}", -1)) for k in keys}
+    ends |= {tokens.index(t) for t in TURN_ENDS if t in tokens}
+    # A stated end that is really a turn's start would end every answer at once.
+    ends -= {tokens.index(t) for t in ("<|im_start|>",) if t in tokens} | {-1}
+    return tuple(sorted(ends))
+
+
+def _load(path: Path) -> Model:
+    paths, readers = _readers(path)
+    f = _Fields(readers[0], path)
+    kind = str(f.get("general.type", "model"))
+    if kind != "model":
+        raise UnsupportedError(f"{path}: it holds a {kind}, not a model; give the model's own file")
+    f.arch = arch = str(f.need("general.architecture"))
     if arch not in ARCHITECTURES:
         raise UnsupportedError(
             f"{path}: architecture {arch!r} is not supported; known are {', '.join(ARCHITECTURES)}"
         )
-    if str(f.get(f"{arch}.rope.scaling.type", "none")) not in ("none", "linear"):
-        raise UnsupportedError(f"{path}: only linear RoPE scaling is supported")
-    if int(f.get(f"{arch}.expert_count", 0) or 0):
-        raise UnsupportedError(f"{path}: mixtures of experts are not supported")
-    tensors = {t.name: t for t in reader.tensors}
-    used: set[str] = set()
-    size = path.stat().st_size
-    for t in reader.tensors:
-        if int(t.data_offset) + int(t.n_bytes) > size:
-            raise InputError(f"{path}: truncated in tensor {t.name}; download it again")
+    tensors = _tensors(paths, readers)
+    used = {"rope_freqs.weight", "rope_factors_short.weight", "rope_factors_long.weight"}
 
     def get(name: str) -> Any:
         if name not in tensors:
@@ -155,58 +324,118 @@ def _load(path: Path) -> Model:
     def optional(name: str) -> np.ndarray | None:
         return vector(name) if name in tensors else None
 
-    dim = int(f.need(f"{arch}.embedding_length"))
-    heads = int(f.need(f"{arch}.attention.head_count"))
-    kv_heads = int(f.get(f"{arch}.attention.head_count_kv", heads))
-    head_dim = int(f.get(f"{arch}.attention.key_length", dim // heads))
-    n = int(f.need(f"{arch}.block_count"))
-    if min(dim, heads, kv_heads, head_dim, n) <= 0:
+    if int(f.get(".expert_count", 0) or 0):
+        raise UnsupportedError(f"{path}: mixtures of experts are not supported")
+    f.only(".expert_used_count", 0)
+    n = int(f.need(".block_count"))
+    if not 0 < n <= len(tensors):
+        raise InputError(
+            f"{path}: {n} layers do not fit its {len(tensors)} tensors; fetch it again"
+        )
+    dim = int(f.need(".embedding_length"))
+    heads = f.per_layer(".attention.head_count", n)
+    kv_heads = f.per_layer(".attention.head_count_kv", n, heads)
+    if min(dim, heads, kv_heads) <= 0:
+        raise InputError(f"{path}: a size in its metadata is not positive; download it again")
+    head_dim = int(f.get(".attention.key_length", dim // heads))
+    for key in (".attention.value_length", ".rope.dimension_count"):
+        f.only(key, head_dim)
+    for key in ("key_length", "value_length"):
+        f.only(f".attention.{key}_swa", head_dim)
+    f.only(".rope.dimension_count_swa", head_dim)
+    f.only(".attention.causal", True)
+    f.only(".attn_logit_softcapping", 0.0)
+    f.only(".final_logit_softcapping", 0.0)
+    f.only(".use_parallel_residual", False)
+    f.get(".tensor_data_layout")  # how a converter ordered rows, which the family says already
+    ffn_dim = f.per_layer(".feed_forward_length", n)
+    if min(ffn_dim, head_dim) <= 0:
         raise InputError(f"{path}: a size in its metadata is not positive; download it again")
     embed = _matrix(get("token_embd.weight"))
+    vocab = int(f.get(".vocab_size", embed.shape[0]))
+    if vocab != embed.shape[0]:
+        raise InputError(
+            f"{path}: {arch}.vocab_size is {vocab} and the embedding has {embed.shape[0]} rows"
+        )
     tokens = f.get("tokenizer.ggml.tokens") or []
-    eos = {int(f.get("tokenizer.ggml.eos_token_id", -1))}
-    eos |= {tokens.index(t) for t in TURN_ENDS if t in tokens}
-    # A stated end that is really a turn's start would end every answer at once.
-    eos -= {tokens.index(t) for t in ("<|im_start|>",) if t in tokens} | {-1}
-    gemma = arch == "gemma3"
+    context = int(f.get(".context_length", 2048))
+    rope, gain = _rope(f, tensors, head_dim, context)
+    if "rope_factors_long.weight" in tensors:  # the short table holds for the trained context
+        context = min(context, int(f.get(".rope.scaling.original_context_length", context)))
+    gemma, granite = arch == "gemma3", arch == "granite"
+    # The 27B model of Gemma scales by dim/heads instead of the head's size.
+    score = (dim / heads) ** -0.5 if gemma and n == 62 else 0.0
+    score = float(f.get(".attention.scale", score)) if granite else score
+    eps = float(f.get(".attention.layer_norm_rms_epsilon", 1e-5))
+    branch = float(f.get(".residual_scale", 1.0)) if granite else 1.0
+    start = float(f.get(".embedding_scale", 1.0)) if granite else 1.0
+    logits = float(f.get(".logit_scale", 1.0)) if granite else 1.0
+    if min(branch, start, logits) <= 0:
+        raise InputError(f"{path}: a multiplier in its metadata is not positive; fetch it again")
+    layer_specs = _layer_specs(f, rope, n)
+    if gain != 1.0:
+        # cosine and sine times gain, for q and for k: scores times its square.
+        if any(replace(s, window=0) != rope for s in layer_specs):
+            raise UnsupportedError(f"{path}: YaRN on only a part of the layers is not supported")
+        score = (score or head_dim**-0.5) * gain**2
     spec = ModelSpec(
         family=arch,
         vocab=embed.shape[0],
         dim=dim,
-        ffn_dim=int(f.need(f"{arch}.feed_forward_length")),
+        ffn_dim=ffn_dim,
         n_layers=n,
         n_heads=heads,
         n_kv_heads=kv_heads,
         head_dim=head_dim,
-        context=int(f.get(f"{arch}.context_length", 2048)),
-        layers=_layer_specs(f, arch, n),
+        context=context,
+        layers=layer_specs,
         activation=Activation.GELU_TANH if gemma else Activation.SILU,
-        norm_eps=float(f.get(f"{arch}.attention.layer_norm_rms_epsilon", 1e-5)),
+        norm_eps=eps / branch**2,
         qk_norm=arch in ("qwen3", "gemma3"),
         sandwich_norms=gemma,
         attn_bias="blk.0.attn_q.bias" in tensors,
-        embed_scale=float(np.float32(dim**0.5)) if gemma else 1.0,
-        # The 27B model scales by dim/heads instead of the head's size.
-        attn_scale=(dim / heads) ** -0.5 if gemma and n == 62 else 0.0,
+        embed_scale=float(np.float32(dim**0.5)) if gemma else start / branch,
+        attn_scale=score,
         tied_head="output.weight" not in tensors,
         bos_id=int(f.get("tokenizer.ggml.bos_token_id", -1)),
-        eos_ids=tuple(sorted(eos)),
+        eos_ids=_ends(f, tokens),
         chat_template=str(f.get("tokenizer.chat_template", "")),
     )
+    left_keys = f.left()
+    if left_keys:
+        value = f.fields[left_keys[0]].contents()
+        raise UnsupportedError(
+            f"{path}: metadata {left_keys[0]} = {str(value)[:40]} belongs to a variant of {arch!r} "
+            "that is not supported"
+        )
+
+    def split(name: str, sizes: list[int]) -> list[Matrix]:
+        """Rows of a fused matrix."""
+        whole = _matrix(get(name))
+        need_rows(whole, sum(sizes), name)
+        ends = np.cumsum([0, *sizes])
+        return [take_rows(whole, np.arange(a, b)) for a, b in pairwise(ends)]
 
     def need_rows(matrix: Matrix, rows: int, name: str) -> None:
         if matrix.shape[0] != rows:
             raise InputError(
-                f"{path}: {name} has {matrix.shape[0]} rows where its heads ask for {rows}; "
-                "convert the model again"
+                f"{path}: {name} has {matrix.shape[0]} rows where its configuration asks for "
+                f"{rows}; convert the model again"
             )
 
     layers: list[Layer] = []
     for i in range(n):
         b = f"blk.{i}."
-        q, k = _matrix(get(b + "attn_q.weight")), _matrix(get(b + "attn_k.weight"))
+        if b + "attn_qkv.weight" in tensors:
+            q, k, v = split(b + "attn_qkv.weight", [spec.q_dim, spec.kv_dim, spec.kv_dim])
+        else:
+            q, k, v = (_matrix(get(f"{b}attn_{x}.weight")) for x in "qkv")
+        if b + "ffn_gate.weight" in tensors:
+            gate, up = _matrix(get(b + "ffn_gate.weight")), _matrix(get(b + "ffn_up.weight"))
+        else:
+            gate, up = split(b + "ffn_up.weight", [ffn_dim, ffn_dim])
         q_bias, k_bias = optional(b + "attn_q.bias"), optional(b + "attn_k.bias")
-        if arch == "llama":
+        if arch in INTERLEAVED:
             need_rows(q, heads * head_dim, b + "attn_q")
             need_rows(k, kv_heads * head_dim, b + "attn_k")
             q = take_rows(q, half_split_index(heads, head_dim))
@@ -218,11 +447,11 @@ def _load(path: Path) -> Model:
                 attn_norm=vector(b + "attn_norm.weight"),
                 q_proj=q,
                 k_proj=k,
-                v_proj=_matrix(get(b + "attn_v.weight")),
+                v_proj=v,
                 o_proj=_matrix(get(b + "attn_output.weight")),
                 ffn_norm=vector(b + "ffn_norm.weight"),
-                gate_proj=_matrix(get(b + "ffn_gate.weight")),
-                up_proj=_matrix(get(b + "ffn_up.weight")),
+                gate_proj=gate,
+                up_proj=up,
                 down_proj=_matrix(get(b + "ffn_down.weight")),
                 q_norm=optional(b + "attn_q_norm.weight"),
                 k_norm=optional(b + "attn_k_norm.weight"),
@@ -234,13 +463,13 @@ def _load(path: Path) -> Model:
             )
         )
     head = None if spec.tied_head else _matrix(get("output.weight"))
-    final_norm = vector("output_norm.weight")
+    final_norm = vector("output_norm.weight") / np.float32(logits)
     left = sorted(set(tensors) - used)
     if left:
         raise UnsupportedError(
             f"{path}: tensor {left[0]} belongs to a variant of {arch!r} that is not supported"
         )
-    tokenizer = Tokenizer.from_gguf(f.get) if tokens else None
+    tokenizer = Tokenizer.from_gguf(f.get, spec.vocab) if tokens else None
     model = Model(
         spec=spec,
         embed=embed,
@@ -249,6 +478,6 @@ def _load(path: Path) -> Model:
         head=head,
         tokenizer=tokenizer,
         name=path.stem,
-        source={"kind": "gguf", "file": path.name, "sha256": file_sha256(path)},
+        source={"kind": "gguf", "file": paths[0].name, "sha256": files_sha256(paths)},
     )
     return check_model(model, path)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,26 +12,20 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from sparseflash.base.errors import InputError, SparseflashError, UnsupportedError
+from sparseflash.model.checkpoint import read_json, weight_files
 from sparseflash.model.load.check import check_model
 from sparseflash.model.load.families import FAMILIES, Family
-from sparseflash.model.load.rows import file_sha256
+from sparseflash.model.load.rows import files_sha256, partial_index
 from sparseflash.model.load.story import MODEL_TYPE, load_story
 from sparseflash.model.spec import Layer, Model, ModelSpec
 from sparseflash.model.tokenizer import TURN_ENDS, Tokenizer
 
+MOST_LAYERS = 4096
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"{path}: missing; give a folder with config.json") from None
-    except (OSError, ValueError) as e:
-        raise InputError(f"{path}: not readable JSON ({e}); export the checkpoint again") from e
-    if not isinstance(value, dict):
-        raise InputError(f"{path}: holds no JSON object; export the checkpoint again")
-    return value
+_BUFFERS = re.compile(r"(.*\.)?(rotary_emb\.inv_freq|attn\.bias|attention\.bias|masked_bias)")
+"""Tables that older checkpoints carry and nobody reads."""
 
 
 class _Tensors:
@@ -41,16 +34,9 @@ class _Tensors:
     def __init__(self, folder: Path, prefix: str) -> None:
         self.folder = folder
         self.prefix = prefix
-        self.shards = sorted(folder.glob("*.safetensors"))
-        if not self.shards:
-            raise InputError(
-                f"{folder}: no *.safetensors file; save the checkpoint as safetensors there"
-            )
-        index = folder / "model.safetensors.index.json"
-        if index.is_file():
-            listed = set(_read_json(index).get("weight_map", {}).values())
-            self.shards = [folder / str(name) for name in sorted(listed)]
+        self.shards, index = weight_files(folder)
         self.where: dict[str, Any] = {}
+        self.used: set[str] = set()
         for shard in self.shards:
             try:
                 handle: Any = safe_open(shard, framework="pt")
@@ -58,7 +44,16 @@ class _Tensors:
                 raise InputError(
                     f"{shard}: missing, truncated or damaged ({e}); download it again"
                 ) from e
-            self.where |= {name: (shard, handle) for name in handle.keys()}  # noqa: SIM118
+            for name in handle.keys():  # noqa: SIM118
+                if index is None or index.get(name) == shard.name:
+                    self.where[name] = (shard, handle)
+        lost = sorted(set(index or ()) - set(self.where))
+        if lost:
+            raise InputError(f"{folder}: tensor {lost[0]} is not where the index says; fetch again")
+
+    def left(self) -> list[str]:
+        """Tensors that nobody has read, without the tables of old checkpoints."""
+        return sorted(n for n in self.where if n not in self.used and not _BUFFERS.fullmatch(n))
 
     def name(self, short: str) -> str | None:
         return next((n for n in (self.prefix + short, short) if n in self.where), None)
@@ -68,10 +63,11 @@ class _Tensors:
         name = self.name(short)
         if name is None:
             raise InputError(
-                f"{self.folder}: tensor {self.prefix + short} is missing; "
+                f"{self.folder}: tensor {self.prefix}{short} is missing; "
                 "the weights do not belong to this config.json"
             )
         shard, handle = self.where[name]
+        self.used.add(name)
         try:
             tensor = handle.get_tensor(name)
         except (SafetensorError, OSError) as e:
@@ -84,21 +80,34 @@ class _Tensors:
 
 
 def _layer(tensors: _Tensors, family: Family, spec: ModelSpec, i: int) -> Layer:
-    parts: dict[str, np.ndarray] = {}
-    for field, template in family.layer.items():
-        value = tensors.get(template.format(i=i))
+    parts: dict[str, Any] = {"attn_norm": None, "ffn_norm": None}
+    names = family.layer | (family.parallel if spec.parallel else {})
+    for field, template in names.items():
+        if field in ("q_bias", "k_bias", "v_bias") and not spec.attn_bias:
+            continue
+        value: Any = tensors.get(template.format(i=i))
         if family.transposed and value.ndim == 2:
             value = np.ascontiguousarray(value.T)
         if family.norm_plus_one and field.endswith("_norm"):
             value = value + np.float32(1)
         parts[field] = value
-    if family.fused_qkv:
-        base = family.fused_qkv.format(i=i)
-        weight, bias = tensors.get(base + ".weight"), tensors.get(base + ".bias")
-        if weight.shape != (spec.dim, 3 * spec.q_dim) or bias.shape != (3 * spec.q_dim,):
-            raise InputError(f"{tensors.folder}: {base} has shape {weight.shape}, not q, k and v")
-        for x, w, b in zip("qkv", np.split(weight, 3, axis=1), np.split(bias, 3)):
-            parts[f"{x}_proj"], parts[f"{x}_bias"] = np.ascontiguousarray(w.T), b.copy()
+    if family.fused is not None:
+        at = family.block.format(i=i)
+        parts |= family.fused(tensors.get, spec, at)
+    dims = spec.layers[i].turning(spec.head_dim)
+    if 0 < dims < spec.head_dim:
+        for x, heads in (("q", spec.n_heads), ("k", spec.n_kv_heads)):
+            index = partial_index(heads, spec.head_dim, dims)
+            for field in (f"{x}_proj", f"{x}_bias"):
+                rows = parts.get(field)
+                if rows is None:
+                    continue
+                if len(rows) != len(index):
+                    raise InputError(
+                        f"{tensors.folder}: layer {i} {field} has shape {rows.shape} where the "
+                        f"configuration asks for {len(index)} rows; export the checkpoint again"
+                    )
+                parts[field] = rows[index]
     return Layer(**parts)
 
 
@@ -107,18 +116,37 @@ def _chat_template(folder: Path) -> str:
     if jinja.is_file():
         return jinja.read_text(encoding="utf-8")
     config = folder / "tokenizer_config.json"
-    template = _read_json(config).get("chat_template") if config.is_file() else None
+    template = read_json(config).get("chat_template") if config.is_file() else None
     if isinstance(template, list):
         named = {str(t.get("name")): t.get("template") for t in template if isinstance(t, dict)}
         template = named.get("default")
     return template if isinstance(template, str) else ""
 
 
-def _sha256(files: list[Path]) -> str:
-    """Digest of the one file, or of the digests of several in order of name."""
-    if len(files) == 1:
-        return file_sha256(files[0])
-    return hashlib.sha256("\n".join(file_sha256(f) for f in files).encode()).hexdigest()
+def spec_of(folder: Path) -> ModelSpec:
+    """What config.json says, before the tensors and the tokenizer add to it.
+
+    Raises:
+        InputError: missing, damaged or contradictory. UnsupportedError: another ``model_type``,
+            or an option no builder covers.
+    """
+    config = read_json(folder / "config.json")
+    kind = str(config.get("model_type"))
+    if kind not in FAMILIES:
+        raise UnsupportedError(
+            f"{folder}: model_type {kind!r} is not supported; known are {', '.join(FAMILIES)}"
+        )
+    if config.get("quantization_config"):
+        raise UnsupportedError(f"{folder}: the checkpoint is quantised; give the unquantised one")
+    for key in ("num_hidden_layers", "n_layer"):
+        if isinstance(config.get(key), int) and config[key] > MOST_LAYERS:
+            raise InputError(f"{folder}: {config[key]} layers are not believable; correct {key}")
+    try:
+        return FAMILIES[kind].spec(config)
+    except SparseflashError as e:
+        raise type(e)(f"{folder}: {e}") from None
+    except (TypeError, ValueError, ArithmeticError, AttributeError) as e:
+        raise InputError(f"{folder}/config.json: a value has the wrong type ({e})") from e
 
 
 def load_directory(folder: Path) -> Model:
@@ -128,55 +156,67 @@ def load_directory(folder: Path) -> Model:
         InputError: a file or tensor is missing, damaged or of the wrong shape.
         UnsupportedError: another ``model_type``, or an option no builder covers.
     """
-    config = _read_json(folder / "config.json")
-    kind = str(config.get("model_type"))
-    if kind == MODEL_TYPE:
+    config = read_json(folder / "config.json")
+    if config.get("model_type") == MODEL_TYPE:
         return load_story(folder, config)
-    if kind not in FAMILIES:
-        raise UnsupportedError(
-            f"{folder}: model_type {kind!r} is not supported; known are {', '.join(FAMILIES)}"
-        )
-    if config.get("quantization_config"):
-        raise UnsupportedError(f"{folder}: the checkpoint is quantised; give the unquantised one")
+    spec = spec_of(folder)
+    kind = str(config["model_type"])
     family = FAMILIES[kind]
-    try:
-        spec = family.spec(config)
-    except SparseflashError as e:
-        raise type(e)(f"{folder}: {e}") from None
-    except (TypeError, ValueError, ArithmeticError) as e:
-        raise InputError(f"{folder}/config.json: a value has the wrong type ({e})") from e
     tensors = _Tensors(folder, family.prefix)
-    has_head = "lm_head.weight" in tensors.where
+    has_head = family.head in tensors.where
     tied = bool(config.get("tie_word_embeddings", family.tied_default or not has_head))
 
     eos = set(spec.eos_ids)
     generation = folder / "generation_config.json"
     if generation.is_file():
-        more = _read_json(generation).get("eos_token_id")
+        more = read_json(generation).get("eos_token_id")
         eos |= {
             int(x) for x in (more if isinstance(more, list) else [] if more is None else [more])
         }
     spec = replace(spec, tied_head=tied, chat_template=_chat_template(folder))
     tokenizer = None
     if (folder / "tokenizer.json").is_file():
-        tokenizer = Tokenizer.from_tokenizer_json(folder / "tokenizer.json", spec)
+        named = folder / "tokenizer_config.json"
+        said = read_json(named) if named.is_file() else {}
+        tokenizer = Tokenizer.from_tokenizer_json(folder / "tokenizer.json", spec, said)
+        if "eos_token" in tokenizer.names and tokenizer.eos_id >= 0:
+            eos.add(tokenizer.eos_id)
         eos |= {i for t, i in tokenizer.special.items() if t in TURN_ENDS}
+    elif (folder / "tokenizer.model").is_file():
+        raise UnsupportedError(
+            f"{folder}: it has tokenizer.model but no tokenizer.json; save the tokenizer with "
+            "transformers' AutoTokenizer.from_pretrained(...).save_pretrained(...)"
+        )
     spec = replace(spec, eos_ids=tuple(sorted(eos)))
 
     final_norm = tensors.get(family.final_norm)
     if family.norm_plus_one:
         final_norm = final_norm + np.float32(1)
+    if family.logits_divisor:
+        final_norm = final_norm / np.float32(config.get(family.logits_divisor, 1.0))
     final_bias = family.final_norm.replace(".weight", ".bias")
+    head_bias = family.head.replace(".weight", ".bias")
+    head = None
+    if tied:
+        tensors.used.add(family.head)  # transformers takes the embedding whatever lies here
+    else:
+        head = tensors.get(family.head)
     model = Model(
         spec=spec,
         embed=tensors.get(family.embed),
         layers=[_layer(tensors, family, spec, i) for i in range(spec.n_layers)],
         final_norm=final_norm,
-        head=None if tied else tensors.get("lm_head.weight"),
+        head=head,
+        head_bias=tensors.get(head_bias) if tensors.name(head_bias) else None,
         final_norm_bias=tensors.get(final_bias) if tensors.name(final_bias) else None,
         positions=tensors.get(family.positions) if family.positions else None,
         tokenizer=tokenizer,
         name=folder.resolve().name,
-        source={"kind": "hf", "file": folder.name, "sha256": _sha256(tensors.shards)},
+        source={"kind": "hf", "file": folder.name, "sha256": files_sha256(tensors.shards)},
     )
+    left = tensors.left()
+    if left:
+        raise UnsupportedError(
+            f"{folder}: tensor {left[0]} belongs to a variant of {kind!r} that is not supported"
+        )
     return check_model(model, folder)

@@ -16,6 +16,17 @@ def half_split_index(heads: int, head_dim: int) -> np.ndarray:
     return np.concatenate([h * head_dim + one for h in range(heads)])
 
 
+def partial_index(heads: int, head_dim: int, dims: int) -> np.ndarray:
+    """Row order in which the turning dimensions 0 to ``dims`` of each head pair up as (i, i +
+    head_dim/2), the others filling the halves. The same order for q and k keeps their products."""
+    half, turn = head_dim // 2, dims // 2
+    still = np.arange(dims, head_dim)
+    first = np.concatenate([np.arange(turn), still[: half - turn]])
+    second = np.concatenate([np.arange(turn, dims), still[half - turn :]])
+    one = np.concatenate([first, second])
+    return np.concatenate([h * head_dim + one for h in range(heads)])
+
+
 def take_rows(matrix: Matrix, index: np.ndarray) -> Matrix:
     if isinstance(matrix, np.ndarray):
         return np.ascontiguousarray(matrix[index])
@@ -25,3 +36,10 @@ def take_rows(matrix: Matrix, index: np.ndarray) -> Matrix:
 def file_sha256(path: Path) -> str:
     with path.open("rb") as f:
         return hashlib.file_digest(f, "sha256").hexdigest()
+
+
+def files_sha256(files: list[Path]) -> str:
+    """Digest of the one file, or of the digests of several in the given order."""
+    if len(files) == 1:
+        return file_sha256(files[0])
+    return hashlib.sha256("\n".join(file_sha256(f) for f in files).encode()).hexdigest()

@@ -28,7 +28,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -37,54 +36,27 @@ from torch import Tensor
 
 from sparseflash.base.errors import UsageError
 from sparseflash.sparsity.bytes import bytes_a_token
-from sparseflash.sparsity.evaluate import losses, spread
+from sparseflash.sparsity.drops import RISE_WINDOWS, TOKENS, bins_of, dropped_sums
+from sparseflash.sparsity.evaluate import losses
 from sparseflash.sparsity.gradients import SEED, Branch, neurons, walk
 from sparseflash.sparsity.masks import LayerRules, Masked, Reads, Rule, live_blocks
-from sparseflash.sparsity.registry import Method
+from sparseflash.sparsity.prices import (
+    GRID,
+    KINDS,
+    LEAST_SLOPE,
+    RISE_COSTS,
+    Curves,
+    Drift,
+    Rises,
+    fit_rises,
+)
+from sparseflash.sparsity.registry import Levels, Method
 from sparseflash.sparsity.sites import key
+from sparseflash.sparsity.study import Study
+from sparseflash.sparsity.windows import spread
 
-if TYPE_CHECKING:
-    from sparseflash.sparsity.study import Levels, Study
-
-GRID = (0.0, 0.1, 0.2, 0.25, 0.3, 0.35, 0.4, 0.45, 0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9)
-TOKENS = 2048
 RUN_AGAIN = (1, 2, 4, 6, 8, 11, 13, 15)
 """Grid points at which a branch runs again; the root of the cost is straight between them."""
-KINDS = {"attn": ("q", "k", "v"), "o": ("o",), "x": ("xg", "xu"), "ffn": ("act", "h")}
-"""Kinds of choice and the sites that each sets."""
-
-
-@dataclass
-class Curves:
-    """Cost in nats a token and shares of reads, by layer and grid point.
-
-    ``cost[kind]`` (layers, G); for ``ffn`` (layers, G, G) by act, then h. ``kept`` and ``blocks``
-    alike for inputs: shares of columns, of groups of 32. ``rows`` (layers, G) by act; ``columns``
-    and ``column_blocks`` (layers, G, G).
-    """
-
-    cost: dict[str, np.ndarray]
-    kept: dict[str, np.ndarray]
-    blocks: dict[str, np.ndarray]
-    rows: np.ndarray
-    columns: np.ndarray
-    column_blocks: np.ndarray
-
-    def plain(self) -> dict[str, Any]:
-        out: dict[str, Any] = {}
-        for name, value in vars(self).items():
-            if isinstance(value, dict):
-                out[name] = {k: v.tolist() for k, v in value.items()}
-            else:
-                out[name] = value.tolist()
-        return out
-
-    @classmethod
-    def of_plain(cls, d: dict[str, Any]) -> Curves:
-        def array(v: Any) -> Any:
-            return {k: np.array(x) for k, x in v.items()} if isinstance(v, dict) else np.array(v)
-
-        return cls(**{k: array(v) for k, v in d.items()})
 
 
 def _limits(study: Study, m: Method, layer: int, site: str) -> tuple[Tensor, Tensor | None]:
@@ -92,17 +64,6 @@ def _limits(study: Study, m: Method, layer: int, site: str) -> tuple[Tensor, Ten
     name = key(site, m.score)
     t = [study.scores.threshold(layer, name, level) for level in GRID]
     return torch.tensor(t), study.weights(layer, name)
-
-
-def bins_of(score: Tensor, limits: Tensor) -> Tensor:
-    """Number of grid levels that keep an entry, minus one: it is dropped at levels above it."""
-    return torch.bucketize(score.float(), limits, right=True) - 1
-
-
-def dropped_sums(bins: Tensor, value: Tensor) -> Tensor:
-    """Sums (T, G) of ``value`` (T, n) over the entries that each grid level drops."""
-    sums = torch.zeros(len(value), len(GRID)).scatter_add_(1, bins, value)
-    return sums.cumsum(1) - sums
 
 
 def measure_curves(study: Study, m: Method) -> Curves:
@@ -156,7 +117,7 @@ def measure_curves(study: Study, m: Method) -> Curves:
         for b in walk(runner, row, draw):
             if b.kind == "ffn":
                 if "ffn" in kinds:
-                    act, h = neurons(study, b.at), b.at["h"][0]
+                    act, h = neurons(study.model.spec, b.at), b.at["h"][0]
                     found = _ffn_costs(study, m, b.layer, act, h, b.grad["h"][0])
                     sums = (cost["ffn"], rows, columns, column_blocks)
                     for total, part in zip(sums, found, strict=True):
@@ -239,41 +200,6 @@ def _ffn_costs(
 DRIFT_TOKENS = 8192
 
 
-@dataclass
-class Drift:
-    """First-order rise of the loss, nats a token, by kind, layer and grid point; and its error."""
-
-    mean: dict[str, np.ndarray]
-    error: dict[str, np.ndarray]
-
-    def plain(self) -> dict[str, Any]:
-        return {
-            n: {k: np.round(v, 9).tolist() for k, v in t.items()} for n, t in vars(self).items()
-        }
-
-    @classmethod
-    def of_plain(cls, d: dict[str, Any]) -> Drift:
-        return cls(*({k: np.array(v) for k, v in d[n].items()} for n in ("mean", "error")))
-
-    def sure(self) -> dict[str, np.ndarray]:
-        """The means, of those that lower the loss only what two standard errors leave.
-
-        A plan picks the lowest of thousands, and so those whose error helps them most.
-        """
-        out = {}
-        for k, mean in self.mean.items():
-            out[k] = np.where(mean < 0, np.minimum(mean + 2 * self.error[k], 0), mean)
-        return out
-
-    def shrunk(self) -> dict[str, np.ndarray]:
-        """The means, each drawn to zero by the share of its square that is error."""
-        out = {}
-        for k, mean in self.mean.items():
-            noise = self.error[k] ** 2 / np.maximum(mean**2, 1e-30)
-            out[k] = mean * np.clip(1.0 - noise, 0.0, 1.0)
-        return out
-
-
 def measure_drift(study: Study, m: Method) -> Drift:
     """The drift of every kind that the method's sites touch, with its error over windows."""
     n, size = study.model.spec.n_layers, len(GRID)
@@ -298,7 +224,7 @@ def measure_drift(study: Study, m: Method) -> Drift:
                         kind, b.layer, b.at[tensor][0], b.grad[tensor][0]
                     )
             if b.kind == "ffn" and "ffn" in kinds:
-                cell = _cells(study, m, b.layer, neurons(study, b.at), b.at["h"][0])
+                cell = _cells(study, m, b.layer, neurons(study.model.spec, b.at), b.at["h"][0])
                 value = (b.at["h"][0] * b.grad["h"][0]).float()
                 table = torch.zeros(size * size).scatter_add_(0, cell.flatten(), value.flatten())
                 live = table.view(size, size).flip(0, 1).cumsum(0).cumsum(1).flip(0, 1)
@@ -432,12 +358,6 @@ def choose(
     return out
 
 
-Rises = dict[str, tuple[float, float]]
-"""By kind, (a, b): the true rise less the drift is a C + b C^2 for a predicted cost C."""
-LEAST_SLOPE = 0.05
-"""A byte is never free, and never paid for, however the fit of a small rise turns out."""
-
-
 def settle(
     curves: Curves,
     size: dict[str, np.ndarray],
@@ -476,11 +396,6 @@ def allocate(
     return best
 
 
-RISE_WINDOWS = 8
-RISE_COSTS = (0.03, 0.08, 0.2)
-"""Predicted costs, in nats, at which each kind's true rise is measured."""
-
-
 def measure_rises(
     study: Study, m: Method, curves: Curves, drift: dict[str, np.ndarray]
 ) -> dict[str, list[list[float]]]:
@@ -507,27 +422,6 @@ def measure_rises(
     return out
 
 
-def fit_rises(points: dict[str, list[list[float]]]) -> Rises:
-    """a and b of each kind by least squares; the error of a rise grows with the root of its cost.
-
-    A rise that bends downwards is noise: then b is 0.
-    """
-    out: Rises = {}
-    for kind, rows in points.items():
-        used = [r for r in rows if r[0] > 0]
-        if not used:
-            out[kind] = (1.0, 0.0)
-            continue
-        c, moved, rise = np.array(used).T
-        y, w = rise - moved, 1 / np.sqrt(c)
-        found = np.linalg.lstsq(np.stack([c * w, c * c * w], 1), y * w, rcond=None)[0]
-        a, b = float(found[0]), float(found[1])
-        if b < 0:
-            a, b = float((c * y * w**2).sum() / (c * c * w**2).sum()), 0.0
-        out[kind] = (a, b)
-    return out
-
-
 def model_of(study: Study, m: Method) -> tuple[Curves, Drift, Rises]:
     """What drops cost: curves, drifts and fitted rises, measured once for a model."""
     study.need_scores([key(s, m.score) for s in m.sites])
@@ -538,7 +432,7 @@ def model_of(study: Study, m: Method) -> tuple[Curves, Drift, Rises]:
     return curves, drift, fit_rises(points)
 
 
-def marginal_levels(study: Study, m: Method, level: float) -> Levels:
+def marginal(study: Study, m: Method, level: float) -> Levels:
     """Levels that save a share ``level`` of the layers' dense bytes a token."""
     curves, drift, rises = model_of(study, m)
     size = choices(study, m, curves)

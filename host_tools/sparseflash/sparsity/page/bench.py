@@ -11,19 +11,17 @@ import torch
 
 from sparseflash import __version__
 from sparseflash.base.errors import UsageError
-from sparseflash.image.reference import INPUTS
-from sparseflash.model import recipes
+from sparseflash.image.formats import INPUTS
 from sparseflash.model.recipes import Recipe
-from sparseflash.model.spec import Model
-from sparseflash.model.torch_model import TorchModel, check_device
-from sparseflash.pipeline import stages as pipeline
-from sparseflash.sparsity.calibrate import Calibration, assert_disjoint
-from sparseflash.sparsity.evaluate import Losses, spread
+from sparseflash.model.torch_model import check_device
+from sparseflash.sparsity.evaluate import Losses
+from sparseflash.sparsity.levels import measured, ppl_level
 from sparseflash.sparsity.page.report import Row, row_of, write_report
 from sparseflash.sparsity.predict.predictability import predictability
 from sparseflash.sparsity.registry import METHODS, method
-from sparseflash.sparsity.search import ppl_level
 from sparseflash.sparsity.study import Result, Study
+from sparseflash.sparsity.texts import evaluation_text, validation_windows
+from sparseflash.sparsity.windows import spread
 
 PERCENTS: dict[str, tuple[float, ...]] = {
     "paper": (30, 50),
@@ -65,128 +63,63 @@ PROMPT_TOKENS = 256
 VALIDATION_TOKENS = 4096
 
 
-def evaluation_windows(model: Model, recipe: Recipe, text: str | None, windows: int) -> np.ndarray:
-    """Windows (n, tokens) of the recipe's protocol; ``windows`` of them, spread evenly."""
-    if model.tokenizer is None:
-        raise UsageError(f"{model.name} has no tokenizer, so it has no perplexity of a text")
-    name = text or str(recipe.evaluation["text"])
-    tokens = int(recipe.evaluation.get("tokens", 40960))
-    window = int(recipe.evaluation.get("window", 1024))
-    ids = np.array(model.tokenizer.encode(recipes.text(name)[: 12 * tokens]), np.int64)[:tokens]
-    if len(ids) < window:
-        raise UsageError(f"text {name} has {len(ids)} tokens, fewer than a window of {window}")
-    ids = ids[: len(ids) // window * window].reshape(-1, window)
-    return ids if windows <= 0 else spread(ids, windows)
-
-
-def open_study(
-    model_name: str,
-    text: str | None = None,
-    windows: int = 0,
-    progress: Callable[[str], None] = lambda _: None,
-    device: str = "cpu",
-    asvd: float = 0.0,
-) -> Study:
-    """A study of a recipe's model with its calibration and evaluation texts, kept under build/.
-
-    asvd: percent of the projections' bytes that ASVD's factors leave; 0 has none.
-    """
-    recipe = recipes.load_recipe(model_name)
-    model, formats = pipeline.in_factors(pipeline.open_model(recipe), recipe, asvd)
-    calibration = pipeline.calibrated(model, recipe)
-    ids, _ = pipeline.calibration_tokens(model, recipe)
-    tested = evaluation_windows(model, recipe, text, windows)
-    name = text or str(recipe.evaluation["text"])
-    assert_disjoint(calibration, tested, recipes.file_sha256(recipes.text_path(name)))
-    return Study(
-        model,
-        formats,
-        ids,
-        tested,
-        pipeline.study_folder(recipe, asvd),
-        calibration,
-        TorchModel(model, device=device),
-        progress,
-        recipe.predictors,
-    )
-
-
-def validation_windows(study: Study, recipe: Recipe) -> np.ndarray:
-    """Windows of the calibration texts that calibration did not see, for the search."""
-    assert study.calibration is not None
-    seed = int(pipeline.calibration_settings(recipe)["seed"])
-    ids, _ = pipeline.calibration_tokens(study.model, recipe, seed + 1, 16384)
-    kept = [row for row in ids if _unseen(study.calibration, row)]
-    if not kept:
-        raise UsageError("calibration saw all of its texts; calibrate on fewer tokens")
-    return spread(np.array(kept), max(1, VALIDATION_TOKENS // ids.shape[1]))
-
-
-def _unseen(calibration: Calibration, row: np.ndarray) -> bool:
-    try:
-        assert_disjoint(calibration, row)
-    except UsageError:
-        return False
-    return True
-
-
 def run(
-    model_name: str,
+    opened: Callable[..., Study],
+    folder: Path,
+    recipe: Recipe,
     text: str | None,
-    windows: int,
     names: list[str],
     percents: list[float],
     ppl: float,
     kept: list[float],
     predict: bool,
-    progress: Callable[[str], None],
     device: str = "cpu",
-) -> tuple[Path, str]:
-    """Measures what is asked and not yet kept, and writes the page; its folder and its text.
+) -> str:
+    """Measures what is asked and not yet kept, writes the page to ``folder`` and gives its text.
 
+    opened: the study; with ``asvd=`` that of the model in factors.
     device: torch's name of where the float model runs.
     """
     for name in names:
         method(name)
     check_device(device)
-    opened = partial(open_study, model_name, text, windows, progress, device)
     with torch.device(device):  # of tensors that methods make beside the model
-        return _page(opened, model_name, text, names, percents, ppl, kept, predict)
+        return _page(opened, folder, recipe, text, names, percents, ppl, kept, predict)
 
 
 def _page(
     opened: Callable[..., Study],
-    model_name: str,
+    folder: Path,
+    recipe: Recipe,
     text: str | None,
     names: list[str],
     percents: list[float],
     ppl: float,
     kept: list[float],
     predict: bool,
-) -> tuple[Path, str]:
+) -> str:
     with torch.device("cpu"):
         study = opened()
-    recipe = recipes.load_recipe(model_name)
-    base = study.measure("dense", 0.0)
+    base = measured(study, "dense", 0.0)
     rows: list[Row] = [row_of(study, base, base.losses)]
     results: list[Result] = [base]
     for name in names or [n for n in PERCENTS if method(n).suits(study.model.spec)]:
         for percent in percents or PERCENTS.get(name, (50.0,)):
             try:
-                result = study.measure(method(name), percent / 100)
+                result = measured(study, name, percent / 100)
             except UsageError as e:
                 if "saves at most" not in str(e):
                     raise
                 continue
             results.append(result)
             rows.append(row_of(study, result, base.losses))
-    folder = pipeline.Places(model_name).folder
     found = []
     if ppl > 0:
-        tried = validation_windows(study, recipe)
+        assert study.calibration is not None
+        tried = validation_windows(study.model, recipe, study.calibration)
         for name in [n for n in SEARCHED if not names or n in names]:
             level = ppl_level(study, METHODS[name], ppl, tried)
-            result = study.measure(name, level)
+            result = measured(study, name, level)
             found.append((name, level))
             results.append(result)
             rows.append(row_of(study, result, base.losses))
@@ -201,8 +134,8 @@ def _page(
             name = f"predictability-{level:g}-{len(prompts)}-{prompts.sum()}"
             guesses.append(study.table(name, partial(predictability, study, prompts, level)))
     about = {
-        "model": model_name,
-        "text": text or str(recipe.evaluation["text"]),
+        "model": recipe.name,
+        "text": evaluation_text(recipe, text),
         "tokens": int(study.windows.size),
         "window": int(study.windows.shape[1]),
         "calibration": study.calibration.meta if study.calibration else {},
@@ -211,8 +144,7 @@ def _page(
         "model_sha256": study.model.source.get("sha256", ""),
     }
     write_report(study, rows, _one_a_method(results), about, folder, guesses)
-    text_of = (folder / "sparsity.md").read_text()
-    return folder, text_of
+    return (folder / "sparsity.md").read_text()
 
 
 def _one_a_method(results: list[Result]) -> list[Result]:
@@ -235,12 +167,12 @@ def _asvd_rows(
 ) -> list[Row]:
     """The model in ASVD's factors: dense, and under those of the named methods that fit it."""
     about = {"source": "arXiv 2312.05821", "budget": "price a byte", "device": True}
-    dense = row_of(study, factored.measure("dense", 0.0), base, 100 - share)
+    dense = row_of(study, measured(factored, "dense", 0.0), base, 100 - share)
     rows = [dense | about | {"method": "asvd", "what": "projections in two factors"}]
     for m in map(method, names):
         if m.name == "dense" or {*m.sites} & {*INPUTS}:
             continue
         for percent in percents or PERCENTS.get(m.name, (50.0,)):
-            row = row_of(study, factored.measure(m, percent / 100), base)
+            row = row_of(study, measured(factored, m, percent / 100), base)
             rows.append(row | {"method": f"{m.name}+asvd{share:g}"})
     return rows

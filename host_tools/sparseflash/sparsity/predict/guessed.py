@@ -7,47 +7,19 @@ predictor has seen the text that it would be measured on.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 
-from sparseflash.sparsity.budgets.marginal import (
-    GRID,
-    RISE_COSTS,
-    RISE_WINDOWS,
-    TOKENS,
-    bins_of,
-    dropped_sums,
-    fit_rises,
-)
-from sparseflash.sparsity.evaluate import losses, spread
+from sparseflash.sparsity.drops import RISE_WINDOWS, TOKENS, bins_of, dropped_sums
+from sparseflash.sparsity.evaluate import losses
 from sparseflash.sparsity.gradients import SEED, walk
 from sparseflash.sparsity.masks import Masked, guess_of, live_blocks
-
-if TYPE_CHECKING:
-    from sparseflash.sparsity.registry import Method
-    from sparseflash.sparsity.study import Study
-
-KIND = "guess"
-"""Of choice, beside ``marginal.KINDS``."""
-
-
-@dataclass
-class Guessed:
-    """A predictor's prices: nats and shares of reads a token, (layers, G) each."""
-
-    method: Method
-    cost: np.ndarray
-    rise: tuple[float, float]
-    """As ``marginal.Rises``."""
-    kept: np.ndarray
-    """Of neurons: gate rows, up rows and down columns."""
-    blocks: np.ndarray
-    """Of groups of 32 neurons."""
-    size: float
-    """Bytes of a layer's predictor."""
+from sparseflash.sparsity.prices import GRID, KIND, RISE_COSTS, Guessed, fit_rises
+from sparseflash.sparsity.registry import Method
+from sparseflash.sparsity.study import Study
+from sparseflash.sparsity.windows import spread
 
 
 def _measure(study: Study, m: Method) -> dict[str, Any]:

@@ -6,20 +6,17 @@ of W x at a rank. Factors of [W_gate; W_up] guess h from A (B x), with one B for
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sparseflash.image.grids import pack_rows, quantize
 from sparseflash.image.predictor import Predictor
-from sparseflash.image.quantize import pack_rows, to_q4
 from sparseflash.model.torch_model import Hooks, TorchModel
-from sparseflash.sparsity.evaluate import spread
-
-if TYPE_CHECKING:
-    from sparseflash.sparsity.study import Study
+from sparseflash.sparsity.windows import spread
 
 PREDICTOR_TOKENS = 4096
 """Of calibration text."""
@@ -105,17 +102,19 @@ def shared_factors(
     return b, a[: len(gate)], a[len(gate) :]
 
 
-def svd_predictor(study: Study, rank: int) -> Predictor:
+def svd_predictor(
+    runner: TorchModel, calibration_ids: np.ndarray, rank: int, progress: Callable[[str], None]
+) -> Predictor:
     """The untrained predictor: whitened singular vectors of gate and up on the q4 grid."""
-    rows = max(1, PREDICTOR_TOKENS // study.calibration_ids.shape[1])
-    _, second = moments(study.runner, spread(study.calibration_ids, rows), ("ffn_in",))
+    rows = max(1, PREDICTOR_TOKENS // calibration_ids.shape[1])
+    _, second = moments(runner, spread(calibration_ids, rows), ("ffn_in",))
     packed: list[list[np.ndarray]] = [[], [], []]
-    for i, w in enumerate(study.runner.layers):
-        study.progress(f"singular vectors of gate and up, layer {i}")
+    for i, w in enumerate(runner.layers):
+        progress(f"singular vectors of gate and up, layer {i}")
         assert w.gate_proj is not None
         factors = shared_factors(w.gate_proj.float(), w.up_proj.float(), second[i]["ffn_in"], rank)
         for out, m in zip(packed, factors):
-            out.append(pack_rows(to_q4(m.cpu().numpy())))
+            out.append(pack_rows(quantize(m.cpu().numpy(), "q4")))
     b, gate, up = (np.stack(p) for p in packed)
     return Predictor(b, gate, up)
 

@@ -22,16 +22,14 @@ the set of a single token is hardly told by them.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from sparseflash.model.torch_model import Hooks
-
-if TYPE_CHECKING:
-    from sparseflash.sparsity.study import Study
+from sparseflash.sparsity.study import Study
 
 WINDOWS = (1, 2, 4, 8)
 DISTANCES = (0, 1, 2, 4)

@@ -30,8 +30,8 @@ from torch import Tensor
 
 from sparseflash import __version__
 from sparseflash.base.errors import UnsupportedError, UsageError
+from sparseflash.image.grids import GROUP, pack_rows, quantize
 from sparseflash.image.predictor import NAMES, Predictor
-from sparseflash.image.quantize import GROUP, pack_rows, to_q4
 from sparseflash.model.recipes import file_sha256, text, text_path
 from sparseflash.model.spec import Model
 from sparseflash.model.torch_model import Hooks, TorchModel, activate
@@ -75,12 +75,16 @@ class Trainable:
 
     def stored(self, ahead: bool) -> Predictor:
         """On the grid, packed."""
-        rows = [[pack_rows(to_q4(m.detach().float().cpu().numpy())) for m in t] for t in self.all]
+
+        def packed(m: torch.Tensor) -> np.ndarray:
+            return pack_rows(quantize(m.detach().float().cpu().numpy(), "q4"))
+
+        rows = [[packed(m) for m in t] for t in self.all]
         return Predictor(**{n: np.stack(r) for n, r in zip(NAMES, rows, strict=True)}, ahead=ahead)
 
 
 def on_grid(w: Tensor) -> Tensor:
-    """float32 (out, in) rounded as ``quantize.to_q4`` does; its gradient is that of ``w``."""
+    """float32 (out, in) rounded as grid ``q4`` does; its gradient is that of ``w``."""
     with torch.no_grad():
         x = w.reshape(w.shape[0], -1, GROUP)
         low = x.amin(-1, keepdim=True).half().float()

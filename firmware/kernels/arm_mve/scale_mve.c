@@ -1,0 +1,4 @@
+#include "mve.h"
+
+#define SF_NAME(kernel) sf_arm_mve_##kernel
+#include "arm_common/scale_body.h"

@@ -1,0 +1,76 @@
+/* Shared by the AVX2 tier. Sums are exact integers, so they equal plain C bit for bit. */
+#ifndef SF_X86_AVX2_H
+#define SF_X86_AVX2_H
+
+#include "sf_kernels.h"
+#include "x86_avx2/has.h"
+
+#include <immintrin.h>
+
+SF_X86_AVX2_HAS(SF_DECLARE)
+
+#define SF_INLINE static inline __attribute__((always_inline))
+
+SF_INLINE __m256i sf_load256(const void *p) {
+    return _mm256_loadu_si256((const __m256i *)p);
+}
+SF_INLINE __m128i sf_load128(const void *p) {
+    return _mm_loadu_si128((const __m128i *)p);
+}
+SF_INLINE __m128i sf_load64(const void *p) {
+    return _mm_loadl_epi64((const __m128i *)p);
+}
+SF_INLINE void sf_store256(void *p, __m256i v) {
+    _mm256_storeu_si256((__m256i *)p, v);
+}
+/* Eight halves in units of 2^-24. */
+SF_INLINE __m256i sf_halves8(__m128i h) {
+    return _mm256_cvtps_epi32(_mm256_mul_ps(_mm256_cvtph_ps(h), _mm256_set1_ps(16777216.0f)));
+}
+SF_INLINE int32_t sf_one_half(const uint8_t *p) {
+    return _mm_cvtsi128_si32(
+        _mm256_castsi256_si128(sf_halves8(_mm_cvtsi32_si128((int32_t)sf_load16(p)))));
+}
+SF_INLINE __m256i sf_low4(__m256i bytes) {
+    return _mm256_and_si256(bytes, _mm256_set1_epi8(15));
+}
+SF_INLINE __m256i sf_high4(__m256i bytes) {
+    return _mm256_and_si256(_mm256_srli_epi16(bytes, 4), _mm256_set1_epi8(15));
+}
+/* Eight sums of the products of unsigned u < 128 and signed x, four each. */
+SF_INLINE __m256i sf_products(__m256i u, __m256i x) {
+    return _mm256_madd_epi16(_mm256_maddubs_epi16(u, x), _mm256_set1_epi16(1));
+}
+/* The same for signed bytes: the sign of w goes to x, which is not -128. */
+SF_INLINE __m256i sf_signed_products(__m256i w, __m256i x) {
+    return sf_products(_mm256_abs_epi8(w), _mm256_sign_epi8(x, w));
+}
+/* Eight sums of 32 bits, added to four of 64. */
+SF_INLINE __m256i sf_add_wide(__m256i acc, __m256i s) {
+    acc = _mm256_add_epi64(acc, _mm256_cvtepi32_epi64(_mm256_castsi256_si128(s)));
+    return _mm256_add_epi64(acc, _mm256_cvtepi32_epi64(_mm256_extracti128_si256(s, 1)));
+}
+SF_INLINE int64_t sf_total64(__m256i acc) {
+    const __m128i s = _mm_add_epi64(_mm256_castsi256_si128(acc), _mm256_extracti128_si256(acc, 1));
+    return _mm_cvtsi128_si64(_mm_add_epi64(s, _mm_unpackhi_epi64(s, s)));
+}
+SF_INLINE int32_t sf_total32(__m256i acc) {
+    __m128i s = _mm_add_epi32(_mm256_castsi256_si128(acc), _mm256_extracti128_si256(acc, 1));
+    s = _mm_add_epi32(s, _mm_unpackhi_epi64(s, s));
+    return _mm_cvtsi128_si32(_mm_add_epi32(s, _mm_shuffle_epi32(s, 1)));
+}
+/* Memory is slower than the kernels, so they ask ahead for what lies behind n rows at equal
+ * distances, and has their size. Rows of a list are asked for when their tile is made; 0 asks for
+ * nothing new. */
+SF_INLINE uintptr_t sf_behind(const uint8_t *const *row, uint32_t n) {
+    return n > 1u && (uintptr_t)row[n - 1u] - (uintptr_t)row[0] ==
+                         (n - 1u) * ((uintptr_t)row[1] - (uintptr_t)row[0])
+               ? (uintptr_t)row[n - 1u] - (uintptr_t)row[0] +
+                     ((uintptr_t)row[1] - (uintptr_t)row[0])
+               : 0u;
+}
+SF_INLINE void sf_prefetch(const uint8_t *p, uintptr_t behind) {
+    _mm_prefetch((const void *)((uintptr_t)p + behind), _MM_HINT_T0);
+}
+
+#endif

@@ -1,0 +1,229 @@
+/* Matrices by columns with AVX2: two columns at a time, interleaved, so that a product of pairs
+ * adds both to an output. */
+#include "avx2.h"
+
+/* Two coefficients as a pair of 16 bits in each lane. */
+SF_INLINE __m256i pair16(int32_t a, int32_t b) {
+    return _mm256_set1_epi32((int32_t)(((uint32_t)a & 0xFFFFu) | (uint32_t)b << 16));
+}
+SF_INLINE void add8(int32_t *y, __m256i v) {
+    sf_store256(y, _mm256_add_epi32(sf_load256(y), v));
+}
+/* Eight sums of 16 bits. */
+SF_INLINE void add8_short(int32_t *y, __m128i v) {
+    add8(y, _mm256_cvtepi16_epi32(v));
+}
+/* Sixteen sums as unpacking leaves them: outputs 0 to 3 and 8 to 11, and the others. */
+SF_INLINE void add16(int32_t *y, __m256i low, __m256i high) {
+    add8(y, _mm256_permute2x128_si256(low, high, 0x20));
+    add8(y + 8, _mm256_permute2x128_si256(low, high, 0x31));
+}
+
+/* Sums of at most 16 columns, eight pairs of 2 * 15 * 127, have 16 bits. Bytes j/2 on of a column,
+ * for 64 outputs: a lane of 128 bits is a group. */
+SF_INLINE void sixteen_q4(const uint8_t *const *col, const int8_t *h, uint32_t n, uint32_t j,
+                          uintptr_t behind, int32_t *isum) {
+    __m256i s[4];
+    for (uint32_t i = 0; i < 4u; i++) {
+        s[i] = _mm256_setzero_si256();
+    }
+    for (uint32_t r = 0; r < n; r += 2u) {
+        const bool both = r + 1u < n;
+        const uint8_t *p = col[r] + j / 2u, *q = both ? col[r + 1u] + j / 2u : p;
+        const uint32_t second = both ? (uint8_t)h[r + 1u] : 0u;
+        const __m256i x = _mm256_set1_epi16((short)((uint8_t)h[r] | second << 8));
+        sf_prefetch(p, behind);
+        sf_prefetch(q, behind);
+        const __m256i v = sf_load256(p), w = sf_load256(q);
+        const __m256i lo = _mm256_unpacklo_epi8(v, w), hi = _mm256_unpackhi_epi8(v, w);
+        s[0] = _mm256_add_epi16(s[0], _mm256_maddubs_epi16(sf_low4(lo), x));
+        s[1] = _mm256_add_epi16(s[1], _mm256_maddubs_epi16(sf_low4(hi), x));
+        s[2] = _mm256_add_epi16(s[2], _mm256_maddubs_epi16(sf_high4(lo), x));
+        s[3] = _mm256_add_epi16(s[3], _mm256_maddubs_epi16(sf_high4(hi), x));
+    }
+    for (uint32_t i = 0; i < 4u; i++) {
+        add8_short(isum + j + 8u * i, _mm256_castsi256_si128(s[i]));
+        add8_short(isum + j + SF_GROUP + 8u * i, _mm256_extracti128_si256(s[i], 1));
+    }
+}
+
+void sf_x86_avx2_axpy_q4(const uint8_t *const *col, const int8_t *h, uint32_t n, uint32_t dim,
+                         int32_t *isum) {
+    const uintptr_t behind = sf_behind(col, n);
+    for (uint32_t from = 0; from < n; from += 16u) {
+        const uint32_t some = n - from < 16u ? n - from : 16u;
+        uint32_t j = 0;
+        for (; j + 2u * SF_GROUP <= dim; j += 2u * SF_GROUP) {
+            sixteen_q4(col + from, h + from, some, j, behind, isum);
+        }
+        for (uint32_t r = from; j < dim && r < from + some; r++) { /* an odd group */
+            const __m128i v = sf_load128(col[r] + j / 2u), four = _mm_set1_epi8(15);
+            const __m256i x = _mm256_set1_epi16(h[r]);
+            const __m256i a = _mm256_cvtepu8_epi16(_mm_and_si128(v, four));
+            const __m256i b = _mm256_cvtepu8_epi16(_mm_and_si128(_mm_srli_epi16(v, 4), four));
+            const __m256i low = _mm256_mullo_epi16(a, x), high = _mm256_mullo_epi16(b, x);
+            add8_short(isum + j, _mm256_castsi256_si128(low));
+            add8_short(isum + j + 8u, _mm256_extracti128_si256(low, 1));
+            add8_short(isum + j + 16u, _mm256_castsi256_si128(high));
+            add8_short(isum + j + 24u, _mm256_extracti128_si256(high, 1));
+        }
+    }
+}
+
+/* 32 signed bytes of two columns times x, added to four sums as unpacking leaves them. */
+SF_INLINE void add_signed(__m256i v, __m256i w, __m256i x, __m256i *s) {
+    const __m256i a = _mm256_cvtepi8_epi16(_mm256_castsi256_si128(v));
+    const __m256i b = _mm256_cvtepi8_epi16(_mm256_castsi256_si128(w));
+    const __m256i c = _mm256_cvtepi8_epi16(_mm256_extracti128_si256(v, 1));
+    const __m256i d = _mm256_cvtepi8_epi16(_mm256_extracti128_si256(w, 1));
+    s[0] = _mm256_add_epi32(s[0], _mm256_madd_epi16(_mm256_unpacklo_epi16(a, b), x));
+    s[1] = _mm256_add_epi32(s[1], _mm256_madd_epi16(_mm256_unpackhi_epi16(a, b), x));
+    s[2] = _mm256_add_epi32(s[2], _mm256_madd_epi16(_mm256_unpacklo_epi16(c, d), x));
+    s[3] = _mm256_add_epi32(s[3], _mm256_madd_epi16(_mm256_unpackhi_epi16(c, d), x));
+}
+
+void sf_x86_avx2_axpy_q8(const uint8_t *const *col, const int8_t *h, uint32_t n, uint32_t dim,
+                         int32_t *isum) {
+    const uintptr_t behind = sf_behind(col, n);
+    for (uint32_t j = 0; j < dim; j += SF_GROUP) {
+        __m256i s[4];
+        for (uint32_t i = 0; i < 4u; i++) {
+            s[i] = _mm256_setzero_si256();
+        }
+        for (uint32_t r = 0; r < n; r += 2u) {
+            const bool both = r + 1u < n;
+            const uint8_t *p = col[r] + j, *q = both ? col[r + 1u] + j : p;
+            sf_prefetch(p, behind);
+            sf_prefetch(q, behind);
+            add_signed(sf_load256(p), sf_load256(q), pair16(h[r], both ? h[r + 1u] : 0), s);
+        }
+        add16(isum + j, s[0], s[1]);
+        add16(isum + j + 16u, s[2], s[3]);
+    }
+}
+
+/* The two weights of each half of r8, of even and of odd outputs. */
+SF_INLINE __m256i even_r8(__m256i v) {
+    return _mm256_srai_epi16(_mm256_slli_epi16(v, 8), 8);
+}
+SF_INLINE __m256i odd_r8(__m256i v) { /* one below 0 beside it has taken one */
+    const __m256i taken = _mm256_srai_epi16(_mm256_slli_epi16(v, 8), 15);
+    return _mm256_sub_epi16(_mm256_srai_epi16(v, 8), taken);
+}
+
+/* s += two columns of 32 outputs: even ones of the lower halves of lanes, of the upper, then odd.
+ */
+SF_INLINE void add_r8(__m256i v, __m256i w, __m256i x, __m256i *s) {
+    const __m256i a = even_r8(v), b = even_r8(w), c = odd_r8(v), d = odd_r8(w);
+    s[0] = _mm256_add_epi32(s[0], _mm256_madd_epi16(_mm256_unpacklo_epi16(a, b), x));
+    s[1] = _mm256_add_epi32(s[1], _mm256_madd_epi16(_mm256_unpackhi_epi16(a, b), x));
+    s[2] = _mm256_add_epi32(s[2], _mm256_madd_epi16(_mm256_unpacklo_epi16(c, d), x));
+    s[3] = _mm256_add_epi32(s[3], _mm256_madd_epi16(_mm256_unpackhi_epi16(c, d), x));
+}
+
+/* acc[0..7] += s << k */
+SF_INLINE void add8_wide(int64_t *acc, __m256i s, __m128i k) {
+    const __m256i a = _mm256_cvtepi32_epi64(_mm256_castsi256_si128(s));
+    const __m256i b = _mm256_cvtepi32_epi64(_mm256_extracti128_si256(s, 1));
+    sf_store256(acc, _mm256_add_epi64(sf_load256(acc), _mm256_sll_epi64(a, k)));
+    sf_store256(acc + 4, _mm256_add_epi64(sf_load256(acc + 4), _mm256_sll_epi64(b, k)));
+}
+
+void sf_x86_avx2_axpy_r8(const uint8_t *const *col, const int8_t *h, uint32_t n, uint32_t dim,
+                         uint32_t k, int64_t *acc) {
+    const uintptr_t behind = sf_behind(col, n);
+    const __m128i shift = _mm_cvtsi32_si128((int32_t)k);
+    for (uint32_t j = 0; j < dim; j += SF_GROUP) {
+        __m256i s[4];
+        for (uint32_t i = 0; i < 4u; i++) {
+            s[i] = _mm256_setzero_si256();
+        }
+        for (uint32_t r = 0; r < n; r += 2u) {
+            const bool both = r + 1u < n;
+            const uint8_t *p = col[r] + j, *q = both ? col[r + 1u] + j : p;
+            sf_prefetch(p, behind);
+            sf_prefetch(q, behind);
+            add_r8(sf_load256(p), sf_load256(q), pair16(h[r], both ? h[r + 1u] : 0), s);
+        }
+        for (uint32_t i = 0; i < 2u; i++) { /* outputs 0 to 7 and 16 to 23, then the others */
+            const __m256i lo = _mm256_unpacklo_epi32(s[i], s[i + 2u]);
+            const __m256i hi = _mm256_unpackhi_epi32(s[i], s[i + 2u]);
+            add8_wide(acc + j + 8u * i, _mm256_permute2x128_si256(lo, hi, 0x20), shift);
+            add8_wide(acc + j + 16u + 8u * i, _mm256_permute2x128_si256(lo, hi, 0x31), shift);
+        }
+    }
+}
+
+/* A group of s4 as signed bytes in their order. */
+SF_INLINE __m256i s4_bytes(const uint8_t *p) {
+    const __m128i v = sf_load128(p), four = _mm_set1_epi8(15);
+    const __m256i u =
+        _mm256_set_m128i(_mm_and_si128(_mm_srli_epi16(v, 4), four), _mm_and_si128(v, four));
+    return _mm256_sub_epi8(u, _mm256_set1_epi8(8));
+}
+
+void sf_x86_avx2_axpy_s4(const uint8_t *const *col, const int32_t *a, uint32_t n, uint32_t dim,
+                         uint32_t shift, int32_t *acc) {
+    const uintptr_t behind = sf_behind(col, n);
+    for (uint32_t j = 0; j < dim; j += SF_GROUP) {
+        const uint32_t d = dim / 2u + j / 16u;
+        __m256i s[4];
+        for (uint32_t i = 0; i < 4u; i++) {
+            s[i] = _mm256_setzero_si256();
+        }
+        for (uint32_t r = 0; r < n; r += 2u) {
+            const bool both = r + 1u < n;
+            const uint8_t *p = col[r], *q = both ? col[r + 1u] : p;
+            sf_prefetch(p + j / 2u, behind);
+            sf_prefetch(q + j / 2u, behind);
+            const int32_t t = sf_s4_factor(a[r], sf_load16(p + d), shift);
+            const int32_t u = both ? sf_s4_factor(a[r + 1u], sf_load16(q + d), shift) : 0;
+            add_signed(s4_bytes(p + j / 2u), s4_bytes(q + j / 2u), pair16(t, u), s);
+        }
+        add16(acc + j, s[0], s[1]);
+        add16(acc + j + 16u, s[2], s[3]);
+    }
+}
+
+/* acc[0..7] from the sums of even and of odd outputs. */
+SF_INLINE void add8_turned(int64_t *acc, __m256i even, __m256i odd) {
+    const __m256i lo = _mm256_unpacklo_epi64(even, odd); /* 0 1 4 5 */
+    const __m256i hi = _mm256_unpackhi_epi64(even, odd); /* 2 3 6 7 */
+    const __m256i a = _mm256_permute2x128_si256(lo, hi, 0x20);
+    const __m256i b = _mm256_permute2x128_si256(lo, hi, 0x31);
+    sf_store256(acc, _mm256_add_epi64(sf_load256(acc), a));
+    sf_store256(acc + 4, _mm256_add_epi64(sf_load256(acc + 4), b));
+}
+
+void sf_x86_avx2_scale_q4(const uint8_t *scales, uint32_t k, int32_t sum, uint32_t dim,
+                          int32_t *isum, int64_t *acc) {
+    const __m256i total = _mm256_set1_epi64x(sum), low = _mm256_set1_epi32(0xFFFF);
+    const __m128i shift = _mm_cvtsi32_si128((int32_t)k);
+    for (uint32_t j = 0; j < dim; j += 8u) {
+        const __m256i dm = sf_load256(scales + 4u * j);
+        const __m256i halves = _mm256_permute4x64_epi64(
+            _mm256_packus_epi32(_mm256_and_si256(dm, low), _mm256_srli_epi32(dm, 16)), 0xD8);
+        const __m256i d = sf_halves8(_mm256_castsi256_si128(halves));
+        const __m256i m = sf_halves8(_mm256_extracti128_si256(halves, 1));
+        const __m256i s = _mm256_sll_epi32(sf_load256(isum + j), shift);
+        const __m256i even = _mm256_add_epi64(_mm256_mul_epi32(s, d), _mm256_mul_epi32(total, m));
+        const __m256i odd =
+            _mm256_add_epi64(_mm256_mul_epi32(_mm256_srli_epi64(s, 32), _mm256_srli_epi64(d, 32)),
+                             _mm256_mul_epi32(total, _mm256_srli_epi64(m, 32)));
+        add8_turned(acc + j, even, odd);
+        sf_store256(isum + j, _mm256_setzero_si256());
+    }
+}
+
+void sf_x86_avx2_scale_q8(const uint8_t *scales, uint32_t k, int32_t sum, uint32_t dim,
+                          int32_t *isum, int64_t *acc) {
+    const __m128i shift = _mm_cvtsi32_si128((int32_t)k);
+    (void)sum;
+    for (uint32_t j = 0; j < dim; j += 8u) {
+        const __m256i d = sf_halves8(sf_load128(scales + 2u * j));
+        const __m256i s = _mm256_sll_epi32(sf_load256(isum + j), shift);
+        add8_turned(acc + j, _mm256_mul_epi32(s, d),
+                    _mm256_mul_epi32(_mm256_srli_epi64(s, 32), _mm256_srli_epi64(d, 32)));
+        sf_store256(isum + j, _mm256_setzero_si256());
+    }
+}

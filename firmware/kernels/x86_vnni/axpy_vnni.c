@@ -1,0 +1,82 @@
+/* Matrices by columns with AVX-512 VNNI. */
+#include "x86_vnni.h"
+
+/* Adds a [lane q][lane i] to y [i][q]: lanes of 128 bits, groups of 32 outputs apart. */
+static inline void add_turned(const __m512i *a, uint32_t live, int32_t *y) {
+    const __m512i t0 = _mm512_shuffle_i32x4(a[0], a[1], 0x44);
+    const __m512i t1 = _mm512_shuffle_i32x4(a[2], a[3], 0x44);
+    const __m512i t2 = _mm512_shuffle_i32x4(a[0], a[1], 0xEE);
+    const __m512i t3 = _mm512_shuffle_i32x4(a[2], a[3], 0xEE);
+    const __m512i out[4] = {_mm512_shuffle_i32x4(t0, t1, 0x88), _mm512_shuffle_i32x4(t0, t1, 0xDD),
+                            _mm512_shuffle_i32x4(t2, t3, 0x88), _mm512_shuffle_i32x4(t2, t3, 0xDD)};
+    for (uint32_t i = 0; i < live; i++) {
+        int32_t *to = y + i * SF_GROUP;
+        _mm512_storeu_si512(to, _mm512_add_epi32(_mm512_loadu_si512(to), out[i]));
+    }
+}
+
+/* Four columns at a time: their bytes are interleaved, so that a dot product of four bytes takes
+ * one output of each. A 128-bit lane holds a group of 32 outputs. */
+void sf_x86_vnni_axpy_q4(const uint8_t *const *col, const int8_t *h, uint32_t n, uint32_t dim,
+                         int32_t *isum) {
+    const __m512i four = _mm512_set1_epi8(15);
+    const uint8_t *c[SF_GROUP];
+    int8_t a[SF_GROUP] = {0};
+    for (uint32_t r = 0; r < SF_GROUP; r++) {
+        c[r] = col[r < n ? r : 0]; /* times zero */
+    }
+    memcpy(a, h, n);
+    /* As in sf_x86_vnni_dot_q4: ask for what lies behind. */
+    const uintptr_t behind = n > 1u ? (uintptr_t)col[n - 1u] - (uintptr_t)col[0] +
+                                          ((uintptr_t)col[1] - (uintptr_t)col[0])
+                                    : 0u;
+    for (uint32_t j = 0; j < dim; j += 4u * SF_GROUP) {
+        const uint32_t left = (dim - j) / SF_GROUP, live = left < 4u ? left : 4u;
+        const __mmask64 bytes = UINT64_MAX >> (64u - 16u * live);
+        __m512i low[4], high[4];
+        for (uint32_t q = 0; q < 4u; q++) {
+            low[q] = high[q] = _mm512_setzero_si512();
+        }
+        for (uint32_t r = 0; r < n; r += 4u) {
+            for (uint32_t i = 0; i < 4u; i++) {
+                _mm_prefetch((const void *)((uintptr_t)c[r + i] + j / 2u + behind), _MM_HINT_T0);
+            }
+            const __m512i w0 = _mm512_maskz_loadu_epi8(bytes, c[r] + j / 2u);
+            const __m512i w1 = _mm512_maskz_loadu_epi8(bytes, c[r + 1u] + j / 2u);
+            const __m512i w2 = _mm512_maskz_loadu_epi8(bytes, c[r + 2u] + j / 2u);
+            const __m512i w3 = _mm512_maskz_loadu_epi8(bytes, c[r + 3u] + j / 2u);
+            const __m512i l01 = _mm512_unpacklo_epi8(w0, w1), h01 = _mm512_unpackhi_epi8(w0, w1);
+            const __m512i l23 = _mm512_unpacklo_epi8(w2, w3), h23 = _mm512_unpackhi_epi8(w2, w3);
+            const __m512i t[4] = {_mm512_unpacklo_epi16(l01, l23), _mm512_unpackhi_epi16(l01, l23),
+                                  _mm512_unpacklo_epi16(h01, h23), _mm512_unpackhi_epi16(h01, h23)};
+            int32_t packed;
+            memcpy(&packed, a + r, sizeof packed);
+            const __m512i x = _mm512_set1_epi32(packed);
+            for (uint32_t q = 0; q < 4u; q++) {
+                low[q] = _mm512_dpbusd_epi32(low[q], _mm512_and_si512(t[q], four), x);
+                high[q] = _mm512_dpbusd_epi32(
+                    high[q], _mm512_and_si512(_mm512_srli_epi16(t[q], 4), four), x);
+            }
+        }
+        add_turned(low, live, isum + j);
+        add_turned(high, live, isum + j + SF_GROUP / 2u);
+    }
+}
+
+void sf_x86_vnni_scale_q4(const uint8_t *scales, uint32_t k, int32_t sum, uint32_t dim,
+                          int32_t *isum, int64_t *acc) {
+    const __m512i total = _mm512_set1_epi64(sum);
+    for (uint32_t j = 0; j < dim; j += 8u) {
+        const __m256i dm = _mm256_loadu_si256((const __m256i *)(const void *)(scales + 4u * j));
+        const __m256i d = sf_halves(_mm256_cvtepi32_epi16(dm));
+        const __m256i m = sf_halves(_mm256_cvtepi32_epi16(_mm256_srli_epi32(dm, 16)));
+        __m256i *y = (__m256i *)(void *)(isum + j);
+        const __m256i s = _mm256_sllv_epi32(_mm256_loadu_si256(y), _mm256_set1_epi32((int)k));
+        __m512i a = _mm512_loadu_si512(acc + j);
+        a = _mm512_add_epi64(a,
+                             _mm512_mul_epi32(_mm512_cvtepi32_epi64(s), _mm512_cvtepi32_epi64(d)));
+        a = _mm512_add_epi64(a, _mm512_mul_epi32(total, _mm512_cvtepi32_epi64(m)));
+        _mm512_storeu_si512(acc + j, a);
+        _mm256_storeu_si256(y, _mm256_setzero_si256());
+    }
+}

@@ -1,0 +1,11 @@
+/* Which kernels the tier of x86 with AVX-512 VNNI has. */
+#ifndef SF_X86_VNNI_HAS_H
+#define SF_X86_VNNI_HAS_H
+
+#define SF_X86_VNNI_HAS(X)                                                                         \
+    X(x86_vnni, dot_q4)                                                                            \
+    X(x86_vnni, dot_q8)                                                                            \
+    X(x86_vnni, axpy_q4)                                                                           \
+    X(x86_vnni, scale_q4)
+
+#endif

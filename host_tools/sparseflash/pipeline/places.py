@@ -1,0 +1,70 @@
+"""Paths of the artefacts, under ``build/``.
+
+build/models/<model>/    model.sfm, calibration.npz and .json, prices.npz, libsparseflash.so,
+                         perplexity.*
+build/<board>/<model>/   plan.json, gen/, firmware, flashed/, bench.*
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from sparseflash.base.files import work
+from sparseflash.plan.boards import Board, load_board
+from sparseflash.plan.kept import read_plan
+
+
+@dataclass(frozen=True)
+class Places:
+    """Paths of one model, and of it on one board."""
+
+    model: str
+    board: str = "host"
+
+    @property
+    def folder(self) -> Path:
+        return work() / "build" / "models" / self.model
+
+    @property
+    def image(self) -> Path:
+        """The image in the layout that the board asks for."""
+        return self.image_of(load_board(self.board).raw.get("layout", "joint"))
+
+    def image_of(self, layout: str, screened: bool = False, asvd: float = 0.0) -> Path:
+        """model.sfm, and its twins of another layout, with a head proxy or in factors."""
+        names = ["model", *([layout] * (layout != "joint")), *(["screened"] * screened)]
+        return self.folder / ".".join([*names, *([f"asvd{asvd:g}"] * (asvd > 0)), "sfm"])
+
+    def planned_image(self) -> Path:
+        """The image that the plan was made for."""
+        return self.folder / str(read_plan(self.plan)["image"]["file"])
+
+    @property
+    def calibration(self) -> Path:
+        return self.folder / "calibration.npz"
+
+    @property
+    def prices(self) -> Path:
+        """Measured here; those of models that ship lie beside their recipes."""
+        return self.folder / "prices.npz"
+
+    @property
+    def target(self) -> Path:
+        return work() / "build" / self.board / self.model
+
+    @property
+    def plan(self) -> Path:
+        return self.target / "plan.json"
+
+    @property
+    def firmware(self) -> Path:
+        return self.target / "firmware"
+
+    @property
+    def flashed(self) -> Path:
+        return self.target / "flashed"
+
+
+def curve_path(board: Board) -> Path:
+    return work() / "build" / board.id / "flash_curve.json"

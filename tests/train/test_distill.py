@@ -1,0 +1,224 @@
+"""Distillation on a tiny random model: it learns, keeps to its bytes, resumes, and is written."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from sparseflash.base.errors import InputError
+from sparseflash.model.load import delta as fmt
+from sparseflash.train.distill import SPLITS, Distiller, Pace, Settings, split
+from sparseflash.train.evaluate import dense_of, hidden, measure, sparse_of, with_budget
+from sparseflash.train.student import Quantise, Shape, bytes_of, drop, random_base
+from sparseflash.train.windows import Mixture
+
+SHAPE = Shape(128, 64, 96, 2, 4, 2, 16, 10000.0, 1e-5)
+SETTINGS = Settings(
+    budgets=(60, 45), shares=(0.5, 0.5), windows=4, window=24, lr=3e-3, warm=5, every=5, chunk=64
+)
+
+
+def mixture(window: int = 24) -> Mixture:
+    g = np.random.default_rng(3)
+    texts = {"a": (g.integers(0, 128, 4000), 1.0), "b": (g.integers(0, 20, 900), 0.5)}
+    return Mixture(texts, window, "cpu", 1)
+
+
+def distiller(settings: Settings = SETTINGS) -> Distiller:
+    torch.manual_seed(0)
+    torch.set_num_threads(1)
+    return Distiller(random_base(SHAPE), settings, "cpu", torch.float32)
+
+
+@pytest.fixture(scope="module")
+def trained() -> tuple[Distiller, Mixture]:
+    d, m = distiller(), mixture()
+    d.begin(m)
+    d.run(m, Pace(steps=100))
+    return d, m
+
+
+def lines(d: Distiller) -> list[dict[str, np.ndarray]]:
+    return [d.base.lines(i) for i in range(SHAPE.layers)]
+
+
+def test_learning_beats_thresholds_alone(trained: tuple[Distiller, Mixture]) -> None:
+    d, m = trained
+    m.generator.manual_seed(99)
+    ids = m.draw(16)
+    learned = d.delta(ids)
+    untrained = distiller()
+    untrained.begin(mixture())
+    rounded = untrained.delta(ids)
+    dense = dense_of(d.student)
+    for b in SETTINGS.budgets:
+        after = measure(dense, sparse_of(d.student, learned, d.base, b), ids)
+        before = measure(dense, sparse_of(d.student, rounded, d.base, b), ids)
+        assert after["kl"] < 0.95 * before["kl"]
+        # Same bytes: otherwise the comparison says nothing.
+        assert after["bytes"] == pytest.approx(b / 100, abs=0.01)
+        assert before["bytes"] == pytest.approx(b / 100, abs=0.01)
+
+
+def test_densities_reach_their_targets(trained: tuple[Distiller, Mixture]) -> None:
+    d, _ = trained
+    for k, b in enumerate(SETTINGS.budgets):
+        want = torch.tensor(split(SHAPE, b - SETTINGS.margin))
+        assert torch.allclose(d.densities[k].mean(0), want, atol=0.05)
+
+
+def test_resume_equals_one_run(tmp_path: Path) -> None:
+    a, m = distiller(), mixture()
+    a.begin(m)
+    a.run(m, Pace(steps=24))
+    b = distiller()
+    b.begin(mixture())
+    b.run(mixture(), PartialPace(24, 11))
+    assert b.step == 11
+    b.save(tmp_path / "c.pt")
+    c = distiller()
+    c.load(tmp_path / "c.pt")
+    c.run(mixture(), Pace(steps=24))
+    assert c.step == a.step == 24
+    for n in ("gate", "up", "down"):
+        assert torch.equal(a.student.change[n], c.student.change[n])
+        assert torch.equal(a.student.d[n], c.student.d[n])
+    assert torch.equal(a.student.log_t, c.student.log_t)
+    assert a.progress == c.progress
+
+
+class PartialPace(Pace):
+    """A run of ``steps`` that stops earlier, as one whose time is up."""
+
+    def __init__(self, steps: int, stop: int) -> None:
+        super().__init__(steps=steps)
+        self.stop = stop
+
+    def over(self, step: int) -> bool:
+        return step >= self.stop
+
+
+def test_checkpoint_of_other_budgets_is_refused(tmp_path: Path) -> None:
+    d = distiller()
+    d.save(tmp_path / "c.pt")
+    other = distiller(Settings(budgets=(70,), shares=(1.0,), windows=4, window=24))
+    with pytest.raises(InputError, match="other budgets"):
+        other.load(tmp_path / "c.pt")
+    (tmp_path / "bad.pt").write_bytes((tmp_path / "c.pt").read_bytes()[:1000])
+    with pytest.raises(InputError, match="no whole checkpoint"):
+        d.load(tmp_path / "bad.pt")
+
+
+def test_change_stays_cheap_to_code() -> None:
+    tight = Settings(**{**vars(SETTINGS), "bits": 0.6, "lr": 1e-2})
+    d, m = distiller(tight), mixture()
+    d.begin(m)
+    d.run(m, Pace(steps=60))
+    assert d.bits < 0.7
+    loose = Settings(**{**vars(SETTINGS), "bits": 9.0, "lr": 1e-2})
+    e, m = distiller(loose), mixture()
+    e.begin(m)
+    e.run(m, Pace(steps=60))
+    assert e.bits > 0.85
+
+
+def test_rounding_in_the_loop_is_what_the_delta_holds(trained: tuple[Distiller, Mixture]) -> None:
+    d, _ = trained
+    assert d.quantised
+    delta = d.delta()
+    w = d.student.ffn_weights(True, torch.float32)
+    p = sparse_of(d.student, delta, d.base, None)
+    for m in fmt.MATRICES:
+        assert torch.equal(w[m], p.weights[m])
+
+
+def test_student_and_measured_model_agree(trained: tuple[Distiller, Mixture]) -> None:
+    d, m = trained
+    ids = m.draw(4)
+    delta = d.delta()
+    for k, b in enumerate(SETTINGS.budgets):
+        which = torch.full((4,), k)
+        got, density = d.student.forward(ids, which, True)
+        p = with_budget(sparse_of(d.student, delta, d.base, None), delta, b)
+        want, measured = hidden(p, ids)
+        assert torch.allclose(density.mean(-1), measured, atol=2e-3)
+        assert (got - want).abs().median() < 1e-4
+
+
+def test_bytes_equal_a_count_of_what_is_read(trained: tuple[Distiller, Mixture]) -> None:
+    d, m = trained
+    ids = m.draw(2)
+    p = sparse_of(d.student, d.delta(), d.base, 45)
+    seen: list[np.ndarray] = []
+
+    def spy(v: torch.Tensor, t: torch.Tensor) -> None:
+        seen.append((v.abs() >= t).numpy())
+
+    total, tokens = 0, ids.numel()
+    x = torch.nn.functional.embedding(ids, p.weights["embed"])
+    assert p.thresholds is not None
+    from sparseflash.train.student import attention, rms
+
+    cos = torch.arange(24).float()[:, None] * torch.cat(
+        [10000.0 ** -(torch.arange(0, 16, 2).float() / 16)] * 2
+    )
+    for i in range(SHAPE.layers):
+        w = {k: v[i] for k, v in p.weights.items() if k not in ("embed", "final_norm")}
+        x = attention(SHAPE, x, cos.cos(), cos.sin(), w["attn_norm"], w["qkv"], w["out"])
+        y = rms(x, w["ffn_norm"], SHAPE.eps)
+        t = {s: p.thresholds[s][i] for s in fmt.SITES}
+        kept = {"x": y.abs() >= t["x"]}
+        a = torch.nn.functional.silu(torch.where(kept["x"], y, 0.0) @ w["gate"])
+        kept["act"] = a.abs() >= t["act"]
+        h = torch.where(kept["act"], a, 0.0) * (y @ w["up"].T)
+        kept["h"] = h.abs() >= t["h"]
+        for site, length in (("x", 96), ("act", 64), ("h", 64)):
+            groups = length // 32
+            total += int(kept[site].sum()) * groups * (16 + 2)
+        total += tokens * 4 * (64 + 96 + 96)
+        x = x + torch.where(kept["h"], h, 0.0) @ w["down"]
+    dense = tokens * SHAPE.layers * (3 * 64 * 96 // 32) * (16 + 2 + 2)
+    _, density = hidden(p, ids)
+    assert float(bytes_of(SHAPE, density)) == pytest.approx(total / dense, rel=1e-5)
+
+
+def test_split_meets_the_budget_and_refuses_what_is_out_of_reach() -> None:
+    for percent in (80, 50, 35, 25):
+        x, act, h = split(SHAPE, percent)
+        d = torch.tensor([[x, act, h]] * SHAPE.layers)
+        assert 100 * float(bytes_of(SHAPE, d)) == pytest.approx(percent, abs=0.1)
+        assert 0 < h < act < 1 and 0 < x < 1
+    assert SPLITS[0] == (1.0, 1.0, 1.0)
+    for percent in (120, 1):
+        with pytest.raises(InputError, match="out of reach"):
+            split(SHAPE, percent)
+
+
+def test_drop_keeps_entries_at_the_threshold_and_gives_edges_a_gradient() -> None:
+    v = torch.tensor([[[1.0, -2.0, 2.1, 0.1]]], requires_grad=True)
+    inverse, scale = torch.full((4,), 0.5), torch.ones(1)  # thresholds of 2
+    kept, density = drop(v, inverse, scale)
+    assert kept.tolist() == [[[0.0, -2.0, pytest.approx(2.1), 0.0]]]
+    assert density.tolist() == [0.5]
+    kept.sum().backward()
+    g = v.grad[0, 0].tolist()  # type: ignore[index]
+    # Kept: 1. Within half a threshold of the edge: v * (1/2B) * sign(v) / t more. Far below: 0.
+    assert g == [pytest.approx(0.5), pytest.approx(2.0), pytest.approx(2.05), 0.0]
+
+
+def test_quantise_passes_gradient_only_where_the_grid_reaches() -> None:
+    base = torch.zeros(1, 32)
+    base[0, 0], base[0, 1], base[0, 2] = -8.0, 7.4, 20.0
+    change = torch.zeros(1, 32, requires_grad=True)
+    w = Quantise.apply(change, base, torch.ones(1, 1), torch.float32)
+    assert w[0, :3].tolist() == [-8.0, 7.0, 7.0]
+    w.sum().backward()
+    assert change.grad[0, :3].tolist() == [1.0, 1.0, 0.0]  # type: ignore[index]
+
+
+def test_short_texts_are_refused() -> None:
+    with pytest.raises(InputError, match="no training text"):
+        Mixture({"a": (np.arange(10), 1.0)}, 24, "cpu", 1)
