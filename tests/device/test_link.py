@@ -346,9 +346,9 @@ def test_logits_that_are_no_numbers() -> None:
         n = struct.unpack("<IH", payload)[1]
         yield struct.pack(f"<{n}f", *([0.5] * (n - 1) + [float("nan")]))
 
-    with Device.connect(Scripted(reply), "script", timeout=0.2) as d:
-        with pytest.raises(LinkError, match="no numbers"):
-            d.logits()
+    device = Device.connect(Scripted(reply), "script", timeout=0.2)
+    with device, pytest.raises(LinkError, match="no numbers"):
+        device.logits()
 
 
 @pytest.mark.parametrize(
@@ -376,9 +376,9 @@ def test_busy_without_end() -> None:
             yield b"!" + protocol.encode_frame(seq, Type.BUSY, device._number)
 
     started = time.monotonic()
-    with Device.connect(Scripted(reply), "script", timeout=0.2) as device:
-        with pytest.raises(LinkError, match="busy without end"):
-            device.step(1)
+    device = Device.connect(Scripted(reply), "script", timeout=0.2)
+    with device, pytest.raises(LinkError, match="busy without end"):
+        device.step(1)
     assert time.monotonic() - started < 3
 
 

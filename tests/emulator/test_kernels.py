@@ -19,9 +19,8 @@ from sparseflash.codegen.build import (
     STRICT,
     build_firmware,
     includes,
+    kernel_objects,
     kernel_sources,
-    tier_objects,
-    tier_sources,
 )
 from sparseflash.codegen.generate import generate
 from sparseflash.device.emulator import EmulatorProcess
@@ -68,8 +67,7 @@ def hosted(name: str) -> Path:
     need(cc)
     tier, tiers, chain = load_cpu(cpu, {})
     folder = Path(tempfile.mkdtemp(prefix="kernels"))
-    objects = tier_objects(cc, ["-O3"], tier, tiers, folder, show=False)
-    sources = [*SOURCES, *tier_sources(tier), *objects]
+    sources = [*SOURCES, *kernel_objects(cc, chain["cflags"], tier, tiers, show=False)]
     command = [cc, *STRICT, *chain["cflags"], *includes(tier), *map(str, sources)]
     run([*command, "-o", str(folder / "kernels"), "-lm"])
     return folder / "kernels"

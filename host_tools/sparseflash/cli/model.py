@@ -65,8 +65,9 @@ def export_gguf(
     """Writes a copy of a GGUF with the method's thresholds under sparseflash.* keys."""
     from sparseflash.pipeline import stages
 
-    stages.export_gguf(model, out, method, sparsity, order)
-    console.say(f"{out}: method {method} {sparsity:g} %")
+    percent = 30.0 if sparsity is None else sparsity
+    stages.export_gguf(model, out, method, percent, order)
+    console.say(f"{out}: method {method} {percent:g} %")
 
 
 @app.command()

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 import shutil
-import tempfile
 from pathlib import Path
 
 from sparseflash.base.errors import ToolError, TooSmallError
-from sparseflash.base.files import root, whole
+from sparseflash.base.files import root, whole, work
 from sparseflash.base.programs import run
 from sparseflash.plan.boards import Board, load_cpu
 
@@ -48,20 +48,34 @@ def includes(tier: str) -> list[str]:
     return [f"-I{fw / place}" for place in places]
 
 
-def tier_objects(
-    cc: str, flags: list[str], tier: str, tiers: dict[str, list[str]], folder: Path, show: bool
+def kernel_objects(
+    cc: str, flags: list[str], tier: str, tiers: dict[str, list[str]], show: bool
 ) -> list[Path]:
-    """The kernels of each tier at run time, compiled into ``folder`` with its own flags.
+    """Plain C, the choice of a tier and each tier at run time, compiled with its own flags.
 
-    ``flags`` for one machine alone (-march, -mcpu) are not for them.
+    ``flags`` for one machine alone (-march, -mcpu) are not for the tiers. Kernels know nothing of
+    a model, so their objects are kept by the digest of all sources and of the command.
     """
+    fw = root() / "firmware"
+    places = [fw / "include", fw / "kernels"]
+    files = sorted(
+        p for place in places for p in place.rglob("*") if p.suffix in (".c", ".h", ".S")
+    )
+    sources = hashlib.sha256(b"".join(p.read_bytes() for p in files))
+    own = [f for f in flags if f == "-fPIC" or f[:2] in ("-O", "-f", "-g", "-m", "-D")]
+    common = [f for f in own if not f.startswith(("-march=", "-mcpu="))]
+    wanted = [(source, own) for source in tier_sources(tier)]
+    wanted += [(s, [*common, *more]) for name, more in tiers.items() for s in kernel_sources(name)]
     out = []
-    common = [f for f in flags if not f.startswith(("-march=", "-mcpu=", "-l"))]
-    for name, own in tiers.items():
-        for source in kernel_sources(name):
-            out.append(folder / f"{name}-{source.stem}.o")
-            command = [cc, *STRICT, *common, *own, *includes(tier), "-c", str(source)]
-            run([*command, "-o", str(out[-1])], show)
+    for source, used in wanted:
+        command = [cc, *STRICT, *used, *includes(tier), "-c", str(source)]
+        key = sources.copy()
+        key.update("\0".join(command).encode())
+        target = work() / "build" / "kernels" / f"{source.stem}-{key.hexdigest()[:16]}.o"
+        if not target.is_file():
+            with whole(target) as temporary:
+                run([*command, "-o", str(temporary)], show)
+        out.append(target)
     return out
 
 
@@ -83,11 +97,9 @@ def _compile(
     show: bool,
 ) -> Path:
     """A program or library of a machine with an operating system, with every tier of it."""
-    with whole(target) as temporary, tempfile.TemporaryDirectory() as place:
-        shared = [f for f in flags if f == "-fPIC" or f[:2] in ("-O", "-f", "-g", "-m")]
-        objects = tier_objects(cc, shared, *tier, Path(place), show)
-        sources = [*sources, *tier_sources(tier[0]), *objects]
-        _command(cc, flags, tier[0], sources, gen, temporary, show)
+    objects = kernel_objects(cc, flags, *tier, show)
+    with whole(target) as temporary:
+        _command(cc, flags, tier[0], [*sources, *objects], gen, temporary, show)
     return target
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from sparseflash.image.grids import GROUP
+from sparseflash.image.bfp import GROUP
 from sparseflash.model.spec import Q8Blocks
 
 BITS = (1, 2, 3, 4)

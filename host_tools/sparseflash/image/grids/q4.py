@@ -10,10 +10,11 @@ from collections.abc import Callable
 import numpy as np
 
 from sparseflash.image.bfp import GROUP, Bfp, half_units
-from sparseflash.image.grids.base import (
+from sparseflash.image.grids import (
     Grid,
     aligned,
     bytes_of,
+    grouped,
     half_scale,
     outputs_first,
     pack_nibbles,
@@ -24,7 +25,6 @@ from sparseflash.image.grids.base import (
     tables_of,
     unpack_nibbles,
 )
-from sparseflash.image.grids.q8 import grouped
 from sparseflash.model.spec import Q4Blocks
 
 

@@ -6,11 +6,12 @@ from collections.abc import Callable
 
 import numpy as np
 
-from sparseflash.image.bfp import F32, GROUP, SHIFT_SPAN, Bfp, half_units, pow2
-from sparseflash.image.grids.base import (
+from sparseflash.image.bfp import GROUP, Bfp, half_units
+from sparseflash.image.grids import (
     Grid,
     aligned,
     bytes_of,
+    grouped,
     half_scale,
     outputs_first,
     pad_columns,
@@ -20,36 +21,6 @@ from sparseflash.image.grids.base import (
     tables_of,
 )
 from sparseflash.model.spec import Q8Blocks
-
-
-def sums(q: np.ndarray) -> Callable[[np.ndarray, int], np.ndarray]:
-    """Products of group g of rows (out, in) with inputs (T, 32): exact integers as float32."""
-    rows, cols = q.shape
-    w = np.ascontiguousarray(q.reshape(rows, cols // GROUP, GROUP).transpose(1, 2, 0))
-
-    def of(x: np.ndarray, g: int) -> np.ndarray:
-        # Products stay under 2^19 and float32 holds integers to 2^24: the sum is exact.
-        return np.asarray(x.astype(F32) @ w[g].astype(F32))
-
-    return of
-
-
-def grouped(
-    q: np.ndarray, d: np.ndarray, m: np.ndarray | None = None
-) -> Callable[[Bfp], np.ndarray]:
-    """The product of rows whose groups have scales d (out, G) and, affine, m (G, out); both in
-    units of 2^-24."""
-    isum, d = sums(q), np.ascontiguousarray(d.T)
-
-    def product(v: Bfp) -> np.ndarray:
-        acc = np.zeros((len(v.q), d.shape[1]), np.int64)
-        for g in range(len(d)):
-            acc += (isum(v.q[:, g], g).astype(np.int64) << v.k[:, g, None]) * d[g]
-            if m is not None:
-                acc += v.sum[:, g, None] * m[g]
-        return np.asarray(acc.astype(F32) * pow2(-(24 + SHIFT_SPAN + v.s))[:, None])
-
-    return product
 
 
 @register

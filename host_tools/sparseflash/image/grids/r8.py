@@ -10,15 +10,15 @@ from collections.abc import Callable
 import numpy as np
 
 from sparseflash.image.bfp import F32, GROUP, SHIFT_SPAN, Bfp, pow2
-from sparseflash.image.grids.base import (
+from sparseflash.image.grids import (
     Grid,
     bytes_of,
     outputs_first,
     pad_columns,
     padded,
     register,
+    sums,
 )
-from sparseflash.image.grids.q8 import sums
 from sparseflash.model.spec import R8Blocks
 
 ROW_SCALE_LEAST = np.float32(2.0**-24)

@@ -13,10 +13,11 @@ import numpy as np
 
 from sparseflash.base.errors import UnsupportedError
 from sparseflash.image.bfp import F32, GROUP, SHIFT_SPAN, Bfp, half_units, pow2
-from sparseflash.image.grids.base import (
+from sparseflash.image.grids import (
     Grid,
     aligned,
     bytes_of,
+    grouped,
     outputs_first,
     pack_nibbles,
     pad_columns,
@@ -24,7 +25,6 @@ from sparseflash.image.grids.base import (
     register,
     unpack_nibbles,
 )
-from sparseflash.image.grids.q8 import grouped
 from sparseflash.model.spec import S4Blocks, S4Columns
 
 SHARES = tuple(F32(1.0 - 0.05 * j) for j in range(9))
