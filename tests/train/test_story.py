@@ -1,7 +1,7 @@
 """The story model's training: it learns, resumes to the same bits, and its file reads back."""
 
+import json
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,8 +9,9 @@ import torch
 from tokenizers import Tokenizer as Engine
 
 from sparseflash.model.load import load_model
+from sparseflash.model.recipes import fetch, fetch_tokenizer, load_recipe
 from sparseflash.model.spec import S4Blocks, S4Columns, as_float32
-from sparseflash.train import grid, shipped, texts
+from sparseflash.train import grid, shipped, story_run, texts
 from sparseflash.train.story import Plan, Shape, Story, Texts, Trainer, measure, tell
 
 SHAPE = Shape(
@@ -81,7 +82,7 @@ def test_a_checkpoint_of_another_shape_is_refused(stream, tmp_path):
         other.load(tmp_path / "a.pt")
 
 
-def test_s4_errs_less_than_rounding_by_the_largest(rng=None):
+def test_s4_errs_less_than_rounding_by_the_largest():
     w = torch.randn(64, 96, generator=torch.Generator().manual_seed(0))
     d = grid.s4_scales(w)
     plain = (w.view(64, 3, 32).abs().amax(-1) / 7).half().float().unsqueeze(-1)
@@ -174,8 +175,67 @@ def test_tokens_start_each_story_with_the_end_token():
 
 def test_bytes_count_what_is_read():
     read, whole = SHAPE.ffn_bytes(0.25)
-    row = 18 // 1  # 32 weights
+    row = 18  # bytes of 32 weights
     per_neuron = row * (1 + 1 + 2)
     assert whole == 2 * 128 * per_neuron
     assert read == 2 * 128 * row * (1 + 0.25 * 3)
-    assert Path(shipped.__file__).exists()
+
+
+def test_verbs_from_text_to_a_shipped_model(tmp_path, capsys):
+    """prepare, train in two calls, ship, on a text of a few sentences' shapes."""
+    names, things = ("Tom", "Mia", "Ben", "Sue", "Max"), ("ball", "boat", "kite", "drum", "cake")
+    places = ("garden", "river", "forest", "kitchen", "village")
+    rng = np.random.default_rng(1)
+
+    def story() -> str:
+        n, t, p = (str(rng.choice(x)) for x in (names, things, places))
+        lines = [
+            f"One day {n} found a {t} in the {p} and took it home with a big smile.",
+            f"Then {n} lost the {t} near the old {p} and began to cry under the tree.",
+            f"A bird saw the {t} and told {n} where it was lying in the tall grass.",
+            f"So {n} said thank you and they all went to the {p} to sing and dance.",
+            f"In the end the {t} was safe and everyone slept well in the warm house.",
+        ]
+        return " ".join(lines)
+
+    corpus = f"\n{texts.END}\n".join(story() for _ in range(60))
+    (tmp_path / "sample.txt").write_text(corpus)
+    (tmp_path / "books.txt").write_text("The king rode to the castle.\n" * 3000)
+    (tmp_path / "written.1.txt").write_text(corpus)
+    small = {"dim": 64, "layers": 1, "heads": 2, "ffn": 64, "context": 64}
+    common = ["--state", str(tmp_path), "--sample", str(tmp_path / "sample.txt"), "--books",
+              str(tmp_path / "books.txt"), "--shape", json.dumps(small), "--vocab", "300",
+              "--window", "32", "--batch", "2", "--out", str(tmp_path / "model")]  # fmt: skip
+    with pytest.raises(SystemExit, match="is missing"):
+        story_run.main(["train", *common])
+    story_run.main(["prepare", *common])
+    story_run.main(["train", "--steps", "200", "--seconds", "0", *common])
+    assert "call again" in capsys.readouterr().out
+    story_run.main(["train", "--steps", "100", *common])
+    story_run.main(["ship", *common])
+    model = load_model(tmp_path / "model")
+    assert model.tokenizer is not None and model.tokenizer.add_bos
+    figures = json.loads((tmp_path / "split.json").read_text())
+    assert figures["step"] == 100
+    assert figures["held_out"]["held_gen"]["nats"] < 4
+
+
+def test_the_shipped_story_model_is_the_recipe():
+    recipe = load_recipe("story")
+    model = load_model(fetch(recipe), fetch_tokenizer(recipe))
+    assert model.tokenizer is not None
+    text = "Once upon a time, there was a little girl named Lily.\n"
+    ids = model.tokenizer.encode(text, bos=True)
+    assert ids[0] == 0 and model.tokenizer.decode(ids) == text
+    floats, w = shipped.weights(fetch(recipe).parent)
+    about = shipped.describe(floats.shape)
+    assert about["weights"] > 8_000_000 and about["ffn_share"] >= 0.7
+    files = list(fetch(recipe).parent.glob("*"))
+    assert sum(f.stat().st_size for f in files) < 8 << 20
+    with torch.no_grad():
+        row = torch.tensor([ids])
+        x, _, masks = floats.hidden(row[:, :-1], w, keep=True)
+        nats = torch.nn.functional.cross_entropy((x @ w["embed"].T)[0], row[0, 1:])
+    assert float(nats) < 1.2
+    read, whole = floats.shape.ffn_bytes(float(torch.stack(masks).mean()))
+    assert read < 0.3 * whole

@@ -28,7 +28,7 @@ def _codes(g: torch.Tensor, d: torch.Tensor) -> torch.Tensor:
 
 
 def s4_scales(w: torch.Tensor) -> torch.Tensor:
-    """The half ``d`` of each group (..., n/32) with the least squared error among the tried ones."""
+    """The half ``d`` of each group (..., n/32) that errs least of those tried."""
     g = _groups(w)
     extreme = g.gather(-1, g.abs().argmax(-1, keepdim=True)).squeeze(-1)
     best = torch.zeros_like(extreme)

@@ -1,9 +1,9 @@
 """The story model as it is shipped: ``config.json``, ``model.safetensors``, ``tokenizer.json``.
 
-Tensors: ``embed.q`` int8 (vocab, dim) with ``embed.d`` (vocab, dim/32); for each layer ``q``, ``k``,
-``v``, ``o``, ``gate``, ``up`` as nibbles ``.q`` uint8 (out, in/2) with halves ``.d`` (out, in/32),
-``downT`` likewise with a neuron's column as a row (ffn, dim); norms float32. Thresholds are folded
-in: a neuron is active where its gate is at least 1.
+Tensors: ``embed.q`` int8 (vocab, dim) with ``embed.d`` (vocab, dim/32); for each layer ``q``,
+``k``, ``v``, ``o``, ``gate``, ``up`` as nibbles ``.q`` uint8 (out, in/2) with halves ``.d``
+(out, in/32), ``downT`` likewise with a neuron's column as a row (ffn, dim); norms float32.
+Thresholds are folded in: a neuron is active where its gate is at least 1.
 """
 
 from __future__ import annotations
@@ -115,11 +115,17 @@ def weights(folder: Path, device: str = "cpu") -> tuple[Story, dict[str, torch.T
 
 
 def describe(shape: Shape) -> dict[str, Any]:
-    """Bytes by part, as they lie in the image, and weights."""
+    """The shape, bytes by part as they lie in the image, and the number of weights."""
     m = {k: grid.s4_bytes(*v) for k, v in shape.matrices().items()}
     ffn = sum(v for k, v in m.items() if k in ("gate", "up", "down", "router"))
-    parts = {"ffn": ffn, "attention": sum(m.values()) - ffn}
-    parts["embedding"] = shape.vocab * shape.dim // grid.GROUP * 34
-    whole = sum(parts.values())
-    return {**asdict(shape), **parts, "bytes": whole, "ffn_share": ffn / whole,
-            "weights": shape.weights()}  # fmt: skip
+    embedding = shape.vocab * shape.dim // grid.GROUP * 34
+    whole = sum(m.values()) + embedding
+    return {
+        **asdict(shape),
+        "ffn_bytes": ffn,
+        "attention_bytes": sum(m.values()) - ffn,
+        "embedding_bytes": embedding,
+        "bytes": whole,
+        "ffn_share": ffn / whole,
+        "weights": shape.weights(),
+    }

@@ -1,9 +1,9 @@
 """A decoder whose FFN is sparse from the first step, and its training.
 
-The FFN of kind ``split`` gates with a part of its input (after Spark Transformer, arXiv 2506.06644),
-``g = W_gate y[:r]``, ``u = W_up y[r:]``, ``h = g*u`` where ``g >= t`` and 0 elsewhere. A neuron below
-its threshold costs its gate row only. A controller moves ``log t`` towards a density that is ramped
-down in the first part of the training; a rectangle kernel around the threshold gives the mask a
+The FFN of kind ``split`` gates with a part of its input (after Spark Transformer, arXiv
+2506.06644): ``g = W_gate y[:r]``, ``u = W_up y[r:]``, ``h = g*u`` where ``g >= t`` and 0 elsewhere.
+A neuron below its threshold costs its gate row only. A controller moves ``log t`` towards a density
+that is ramped down in the first part of the training; a rectangle kernel around the threshold gives the mask a
 gradient. The threshold is folded into the rows (gate / t, up * t), so the model that is written
 compares with 1. Other kinds are controls: ``dense`` (the same shape, SiLU, no mask), and ``blocks``
 (32 neurons to a block, a ReLU router; after BlockFFN, arXiv 2507.08771).
@@ -421,6 +421,14 @@ class Trainer:
             x.copy_(flat[at : at + x.numel()].view_as(x))
             at += x.numel()
 
+    def _any(self, stop: bool) -> bool:
+        """Whether any card wants to stop, so that all stop at the same step."""
+        if not (dist.is_available() and dist.is_initialized()):
+            return stop
+        flag = torch.tensor([float(stop)], device=self.model.device)
+        dist.all_reduce(flag, op=dist.ReduceOp.MAX)
+        return bool(flag.item())
+
     @torch.no_grad()
     def _control(self, means: torch.Tensor, density: torch.Tensor) -> None:
         """Thresholds of a layer follow its density; neurons that never fire get lower ones."""
@@ -486,7 +494,7 @@ class Trainer:
         every: float = 60.0,
         until: int | None = None,
     ) -> bool:
-        """Trains until the plan (or step ``until``) is done (True) or ``seconds`` passed (False)."""
+        """Trains to the plan's end or ``until``, at most ``seconds``; True at the plan's end."""
         start = saved = time.monotonic()
         first = self.step
         goal = min(self.plan.steps, until or self.plan.steps)
@@ -507,7 +515,7 @@ class Trainer:
                             "rate": round(tokens / (now - start)),
                         }
                     )
-                if now - start > seconds:
+                if self._any(now - start > seconds):
                     break
                 if checkpoint and now - saved > every:
                     self.save(checkpoint)

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
 END = "<|endoftext|>"
 END_ID = 0
@@ -82,11 +82,9 @@ class Filter:
     dropped: Counter[str] = field(default_factory=Counter)
     _seen: set[bytes] = field(default_factory=set)
 
-    def __call__(
-        self, stories: Iterable[str], faults: Iterable[str] | None = None
-    ) -> Iterator[str]:
-        """``faults`` are those of the stories, where they were found already."""
-        for story, why in zip(stories, faults if faults is not None else map(fault, stories)):
+    def __call__(self, stories: Iterable[str]) -> Iterator[str]:
+        for story in stories:
+            why = fault(story)
             keys = [hashlib.blake2b(s.encode(), digest_size=8).digest() for s in _sentences(story)]
             if not why and sum(k in self._seen for k in keys) > KNOWN * len(keys):
                 why = "seen"
@@ -98,10 +96,13 @@ class Filter:
 
 
 def train_tokenizer(texts: Iterable[str], vocab: int) -> Tokenizer:
-    """A byte-level BPE of exactly ``vocab`` entries, ``<|endoftext|>`` being 0."""
+    """A byte-level BPE of exactly ``vocab`` entries; a text begins with ``<|endoftext|>``, id 0."""
     engine = Tokenizer(models.BPE())
     engine.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     engine.decoder = decoders.ByteLevel()
+    engine.post_processor = processors.TemplateProcessing(
+        single=f"{END} $A", special_tokens=[(END, END_ID)]
+    )
     trainer = trainers.BpeTrainer(
         vocab_size=vocab,
         special_tokens=[END],
@@ -137,6 +138,16 @@ def pieces(text: str, size: int = 20000) -> list[str]:
             out.append("\n".join(part))
             part, length = [], 0
     return [*out, "\n".join(part)] if part else out
+
+
+def raw_words(text: str) -> list[str]:
+    """Words as they stand."""
+    return _WORD.findall(text)
+
+
+def words(text: str) -> list[str]:
+    """Words in lower case."""
+    return [w.lower() for w in _WORD.findall(text)]
 
 
 def content_words(stories: list[str], common: float = 0.25) -> list[str]:

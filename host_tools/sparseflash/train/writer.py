@@ -1,7 +1,8 @@
 """A small language model that writes stories: SmolLM2 tuned on a few hundred of them, then sampled.
 
-The tensors are a Llama's in GGUF naming. Tuning shows the style and how a prompt's words are used;
-sampling runs a batch of rows in bfloat16 with a cache, rows padded at the left.
+The tensors are a Llama's: ``embed``, ``final`` and for each layer ``qkv``, ``o``, ``gate_up``,
+``down``, ``norm1``, ``norm2``. Tuning shows the style and how a prompt's words are used;
+sampling runs a batch of rows of one length in bfloat16 with a cache.
 """
 
 from __future__ import annotations
@@ -14,7 +15,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import torch.nn.functional as F
-from tokenizers import Tokenizer
 
 from sparseflash.train.story import rmsnorm, rotate
 
@@ -44,31 +44,7 @@ class Writer:
         self.cuda = device.startswith("cuda")
         self.dtype = torch.bfloat16 if self.cuda else torch.float32
         hd = base.head_dim
-
-        def get(name: str) -> torch.Tensor:
-            return torch.from_numpy(tensors[name]).to(device)
-
-        def unpermuted(w: torch.Tensor) -> torch.Tensor:
-            heads = w.shape[0] // hd
-            return w.view(heads, hd // 2, 2, -1).transpose(1, 2).reshape(w.shape)
-
-        self.p: dict[str, torch.Tensor] = {
-            "embed": get("token_embd.weight"),
-            "final": get("output_norm.weight"),
-        }
-        for i in range(base.layers):
-            n = f"blk.{i}."
-            q, k = unpermuted(get(n + "attn_q.weight")), unpermuted(get(n + "attn_k.weight"))
-            self.p[f"qkv.{i}"] = torch.cat([q, k, get(n + "attn_v.weight")])
-            self.p[f"o.{i}"] = get(n + "attn_output.weight")
-            self.p[f"gate_up.{i}"] = torch.cat(
-                [get(n + "ffn_gate.weight"), get(n + "ffn_up.weight")]
-            )
-            self.p[f"down.{i}"] = get(n + "ffn_down.weight")
-            self.p[f"norm1.{i}"], self.p[f"norm2.{i}"] = (
-                get(n + "attn_norm.weight"),
-                get(n + "ffn_norm.weight"),
-            )
+        self.p = {k: torch.from_numpy(v).to(device) for k, v in tensors.items()}
         half = torch.arange(hd // 2, dtype=torch.float64) / (hd // 2)
         angle = torch.arange(2048, dtype=torch.float64)[:, None] * base.theta**-half
         angle = torch.cat([angle, angle], -1).to(device)
@@ -170,9 +146,9 @@ class Writer:
         start = time.monotonic()
         torch.manual_seed(seed)
         p = {k: v.to(self.dtype) for k, v in self.p.items()}
-        widest = 64
+        longest = 64
         b = self.base
-        size = (rows, b.kv_heads, widest + length, b.head_dim)
+        size = (rows, b.kv_heads, longest + length, b.head_dim)
         keys = [torch.empty(size, dtype=self.dtype, device=self.device) for _ in range(b.layers)]
         values = [torch.empty_like(k) for k in keys]
         before, after, sample = _before, _after, _sample
@@ -181,13 +157,14 @@ class Writer:
                 torch.compile(f, dynamic=False) for f in (_before, _after, _sample)
             )
         last = 0.0
+        waiting: dict[int, list[list[int]]] = {}
         while time.monotonic() - start + last < seconds:
             begun = time.monotonic()
-            asks = [a for a, _ in zip(prompts, range(rows))]
-            if len(asks) < rows:
+            asks = _alike(prompts, waiting, rows, longest)
+            if not asks:
                 return
-            asks = [a[-widest:] for a in asks]
-            ids = torch.tensor([[0] * (widest - len(a)) + a for a in asks], device=self.device)
+            widest = len(asks[0])
+            ids = torch.tensor(asks, device=self.device)
             out = torch.zeros(rows, widest + length, dtype=torch.long, device=self.device)
             out[:, :widest] = ids
             for at in range(0, rows, 512):
@@ -223,6 +200,20 @@ class Writer:
             yield answers
 
 
+def _alike(
+    prompts: Iterator[list[int]], waiting: dict[int, list[list[int]]], rows: int, longest: int
+) -> list[list[int]]:
+    """The next ``rows`` prompts of one length; the others wait. Padding would cost the writer more
+    than it saves: SmolLM2 loses the thread behind a few dozen padding tokens."""
+    for prompt in prompts:
+        if len(prompt) <= longest:
+            same = waiting.setdefault(len(prompt), [])
+            same.append(prompt)
+            if len(same) == rows:
+                return waiting.pop(len(prompt))
+    return []
+
+
 def _before(
     x: torch.Tensor, norm: torch.Tensor, qkv: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor,
     base: Base,
@@ -250,7 +241,10 @@ def _sample(logits: torch.Tensor, heat: torch.Tensor) -> torch.Tensor:
 
 
 def examples(
-    engine: Tokenizer, stories: list[str], words_of: Callable[[str], list[str]], seed: int
+    encode: Callable[[str], list[int]],
+    stories: list[str],
+    words_of: Callable[[str], list[str]],
+    seed: int,
 ) -> list[tuple[list[int], list[int]]]:
     """(prompt, answer) ids: a prompt names two to four of the story's content words."""
     draw = random.Random(seed)
@@ -258,18 +252,16 @@ def examples(
     for story in stories:
         words = words_of(story)
         words = draw.sample(words, min(len(words), draw.randint(2, 4)))
-        pairs.append((ask(engine, words), [*engine.encode(story).ids, STOP]))
+        pairs.append((encode(ASK.format(", ".join(words))), [*encode(story), STOP]))
     return pairs
 
 
-def ask(engine: Tokenizer, words: list[str]) -> list[int]:
-    return list(engine.encode(ASK.format(", ".join(words)), add_special_tokens=False).ids)
-
-
-def prompts(engine: Tokenizer, pools: list[list[str]], seed: int) -> Iterator[list[int]]:
+def prompts(
+    encode: Callable[[str], list[int]], pools: list[list[str]], seed: int
+) -> Iterator[list[int]]:
     """Endless prompts; a word comes from the first pool twice as often as from the others."""
     draw = random.Random(seed)
     weights = [2.0, *([1.0] * (len(pools) - 1))]
     while True:
-        n = draw.randint(2, 4)
-        yield ask(engine, [draw.choice(draw.choices(pools, weights)[0]) for _ in range(n)])
+        words = (draw.choice(draw.choices(pools, weights)[0]) for _ in range(draw.randint(2, 4)))
+        yield encode(ASK.format(", ".join(words)))

@@ -12,7 +12,8 @@ from sparseflash.model.spec import Model
 def load_model(source: str | Path, tokenizer: str | Path | None = None) -> Model:
     """A model in memory from a GGUF file, a safetensors directory or a llama2.c ``.bin``.
 
-    ``org/name`` that is no path is a hub id. ``tokenizer`` is only for llama2.c,
+    ``org/name`` that is no path is a hub id; a ``.safetensors`` file names its folder.
+    ``tokenizer`` is only for llama2.c,
     whose models do not carry one.
 
     Raises:
@@ -32,6 +33,10 @@ def load_model(source: str | Path, tokenizer: str | Path | None = None) -> Model
         from sparseflash.model.load.gguf_file import load_gguf
 
         return load_gguf(path)
+    if path.suffix == ".safetensors":
+        from sparseflash.model.load.hf_dir import load_directory
+
+        return load_directory(path.parent)
     if path.suffix == ".bin":
         from sparseflash.model.load.llama2c import load_llama2c
 

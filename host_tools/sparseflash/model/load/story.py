@@ -1,4 +1,4 @@
-"""Models of our own: ``config.json`` of type ``sparseflash_story`` and packed ``model.safetensors``.
+"""Our own models: ``config.json`` of type ``sparseflash_story``, packed ``model.safetensors``.
 
 The weights lie there on the grids of the flash image, so nothing is rounded again:
 ``docs/SPEC.md`` has the grids, ``sparseflash.train.shipped`` writes the file.
