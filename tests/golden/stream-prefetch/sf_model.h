@@ -83,8 +83,6 @@ enum sf_part_kind {
 #define SF_PICK_BYTES 2048u
 #define SF_RING_ROW 68u /* longest that the ring carries */
 #define SF_PICK_ROW 40u /* and that a mask may pick */
-#define SF_RING_ROW 68u /* longest that the ring carries */
-#define SF_PICK_ROW 40u /* and that a mask may pick */
 #define SF_ROW_BYTES 1536u
 #define SF_PINNED_BYTES 28480u
 /* Vectors of a layer, in floats from its first. */
