@@ -73,7 +73,7 @@ def write(a: argparse.Namespace) -> None:
     s = model.spec
     base = Base(s.n_layers, s.dim, s.n_heads, s.n_kv_heads, s.head_dim,
                 s.layers[0].rope_theta, s.norm_eps)  # fmt: skip
-    weights = {"embed": as_float32(model.embed), "final": model.final_norm}
+    weights: dict[str, Any] = {"embed": as_float32(model.embed), "final": model.final_norm}
     for i, layer in enumerate(model.layers):
         f = {
             k: as_float32(v)

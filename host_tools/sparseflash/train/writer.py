@@ -11,6 +11,7 @@ import random
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -151,7 +152,9 @@ class Writer:
         size = (rows, b.kv_heads, longest + length, b.head_dim)
         keys = [torch.empty(size, dtype=self.dtype, device=self.device) for _ in range(b.layers)]
         values = [torch.empty_like(k) for k in keys]
-        before, after, sample = _before, _after, _sample
+        before: Callable[..., Any] = _before
+        after: Callable[..., Any] = _after
+        sample: Callable[..., Any] = _sample
         if self.cuda:
             before, after, sample = (
                 torch.compile(f, dynamic=False) for f in (_before, _after, _sample)
