@@ -1,7 +1,7 @@
 # Sparseflash. `make help` lists the targets; every target prints the command it runs.
 
 BOARD ?= host
-MODEL ?= smollm2-135m
+MODEL ?= $(if $(filter host host-flash linux-sbc,$(BOARD)),smollm2-135m,story)
 SPARSITY ?=
 METHOD ?= auto
 HEAD ?= exact

@@ -67,7 +67,7 @@ def hosted(name: str) -> Path:
     need(cc)
     tier, tiers, chain = load_cpu(cpu, {})
     folder = Path(tempfile.mkdtemp(prefix="kernels"))
-    sources = [*SOURCES, *kernel_objects(cc, chain["cflags"], tier, tiers, show=False)]
+    sources = [*SOURCES, *kernel_objects(cc, chain["cflags"], tier, tiers)]
     command = [cc, *STRICT, *chain["cflags"], *includes(tier), *map(str, sources)]
     run([*command, "-o", str(folder / "kernels"), "-lm"])
     return folder / "kernels"

@@ -48,9 +48,7 @@ def includes(tier: str) -> list[str]:
     return [f"-I{fw / place}" for place in places]
 
 
-def kernel_objects(
-    cc: str, flags: list[str], tier: str, tiers: dict[str, list[str]], show: bool
-) -> list[Path]:
+def kernel_objects(cc: str, flags: list[str], tier: str, tiers: dict[str, list[str]]) -> list[Path]:
     """Plain C, the choice of a tier and each tier at run time, compiled with its own flags.
 
     ``flags`` for one machine alone (-march, -mcpu) are not for the tiers. Kernels know nothing of
@@ -74,7 +72,7 @@ def kernel_objects(
         target = work() / "build" / "kernels" / f"{source.stem}-{key.hexdigest()[:16]}.o"
         if not target.is_file():
             with whole(target) as temporary:
-                run([*command, "-o", str(temporary)], show)
+                run([*command, "-o", str(temporary)])
         out.append(target)
     return out
 
@@ -97,7 +95,7 @@ def _compile(
     show: bool,
 ) -> Path:
     """A program or library of a machine with an operating system, with every tier of it."""
-    objects = kernel_objects(cc, flags, *tier, show)
+    objects = kernel_objects(cc, flags, *tier)
     with whole(target) as temporary:
         _command(cc, flags, tier[0], [*sources, *objects], gen, temporary, show)
     return target
