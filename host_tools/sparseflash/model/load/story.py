@@ -51,6 +51,7 @@ def _spec(config: dict[str, Any], folder: Path) -> ModelSpec:
             norm_eps=float(config["rms_norm_eps"]),
             gate_inputs=int(config["gate_inputs"]),
             act_threshold=float(config["act_threshold"]),
+            active_share=float(config.get("active_share", 1.0)),
             bos_id=int(config["bos_token_id"]),
             eos_ids=(int(config["eos_token_id"]),),
         )
