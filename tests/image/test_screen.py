@@ -69,7 +69,7 @@ def test_largest(host: Board, tmp_path: Path) -> None:
         np.concatenate([np.full(300, 1e30), np.full(300, -1e30), [3e38, -3e38, 1e-45]]),
         np.full(65536, 7.0),
     ]
-    pick = engine._lib.sf_pick_largest
+    pick = engine._lib.sf_plain_pick_largest
     for values in lists:
         x = values.astype(np.float32)
         for rows in sorted({1, 2, 64, 256, len(x) - 1, len(x)}):

@@ -4,9 +4,9 @@ The FFN of kind ``split`` gates with a part of its input (after Spark Transforme
 2506.06644): ``g = W_gate y[:r]``, ``u = W_up y[r:]``, ``h = g*u`` where ``g >= t`` and 0 elsewhere.
 A neuron below its threshold costs its gate row only. A controller moves ``log t`` towards a density
 that is ramped down in the first part of the training; a rectangle kernel around the threshold gives
-the mask a gradient. The threshold is folded into the rows (gate / t, up * t), so the model that is written
-compares with 1. Other kinds are controls: ``dense`` (the same shape, SiLU, no mask), and ``blocks``
-(32 neurons to a block, a ReLU router; after BlockFFN, arXiv 2507.08771).
+the mask a gradient. The threshold is folded into the rows (gate / t, up * t), so the model that is
+written compares with 1. Other kinds are controls: ``dense`` (the same shape, SiLU, no mask), and
+``blocks`` (32 neurons to a block, a ReLU router; after BlockFFN, arXiv 2507.08771).
 
 Matrices train with Muon, the rest with AdamW; in the last part the weights pass through the grids
 of ``sparseflash.train.grid`` (4 bits in the loop).
