@@ -58,9 +58,7 @@ def tiny() -> Model:
     for y in layers:
         y.gate_proj = r(FFN, DIM)
     source = {"file": "tiny", "sha256": "ab"}
-    return Model(
-        spec, r(VOCAB, DIM), layers, one, tokenizer=Bytes(), name="tiny", source=source
-    )
+    return Model(spec, r(VOCAB, DIM), layers, one, tokenizer=Bytes(), name="tiny", source=source)
 
 
 def texts(folder: Path) -> Path:
