@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from sparseflash.base.files import root
-from sparseflash.codegen.build import STRICT
+from sparseflash.codegen.build import STRICT, includes
 
 BLOCK, BLOCKS = 4096, 64
 
@@ -24,7 +24,7 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     exe = folder / "reads"
     subprocess.run(
         [
-            *("cc", *flags, f"-I{fw / 'include'}", *map(str, sources)),
+            *("cc", *flags, *includes("plain"), *map(str, sources)),
             *("-Wl,--wrap=syscall", "-o", str(exe)),
         ],
         check=True,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from sparseflash.base.errors import UsageError
 from sparseflash.model.spec import ModelSpec
@@ -78,6 +78,11 @@ class Formats:
     """Projections stored as two factors; empty when none is."""
     factors: str = ""
     """Digest of those factors, so that an image of others is packed again."""
+
+    def with_gate_by_columns(self, layers: int) -> Formats:
+        """Those of a model with thresholds on the inputs of gate: its columns are read alone."""
+        lines = self.columns or ("",) * layers
+        return replace(self, columns=tuple(" ".join(sorted({*x.split(), "gate"})) for x in lines))
 
     def grid_of(self, name: str) -> str:
         """Grid of a projection: q, k, v, o, gate, up or down."""

@@ -363,6 +363,11 @@ def pack(
         raise InputError(f"neuron order {formats.order!r} needs its permutations, and only it")
     spec = model.spec
     check_device_support(spec)
+    if spec.own_thresholds and not all(formats.by_columns(i, "gate") for i in range(spec.n_layers)):
+        raise UnsupportedError(
+            "thresholds on the inputs of gate need gate by columns in every layer; choose such "
+            "formats"
+        )
     meta = {
         "name": model.name,
         "source": model.source,

@@ -93,6 +93,8 @@ def pack_model(
     path = Places(recipe.name).image_of(layout, screened, asvd)
     proxy = "q4" if screened else ""
     formats = replace(formats_for(recipe, settings), layout=layout, order=order, head_proxy=proxy)
+    if model.spec.own_thresholds:
+        formats = formats.with_gate_by_columns(model.spec.n_layers)
     predictor = factors = None
     if asvd:
         factors = factors_for(model, recipe, asvd)
