@@ -189,3 +189,15 @@ def test_the_short_list() -> None:
     with pytest.raises(UsageError, match="takes neither"):
         stages.check_asked("auto", None, asvd=85)
     assert re.search(r"^METHOD \?= auto$", (root() / "Makefile").read_text(), re.M)
+
+
+def test_a_model_sparse_by_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The story model on pico: auto adds nothing and says why; no line of memory is negative."""
+    monkeypatch.setattr(places, "work", lambda: tmp_path)
+    recipe, board = load_recipe("story"), load_board("pico")
+    model = stages.open_model(recipe)
+    setting = stages.auto_for(model, recipe, board)
+    assert setting.method == "dense" and "was trained to leave weights unread" in setting.reason
+    memory = stages.dense_plan(model, recipe, board)["memory"]
+    assert min(memory.values()) >= 0
+    assert memory["total"] == sum(v for k, v in memory.items() if k != "total")

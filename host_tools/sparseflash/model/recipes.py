@@ -22,15 +22,17 @@ import sys
 import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import yaml
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
 from sparseflash.base.errors import InputError, UsageError
-from sparseflash.base.files import root, whole, work
+from sparseflash.base.files import parse_yaml, root, whole, work
+
+if TYPE_CHECKING:
+    import numpy as np
 
 KINDS = ("pypi-wheel", "file", "random")
 OWN_KINDS = ("path", "hub")
@@ -117,7 +119,7 @@ class Recipe:
 
 def _load_yaml(path: Path) -> dict[str, Any]:
     try:
-        value = yaml.safe_load(path.read_text(encoding="utf-8"))
+        value = parse_yaml(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as e:
         reason = " ".join(str(e).split())
         raise InputError(f"{path} cannot be read as YAML ({reason}); restore it") from e
@@ -389,6 +391,8 @@ def _random_model(source: Source, target: Path) -> None:
     s = source.shape
     dim, ffn, n = s["dim"], s["ffn_dim"], s["layers"]
     kv = dim // s["heads"] * s["kv_heads"]
+    import numpy as np
+
     raw = np.random.PCG64(source.seed)  # its stream is fixed; those of distributions may change
 
     def floats(count: int, fan_in: int) -> np.ndarray:

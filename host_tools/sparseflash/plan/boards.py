@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from sparseflash.base.errors import InputError, UsageError
-from sparseflash.base.files import root
+from sparseflash.base.files import parse_yaml, root
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ def native_tier() -> str:
 
 def _yaml(path: Path) -> dict[str, Any]:
     try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+        raw = parse_yaml(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as e:
         raise InputError(f"{path} cannot be read as YAML ({' '.join(str(e).split())})") from e
     if not isinstance(raw, dict):

@@ -95,7 +95,9 @@ def _flash_and_parts(
         flash["constants"] = end + image.section(Section.ROPE).size - start
         memory["vectors and tables"] = flash["constants"]
     more = len(kinds_of(image)) - LEAST_KINDS
-    if more and "code and constants" in board.reserve:  # which holds the parts of a model by rows
+    if (
+        more > 0 and "code and constants" in board.reserve
+    ):  # which holds the parts of a model by rows
         memory["parts by columns or guesses"] = PART_BYTES * more * image.spec.n_layers
     memory["program and stack"] = int(stream.get("program_bytes", 0))
     del memory["total"]

@@ -140,6 +140,8 @@ def choose(
         return None, "0 % is asked for, so nothing is dropped"
     if not total["streamed"]:
         return None, "all weights stay in RAM, so dropping gains nothing and auto stays dense"
+    if prices is None and (spec.own_thresholds or spec.active_share < 1):
+        return None, f"{dense['name']} was trained to leave weights unread, and auto drops no more"
     if prices is None:
         return None, (
             f"what drops of {dense['name']} cost is not measured, so auto stays dense; "
