@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -181,3 +182,11 @@ def test_a_flipped_byte_never_passes(tmp_path: Path) -> None:
         for a, b in zip(want.codes, got.codes):
             assert all(np.array_equal(a[m].q, b[m].q) for m in fmt.MATRICES)
         assert all(np.array_equal(want.scale[b], got.scale[b]) for b in want.scale)
+
+
+def test_a_missing_coder_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = base_model()
+    fmt.write_delta(tmp_path / "d", moved(model, 0.7), lines(model))
+    monkeypatch.setitem(sys.modules, "constriction", None)
+    with pytest.raises(InputError, match="needs the package constriction"):
+        fmt.read_delta(tmp_path / "d", lines(model))

@@ -140,12 +140,13 @@ def write_text(
     while (i < batches) if batches is not None else (time.time() - start + last < seconds):
         began = time.time()
         t = torch.empty(writer.rows, 1, device=st.device).uniform_(0.75, 1.05)
-        kind = "chat" if chat and i % 2 == 0 else "text"
+        kind = "chat" if 0 < len(chat) < writer.length and i % 2 == 0 else "text"
         if kind == "chat":
             prompts = torch.tensor(list(chat), device=st.device).expand(writer.rows, -1)
             rows = writer.write(prompts, t)
         else:
-            rows = writer.write(draw(writer.rows, (16, 32, 8, 64, 24)[i // 2 % 5]), t, forbid)
+            given = min((16, 32, 8, 64, 24)[i // 2 % 5], writer.length // 2)
+            rows = writer.write(draw(writer.rows, given), t, forbid)
         kinds[kind].append(rows.cpu().numpy().astype(small))
         last = time.time() - began
         i += 1

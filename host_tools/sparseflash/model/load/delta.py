@@ -275,6 +275,10 @@ def read_delta(path: Path, base: list[dict[str, np.ndarray]]) -> Delta:
         InputError: missing, damaged, of another format, or made from another base.
     """
     try:
+        import constriction  # noqa: F401
+    except ImportError as e:
+        raise InputError(f"{path}: reading it needs the package constriction; install it") from e
+    try:
         with np.load(path, allow_pickle=False) as z:
             a = {k: z[k] for k in z.files}
         meta = json.loads(a["meta"].tobytes())
