@@ -110,8 +110,3 @@ class Formats:
     def by_columns(self, layer: int, matrix: str) -> bool:
         """Whether a layer stores one of MATRICES by columns."""
         return bool(self.columns) and matrix in self.columns[layer].split()
-
-    def stored(self, matrix: str) -> str:
-        """``columns`` or ``rows`` when every layer stores it so, ``both`` when they differ."""
-        by = {matrix in names.split() for names in self.columns or ("",)}
-        return "both" if len(by) > 1 else "columns" if by.pop() else "rows"

@@ -15,7 +15,6 @@ Whatever the kind, a file is used only after its size and SHA-256 were checked.
 
 from __future__ import annotations
 
-import hashlib
 import re
 import subprocess
 import sys
@@ -29,7 +28,7 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
 from sparseflash.base.errors import InputError, UsageError
-from sparseflash.base.files import parse_yaml, root, whole, work
+from sparseflash.base.files import file_sha256, parse_yaml, root, whole, work
 
 if TYPE_CHECKING:
     import numpy as np
@@ -315,15 +314,6 @@ def _check(path: Path, source: Source, advice: str) -> None:
         raise InputError(
             f"{path} has SHA-256 {digest[:12]}… instead of {source.sha256[:12]}…; {advice}"
         )
-
-
-def file_sha256(path: Path) -> str:
-    """SHA-256 of a file, hexadecimal, read a block at a time."""
-    digest = hashlib.sha256()
-    with path.open("rb") as f:
-        while block := f.read(BLOCK):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def _wheel(package: str) -> Path:

@@ -36,8 +36,8 @@ import numpy as np
 
 from sparseflash import __version__
 from sparseflash.base.errors import InputError, UsageError
-from sparseflash.base.files import write_bytes, write_json
-from sparseflash.model.recipes import file_sha256, text, text_path
+from sparseflash.base.files import file_sha256, write_bytes, write_json
+from sparseflash.model.recipes import text, text_path
 from sparseflash.model.spec import Activation, Model
 
 if TYPE_CHECKING:

@@ -18,9 +18,8 @@ import torch
 import torch.distributed as dist
 
 from sparseflash.base.errors import InputError, UsageError
-from sparseflash.base.files import write_arrays, write_json
+from sparseflash.base.files import file_sha256, write_arrays, write_json
 from sparseflash.model.load.delta import read_delta, write_delta
-from sparseflash.model.recipes import file_sha256
 from sparseflash.model.spec import Model
 from sparseflash.train import student as st
 from sparseflash.train.distill import Distiller, Pace, Settings

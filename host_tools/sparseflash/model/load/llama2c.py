@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 
 from sparseflash.base.errors import InputError
+from sparseflash.base.files import file_sha256
 from sparseflash.model.load.check import check_model
-from sparseflash.model.load.rows import file_sha256, half_split_index
+from sparseflash.model.load.rows import half_split_index
 from sparseflash.model.spec import Layer, LayerSpec, Model, ModelSpec
 from sparseflash.model.tokenizer import Tokenizer
 

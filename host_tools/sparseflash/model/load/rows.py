@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from sparseflash.base.files import file_sha256
 from sparseflash.model.spec import Matrix
 
 
@@ -31,11 +32,6 @@ def take_rows(matrix: Matrix, index: np.ndarray) -> Matrix:
     if isinstance(matrix, np.ndarray):
         return np.ascontiguousarray(matrix[index])
     return matrix.rows(index)
-
-
-def file_sha256(path: Path) -> str:
-    with path.open("rb") as f:
-        return hashlib.file_digest(f, "sha256").hexdigest()
 
 
 def files_sha256(files: list[Path]) -> str:

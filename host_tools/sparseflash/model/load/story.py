@@ -14,8 +14,8 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from sparseflash.base.errors import InputError
+from sparseflash.base.files import file_sha256
 from sparseflash.model.load.check import check_model
-from sparseflash.model.load.rows import file_sha256
 from sparseflash.model.spec import (
     Activation,
     Layer,

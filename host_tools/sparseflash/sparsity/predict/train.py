@@ -30,9 +30,10 @@ from torch import Tensor
 
 from sparseflash import __version__
 from sparseflash.base.errors import UnsupportedError, UsageError
+from sparseflash.base.files import file_sha256
 from sparseflash.image.grids import GROUP, pack_rows, quantize
 from sparseflash.image.predictor import NAMES, Predictor
-from sparseflash.model.recipes import file_sha256, text, text_path
+from sparseflash.model.recipes import text, text_path
 from sparseflash.model.spec import Model
 from sparseflash.model.torch_model import Hooks, TorchModel, activate
 
