@@ -3,7 +3,16 @@
 from __future__ import annotations
 
 import os
+
+# One thread for each process of the tests: of small matrices torch's threads wait for each other,
+# which took six times the processor's time. Set before numpy and torch are loaded.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import platform
+import subprocess
+from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +23,7 @@ from sparseflash.base.files import root
 from sparseflash.image.factors import FACTORED, Factors, shape_of
 from sparseflash.image.grids import pack_rows, quantize
 from sparseflash.image.predictor import Predictor
-from sparseflash.model.spec import Layer, LayerSpec, Model, ModelSpec
+from sparseflash.model.spec import Layer, LayerSpec, Model, ModelSpec, Norm, Position
 from sparseflash.plan.boards import Board, load_board
 
 
@@ -24,8 +33,45 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests that share a fixture of their file go to one worker, all others to any.
+
+    Groups come first and single tests last, so that no worker is alone at the end.
+    """
+    for item in items:
+        place = item.nodeid.partition("::")[0]
+        fixtures = item._fixtureinfo.name2fixturedefs.values()
+        if any(f.scope != "function" and f.baseid == place for some in fixtures for f in some):
+            item.add_marker(pytest.mark.xdist_group(place))
+
+
 def data_folder() -> Path:
     return Path(os.environ.get("SPARSEFLASH_DATA") or root().parent / "shared" / "data")
+
+
+BITS = [64, 32] if platform.machine() == "x86_64" else [64]
+"""Of the addresses of programs that this machine compiles and runs."""
+
+
+@cache
+def flags_of(bits: int) -> list[str]:
+    """What compiles a program for this machine with addresses of so many bits."""
+    if bits == 64:
+        return []
+    # Headers of the kernel are in a folder that -m32 does not search.
+    flags = [
+        "-m32",
+        "-msse2",
+        "-mfpmath=sse",
+        "-idirafter",
+        f"/usr/include/{platform.machine()}-linux-gnu",
+    ]
+    command = ["cc", *flags, "-fsanitize=undefined", "-x", "c", "-", "-o", os.devnull]
+    source = b"#include <errno.h>\nint main(void) { return errno; }"
+    if subprocess.run(command, input=source, capture_output=True, check=False).returncode:
+        pytest.skip("a C library of 32 bits is not installed (libc6-dev-i386, lib32gcc-*-dev)")
+    return flags
 
 
 def random_model(seed: int = 1, n_layers: int = 2, **changes: Any) -> Model:
@@ -65,14 +111,29 @@ def random_model(seed: int = 1, n_layers: int = 2, **changes: Any) -> Model:
             up_proj=matrix(spec.ffn_dim, spec.dim),
             down_proj=matrix(spec.dim, spec.ffn_dim),
         )
+        if not spec.gated:
+            layer.gate_proj = None
+        if not spec.pre_norms:
+            layer.attn_norm = layer.ffn_norm = None
+        if spec.norm is Norm.LAYER:
+            layer.attn_norm_bias, layer.ffn_norm_bias = vector(spec.dim, 0.0), vector(spec.dim, 0.0)
         if spec.qk_norm:
-            layer.q_norm, layer.k_norm = vector(spec.head_dim), vector(spec.head_dim)
+            whole = spec.qk_norm_whole
+            layer.q_norm = vector(spec.q_dim if whole else spec.head_dim)
+            layer.k_norm = vector(spec.kv_dim if whole else spec.head_dim)
         if spec.sandwich_norms:
             layer.post_attn_norm, layer.post_ffn_norm = vector(spec.dim), vector(spec.dim)
         if spec.attn_bias:
             layer.q_bias = vector(spec.q_dim, 0.0)
             layer.k_bias = vector(spec.kv_dim, 0.0)
             layer.v_bias = vector(spec.kv_dim, 0.0)
+        if spec.out_bias:
+            layer.o_bias = vector(spec.dim, 0.0)
+        if spec.ffn_bias:
+            layer.gate_bias = vector(spec.ffn_dim, 0.0) if spec.gated else None
+            layer.up_bias, layer.down_bias = vector(spec.ffn_dim, 0.0), vector(spec.dim, 0.0)
+        if spec.experts:
+            layer.router = 2 * matrix(spec.experts, spec.dim)
         layers.append(layer)
     head = None if spec.tied_head else matrix(spec.vocab, spec.dim)
     return Model(
@@ -81,6 +142,11 @@ def random_model(seed: int = 1, n_layers: int = 2, **changes: Any) -> Model:
         layers=layers,
         final_norm=vector(spec.dim),
         head=head,
+        final_norm_bias=vector(spec.dim, 0.0) if spec.norm is Norm.LAYER else None,
+        head_bias=vector(spec.vocab, 0.0) if spec.head_bias else None,
+        positions=matrix(spec.context + spec.position_offset, spec.dim)
+        if spec.position is Position.LEARNED
+        else None,
         name="random",
     )
 
@@ -94,7 +160,8 @@ def random_predictor(spec: ModelSpec, rank: int, ahead: bool = False, seed: int 
         return np.stack([pack_rows(quantize(m.astype(np.float32), "q4")) for m in w])
 
     n = spec.ffn_dim
-    return Predictor(rows(rank, spec.dim), rows(n, rank), rows(n, rank), ahead)
+    b, gate = rows(rank, spec.dim), rows(n, rank)
+    return Predictor(b, gate if spec.gated else gate[:, :0], rows(n, rank), ahead)
 
 
 MIXED_RANKS = ((32, 0, 64, 32, 64, 0), (0, 32, 0, 0, 32, 96), (0,) * 6)
@@ -116,16 +183,35 @@ def random_factors(spec: ModelSpec, attn: str, ffn: str, seed: int = 6) -> Facto
     return Factors(rows)
 
 
-def make_workspace(folder: Path) -> Path:
+def half_ram(memory_of: Callable[[int | None], dict[str, int]]) -> int:
+    """RAM that keeps about half of the weights: ``memory_of`` is the memory of a plan for a RAM.
+
+    A smaller RAM also takes smaller blocks of a prompt, so it is found in steps.
+    """
+    memory = memory_of(None)
+    half = memory["pinned weights"] // 2
+    while memory["pinned weights"] > half + half // 8:
+        ram = memory["total"] - (memory["pinned weights"] - half)
+        memory = memory_of(ram)
+    return ram
+
+
+def make_workspace(folder: Path, level: str = "-O1") -> Path:
     """A checkout of its own in ``folder``: sources and downloads are the real ones, build is not.
 
     Use it as SPARSEFLASH_ROOT. ``models`` and ``firmware/port`` are folders, so a test can add to
-    them.
+    them. Objects of kernels know nothing of a model, so they are compiled once for all checkouts.
+    ``level`` is the optimiser's for programs of this machine.
     """
     base = folder / "checkout"
     (base / "models").mkdir(parents=True)
     (base / "firmware" / "port").mkdir(parents=True)
     (base / ".cache").mkdir()
+    cpus = (root() / "firmware" / "port" / "cpus.yaml").read_text(encoding="utf-8")
+    native = "native: {tier: native, cc: cc, cflags: [-O3]"
+    assert native in cpus
+    cpus = cpus.replace(native, native.replace("-O3", level))
+    (base / "firmware" / "port" / "cpus.yaml").write_text(cpus, encoding="utf-8")
     for name in ("codegen_templates", "docs"):
         (base / name).symlink_to(root() / name)
     for place in ("models", "firmware", "firmware/port", ".cache"):
@@ -133,6 +219,9 @@ def make_workspace(folder: Path) -> Path:
             target = base / place / path.name
             if not target.exists():
                 target.symlink_to(path)
+    (root() / "build" / "kernels").mkdir(parents=True, exist_ok=True)
+    (base / "build").mkdir()
+    (base / "build" / "kernels").symlink_to(root() / "build" / "kernels")
     (folder / "shared").mkdir()
     (folder / "shared" / "data").symlink_to(data_folder())
     return base
@@ -147,7 +236,7 @@ def _missing_tools(terminalreporter: Any) -> list[str]:
     """Reasons of skips for want of a tool that make setup-boards installs."""
     reports = terminalreporter.stats.get("skipped", [])
     reasons = {str(r.longrepr[2]) for r in reports if isinstance(r.longrepr, tuple)}
-    return sorted(r for r in reasons if "is not installed" in r)
+    return sorted(r for r in reasons if "is not installed" in r and "Debian has none" not in r)
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:

@@ -16,7 +16,7 @@ import pytest
 from conftest import random_model
 from sparseflash.base.files import root
 from sparseflash.image.formats import Formats
-from sparseflash.image.sfm import pack
+from sparseflash.image.pack import pack
 
 FOLDERS = ("host_tools", "codegen_templates", "firmware", "models")
 

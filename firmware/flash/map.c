@@ -14,24 +14,6 @@ void sf_stream_early(const sf_part *part, const uint16_t *idx, uint32_t n) {
     (void)n;
 }
 
-/* Memory is slower than the kernels of a machine that chooses them at run time: it asks for the
- * rows of the tile behind this one. */
-static void ask_ahead(const sf_stream *s, const uint8_t *base) {
-#ifdef SF_RUN_TIME_TIERS
-    const sf_part *p = s->part;
-    const uint32_t from = s->next + SF_TILE, left = s->n > from ? s->n - from : 0u;
-    for (uint32_t r = 0; r < left && r < SF_TILE; r++) {
-        const uint8_t *row = base + p->stride * s->idx[from + r];
-        for (uint32_t i = 0; i < p->bytes; i += 64u) {
-            __builtin_prefetch(row + i);
-        }
-    }
-#else
-    (void)s;
-    (void)base;
-#endif
-}
-
 bool sf_stream_next(sf_stream *s, sf_tile *t) {
     const sf_part *p = s->part;
     const uint8_t *base = sf_port_flash_base() + p->at;
@@ -40,20 +22,19 @@ bool sf_stream_next(sf_stream *s, sf_tile *t) {
         return false;
     }
     t->first = s->next;
-    t->rows = s->n - s->next < SF_TILE ? s->n - s->next : SF_TILE;
+    t->rows = s->n - s->next < SF_SPAN ? s->n - s->next : SF_SPAN;
     /* Neighbours whose bytes touch are one read. */
     const bool dense = p->stride == p->bytes;
     if (s->idx == NULL) {
         const uint32_t stride = p->stride;
         const uint8_t *row = base + stride * s->next;
-        for (uint32_t r = 0; r < t->rows; r += 8u) { /* SF_TILE is a multiple */
+        for (uint32_t r = 0; r < t->rows; r += 8u) { /* SF_SPAN is a multiple */
             for (uint32_t i = 0; i < 8u; i++, row += stride) {
                 t->row[r + i] = row;
             }
         }
         reads = dense ? (s->next == 0 ? 1u : 0u) : t->rows;
     } else {
-        ask_ahead(s, base);
         for (uint32_t r = 0; r < t->rows; r++) {
             const uint16_t *i = s->idx + s->next + r;
             t->row[r] = base + p->stride * *i;

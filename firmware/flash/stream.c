@@ -21,6 +21,7 @@ typedef struct {
     const uint8_t *data; /* of the first row */
     uint32_t part, first, rows;
     uint32_t last;  /* row that the read reaches, of picked rows */
+    uint32_t from;  /* where its memory begins, of picked rows */
     bool early;     /* read before its rows were asked for */
     uint64_t begin; /* when it was submitted */
     sf_ticket ticket;
@@ -33,7 +34,7 @@ _Static_assert(SF_RING_BUFFERS >= 2, "one is read while the other is used");
 
 static _Alignas(SF_FLASH_ALIGN) uint8_t pinned[SF_PINNED_BYTES + SF_FLASH_ALIGN];
 SF_FLASH_BUFFER static _Alignas(SF_FLASH_ALIGN) uint8_t ring_memory[SF_RING_BUFFERS][SF_RING_BYTES];
-SF_FLASH_BUFFER static _Alignas(SF_FLASH_ALIGN) uint8_t pick_memory[SF_PICK_BUFFERS][SF_PICK_BYTES];
+SF_FLASH_BUFFER static _Alignas(SF_FLASH_ALIGN) uint8_t pick_memory[SF_PICK_MEMORY];
 SF_FLASH_BUFFER static _Alignas(SF_FLASH_ALIGN) uint8_t row_memory[2][SF_ROW_BYTES];
 #if SF_SPECULATES
 SF_FLASH_BUFFER static _Alignas(SF_FLASH_ALIGN) uint8_t miss_memory[SF_ROW_BYTES];
@@ -47,9 +48,10 @@ static slot ring[SF_RING_BUFFERS];
 static uint32_t ring_head, ring_count;
 static uint32_t ahead_part, ahead_row; /* what the ring submits next */
 static bool with_head = true;          /* the last token ran the head, so the next one may */
-static slot pick[SF_PICK_BUFFERS];
+static slot pick[SF_PICK_READS];
 static slot single[2];
 static uint32_t pick_head, pick_count;
+static uint32_t pick_end;              /* of the memory of the newest read */
 static uint32_t early_part = SF_PARTS; /* whose rows were read early and not yet asked for */
 static int error;
 
@@ -76,13 +78,16 @@ static const uint8_t *submit(uint32_t at, uint32_t bytes, uint8_t *memory, sf_ti
 
 static void wait_slot(slot *s) {
     if (s->waiting) {
-        const uint64_t start = sf_port_ticks();
+        const bool there = sf_flash_poll(s->ticket);
+        const uint64_t start = there ? 0 : sf_port_ticks();
         if (sf_flash_wait(s->ticket) != SF_OK) {
             error = SF_ERR_FLASH;
         }
-        const uint64_t end = sf_port_ticks();
-        sf_count_wait(end - start);
-        sf_event(SF_LANE_WAIT, "wait", s->part, start, end);
+        const uint64_t end = there ? sf_event_time() : sf_port_ticks();
+        if (!there) {
+            sf_count_wait(end - start);
+            sf_event(SF_LANE_WAIT, "wait", s->part, start, end);
+        }
         sf_event(SF_LANE_READ, "read", s->part, s->begin, end);
         s->waiting = false;
     }
@@ -113,7 +118,7 @@ static void ring_fill(void) {
             return;
         }
         s->part = ahead_part;
-        s->begin = sf_port_ticks();
+        s->begin = sf_event_time();
         s->first = ahead_row;
         s->rows = rows;
         s->waiting = true;
@@ -145,55 +150,84 @@ static slot *ring_at(uint32_t part, uint32_t row) {
 
 static void pick_pop(void) {
     wait_slot(&pick[pick_head]);
-    pick_head = (pick_head + 1u) % SF_PICK_BUFFERS;
+    pick_head = (pick_head + 1u) % SF_PICK_READS;
     pick_count--;
+}
+
+/* Where a read of picked rows may go: behind the newest, or at the front again; SF_PICK_MEMORY: the
+ * reads before it fill the memory. */
+static uint32_t pick_room(uint32_t bytes) {
+    const uint32_t oldest = pick[pick_head].from;
+    if (pick_count == 0) {
+        return 0;
+    }
+    if (pick_end > oldest && SF_PICK_MEMORY - pick_end >= bytes) {
+        return pick_end;
+    }
+    const uint32_t at = pick_end > oldest ? 0 : pick_end;
+    return at + bytes < oldest ? at : SF_PICK_MEMORY;
+}
+
+/* Reads the rows first..last of a part as the newest of the picked ones; false while the memory or
+ * the queue is full. */
+static bool pick_push(const sf_part *p, uint32_t first, uint32_t last, uint32_t rows) {
+    const uint32_t at = p->at + first * p->stride, bytes = (last - first) * p->stride + p->bytes;
+    const uint32_t room = (bytes + 2u * SF_FLASH_ALIGN - 1u) / SF_FLASH_ALIGN * SF_FLASH_ALIGN;
+    const uint32_t from = pick_room(room);
+    slot *q = &pick[(pick_head + pick_count) % SF_PICK_READS];
+    if (from == SF_PICK_MEMORY) {
+        return false;
+    }
+    q->data = submit(at, bytes, pick_memory + from, &q->ticket);
+    if (q->data == NULL) {
+        return false;
+    }
+    q->part = (uint32_t)(p - sf_parts);
+    q->begin = sf_event_time();
+    q->first = first;
+    q->last = last;
+    q->rows = rows;
+    q->from = from;
+    q->early = false;
+    q->waiting = true;
+    pick_end = from + room;
+    pick_count++;
+    return true;
+}
+
+static uint32_t row_at(const sf_stream *s, uint32_t i) {
+    return s->idx ? s->idx[i] : i;
 }
 
 /* Submits picked rows; rows whose gap costs less than another read share one. */
 static void pick_fill(sf_stream *s) {
     const sf_part *p = s->part;
-    while (s->ahead < s->n && (s->idx ? s->idx[s->ahead] : s->ahead) < p->pinned) {
+    while (s->ahead < s->n && row_at(s, s->ahead) < p->pinned) {
         s->ahead++;
     }
-    while (pick_count < SF_PICK_BUFFERS && s->ahead < s->n) {
-        const uint32_t k = (pick_head + pick_count) % SF_PICK_BUFFERS;
-        const uint32_t most = rows_that_fit(p, SF_PICK_BYTES);
-        const uint32_t first = s->idx ? s->idx[s->ahead] : s->ahead;
+    while (pick_count < SF_PICK_READS && s->ahead < s->n) {
+        const uint32_t first = row_at(s, s->ahead);
+        const uint32_t most = first * p->stride + SF_PICK_BYTES - 2u * SF_FLASH_ALIGN;
         uint32_t last = first, count = 1;
         while (s->ahead + count < s->n) {
-            const uint32_t row = s->idx ? s->idx[s->ahead + count] : s->ahead + count;
-            if (row - first >= most || (row - last - 1u) * p->stride > SF_FLASH_GAP) {
+            const uint32_t row = row_at(s, s->ahead + count);
+            if ((row + 1u) * p->stride > most || (row - last - 1u) * p->stride > SF_FLASH_GAP) {
                 break;
             }
             last = row;
             count++;
         }
-        slot *q = &pick[k];
-        q->data = submit(p->at + first * p->stride, (last - first) * p->stride + p->bytes,
-                         pick_memory[k], &q->ticket);
-        if (q->data == NULL) {
+        if (!pick_push(p, first, last, count)) {
             return;
         }
-        q->part = (uint32_t)(p - sf_parts);
-        q->begin = sf_port_ticks();
-        q->first = first;
-        q->last = last;
-        q->rows = count;
-        q->early = false;
-        q->waiting = true;
         s->ahead += count;
-        pick_count++;
     }
-}
-
-/* The ring carries its rows. */
-static bool in_turn(const sf_stream *s) {
-    return s->idx == NULL && whole((uint32_t)(s->part - sf_parts));
 }
 
 void sf_stream_open(sf_stream *s, const sf_part *part, const uint16_t *idx, uint32_t n) {
     *s = (sf_stream){.part = part, .idx = idx, .n = n};
-    if (in_turn(s)) {
+    s->turn = idx == NULL && whole((uint32_t)(part - sf_parts));
+    if (s->turn) {
         return;
     }
     s->early = idx != NULL && early_part == (uint32_t)(part - sf_parts);
@@ -202,7 +236,7 @@ void sf_stream_open(sf_stream *s, const sf_part *part, const uint16_t *idx, uint
         pick_pop();
     }
     if (pick_count > 0) { /* its own reads follow the early ones */
-        const uint32_t last = pick[(pick_head + pick_count - 1u) % SF_PICK_BUFFERS].last;
+        const uint32_t last = pick[(pick_head + pick_count - 1u) % SF_PICK_READS].last;
         while (s->ahead < n && idx[s->ahead] <= last) {
             s->ahead++;
         }
@@ -212,20 +246,16 @@ void sf_stream_open(sf_stream *s, const sf_part *part, const uint16_t *idx, uint
 void sf_stream_early(const sf_part *part, const uint16_t *idx, uint32_t n) {
     sf_stream s;
     sf_stream_open(&s, part, idx, n);
-    if (in_turn(&s)) {
+    if (s.turn) {
         return;
     }
     pick_fill(&s);
     for (uint32_t i = 0; i < pick_count; i++) {
-        slot *q = &pick[(pick_head + i) % SF_PICK_BUFFERS];
+        slot *q = &pick[(pick_head + i) % SF_PICK_READS];
         q->early = true;
         sf_count_early((q->last - q->first + 1u) * part->bytes, 0, 0);
     }
     early_part = (uint32_t)(part - sf_parts);
-}
-
-static uint32_t row_at(const sf_stream *s, uint32_t i) {
-    return s->idx ? s->idx[i] : i;
 }
 
 static void next_pinned(sf_stream *s, sf_tile *t) {
@@ -282,8 +312,23 @@ static bool next_missed(sf_tile *t, const sf_part *p, uint32_t row) {
     return false;
 }
 
+/* Adds the rows that a read brought to a tile of `most`. */
+static void take_picked(sf_stream *s, sf_tile *t, uint32_t most, slot *q) {
+    const uint32_t before = t->rows, stride = s->part->stride;
+    wait_slot(q);
+    while (t->rows < most && row_at(s, s->next + t->rows) <= q->last) {
+        t->row[t->rows] = q->data + (row_at(s, s->next + t->rows) - q->first) * stride;
+        t->rows++;
+    }
+    if (s->early) {
+        const uint32_t bytes = (t->rows - before) * s->part->bytes;
+        sf_count_early(0, q->early ? bytes : 0, q->early ? 0 : bytes);
+    }
+}
+
+/* A tile is half of the reads on their way, so that the others go on while it is worked on. */
 static bool next_picked(sf_stream *s, sf_tile *t) {
-    const uint32_t row = row_at(s, s->next);
+    const uint32_t row = row_at(s, s->next), most = t->rows;
     while (pick_count > 0 && pick[pick_head].last < row) { /* used, or read early for nothing */
         pick_pop();
     }
@@ -292,29 +337,23 @@ static bool next_picked(sf_stream *s, sf_tile *t) {
         error = SF_ERR_FLASH;
         return false;
     }
-    slot *q = &pick[pick_head];
-    const bool there = row >= q->first;
-    bool ok = true;
-    if (there) {
-        uint32_t r = 0;
-        wait_slot(q);
-        while (r < t->rows && row_at(s, s->next + r) <= q->last) {
-            t->row[r] = q->data + (row_at(s, s->next + r) - q->first) * s->part->stride;
-            r++;
+    if (row < pick[pick_head].first) {
+        sf_count_early(0, 0, s->part->bytes);
+        return next_missed(t, s->part, row) && error == SF_OK;
+    }
+    const uint32_t reads = s->ahead < s->n ? (pick_count + 1u) / 2u : pick_count;
+    t->rows = 0;
+    for (uint32_t i = 0; i < reads && t->rows < most; i++) {
+        slot *q = &pick[(pick_head + i) % SF_PICK_READS];
+        if (row_at(s, s->next + t->rows) < q->first) {
+            break;
         }
-        t->rows = r;
-    } else {
-        ok = next_missed(t, s->part, row);
+        take_picked(s, t, most, q);
     }
-    if (s->early) {
-        const uint32_t bytes = t->rows * s->part->bytes;
-        sf_count_early(0, there && q->early ? bytes : 0, there && q->early ? 0 : bytes);
-    }
-    return ok && error == SF_OK;
+    return error == SF_OK;
 }
 
 bool sf_stream_next(sf_stream *s, sf_tile *t) {
-    const bool turn = in_turn(s);
     bool ok = true;
     if (s->next >= s->n) {
         if (s->holds) {
@@ -325,13 +364,13 @@ bool sf_stream_next(sf_stream *s, sf_tile *t) {
         return false;
     }
     t->first = s->next;
-    t->rows = s->n - s->next < SF_TILE ? s->n - s->next : SF_TILE;
+    t->rows = s->n - s->next < SF_SPAN ? s->n - s->next : SF_SPAN;
     if (row_at(s, s->next) < s->part->pinned) {
         next_pinned(s, t);
-        if (s->next == 0 && !turn) {
+        if (s->next == 0 && !s->turn) {
             pick_fill(s); /* on their way while the pinned rows are worked on */
         }
-    } else if (turn) {
+    } else if (s->turn) {
         ok = next_whole(s, t);
     } else {
         ok = next_picked(s, t);
@@ -390,7 +429,7 @@ const uint8_t *sf_flash_row(const sf_part *part, uint32_t row) {
     slot *other = &single[1u - k];
     wait_slot(other);
     other->rows = 0;
-    if (number != SF_PART_EMBED && row + 1u < part->rows) {
+    if (number < SF_PART_EMBED && row + 1u < part->rows) {
         row_start(1u - k, part, row + 1u);
     }
     return single[k].data;

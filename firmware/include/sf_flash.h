@@ -9,6 +9,13 @@
 #include <stddef.h>
 #include <stdint.h>
 
+/* Rows of a tile: threads share those of a machine that has them. */
+#ifdef SF_RUN_TIME_TIERS
+#define SF_SPAN 1024u
+#else
+#define SF_SPAN SF_TILE
+#endif
+
 /* Rows that are read together: a matrix, or one plane of the FFN records. */
 typedef struct {
     uint32_t at;     /* byte offset of row 0 in the image */
@@ -32,15 +39,42 @@ typedef struct {
     uint32_t next;    /* rows given */
     uint32_t ahead;   /* rows submitted (streamed parts) */
     uint32_t in_slot; /* rows of the oldest slot already given */
+    bool turn;        /* the ring carries its rows */
     bool holds;       /* the tile given last lies in a slot of the ring */
     bool early;       /* some of its rows were read before it was opened */
 } sf_stream;
 
 typedef struct {
-    const uint8_t *row[SF_TILE]; /* valid until the next call on the stream */
+    const uint8_t *row[SF_SPAN]; /* valid until the next call on the stream */
     uint32_t first;              /* position of row[0] in the list */
     uint32_t rows;
 } sf_tile;
+
+/* Memory is slower than the kernels of a machine that chooses them at run time, and rows of a list
+ * lie apart: kernels take SF_LISTED of them while as many are asked for, SF_AHEAD after them. */
+#ifdef SF_RUN_TIME_TIERS
+#define SF_LISTED 4u
+#define SF_AHEAD 16u
+/* Into the second cache of x86, which has more reads on their way than the first. */
+#ifdef __x86_64__
+#define SF_NEAR 2
+#else
+#define SF_NEAR 3
+#endif
+#else
+#define SF_LISTED SF_TILE
+#define SF_AHEAD 0u
+#define SF_NEAR 3
+#endif
+
+/* Asks for n rows of a tile from this one on, as far as there are any. */
+static inline void sf_ask_for(const sf_tile *t, uint32_t from, uint32_t n, uint32_t bytes) {
+    for (uint32_t r = from; SF_AHEAD > 0u && r < t->rows && r < from + n; r++) {
+        for (uint32_t i = 0; i < bytes; i += 64u) {
+            __builtin_prefetch(t->row[r] + i, 0, SF_NEAR);
+        }
+    }
+}
 
 void sf_stream_open(sf_stream *s, const sf_part *part, const uint16_t *idx, uint32_t n);
 /* Starts reading rows that the next list of this part may ask for; only streams of whole parts may

@@ -2,11 +2,15 @@
 #ifndef SF_KERNELS_H
 #define SF_KERNELS_H
 
+#include <float.h>
 #include <stdbool.h>
 #include <stdint.h>
 #include <string.h>
 
 #include "tier.h" /* of the folder of kernels that this program is built with */
+
+/* An x87 unit keeps more bits of a result than a float has. */
+_Static_assert(FLT_EVAL_METHOD == 0, "other bits: on 32-bit x86 compile with -msse2 -mfpmath=sse");
 
 #define SF_GROUP 32u     /* elements that share a scale */
 #define SF_SHIFT_SPAN 12 /* widest distance between group exponents of a vector */
@@ -73,7 +77,7 @@ static inline float sf_plain_sum_to_float(int64_t acc, int32_t s) {
 float sf_sum_to_float(int64_t acc, int32_t s);
 #else
 static inline float sf_sum_to_float(int64_t acc, int32_t s) {
-#ifdef __ARM_FEATURE_FMA
+#if defined(__ARM_FEATURE_FMA) && !defined(__aarch64__) /* one instruction converts there */
     /* 24 bits above and 24 below are exact, and a fused product rounds once. */
     const uint32_t high = (uint32_t)(acc >> 32);
     if (high + 0x8000u < 0x10000u) {
@@ -89,11 +93,16 @@ static inline float sf_sum_to_float(int64_t acc, int32_t s) {
 static inline float sf_row_sum_to_float(int64_t acc, int32_t s) {
     return sf_sum_to_float(acc, s - 24);
 }
-/* What a group of a column of s4 is multiplied by, |result| < 2^15: the activation a times the
- * scale in units of 2^(shift - 24), rounded; shift >= 1 is the matrix's. */
+/* What a group of a column of s4 is multiplied by, |result| < 2^15: the activation a, |a| < 2^20,
+ * times the scale in units of 2^(shift - 24), rounded. The scale is a mantissa times a power of
+ * two, so the product has 31 bits. shift >= 1 is the matrix's: its scales are below 2^(shift - 28).
+ */
 static inline int32_t sf_s4_factor(int32_t a, uint32_t half, uint32_t shift) {
-    const int64_t product = (int64_t)a * sf_half(half);
-    return (int32_t)((product + ((int64_t)1 << (shift - 1u))) >> shift);
+    const uint32_t e = (half >> 10) & 31u, m = half & 0x3FFu;
+    const int32_t d = (int32_t)(e ? m | 0x400u : m);
+    const uint32_t down = shift - (e ? e - 1u : 0u);
+    const int32_t product = a * ((half & 0x8000u) ? -d : d);
+    return down > 31u ? 0 : (product + (int32_t)(1u << (down - 1u))) >> down;
 }
 /* Its sums as floats; s is the activation's. */
 static inline float sf_s4_to_float(int32_t acc, uint32_t shift, int32_t s) {
@@ -151,7 +160,11 @@ typedef struct {
     void (*dot_q8)(const uint8_t *const *row, uint32_t n, const sf_bfp *x, float *out);
     void (*dot_r8)(const uint8_t *const *row, uint32_t n, const sf_bfp *x, float *out);
     void (*dot_s4)(const uint8_t *const *row, uint32_t n, const sf_bfp *x, float *out);
-    /* The same for proxy rows of 1 to 4 bits a weight. */
+    /* The same for two vectors of equal length, x[0] and x[1]: out[0][r] and out[1][r]. */
+    void (*dot2_q4)(const uint8_t *const *row, uint32_t n, const sf_bfp *x, float *const *out);
+    void (*dot2_q8)(const uint8_t *const *row, uint32_t n, const sf_bfp *x, float *const *out);
+    void (*dot2_s4)(const uint8_t *const *row, uint32_t n, const sf_bfp *x, float *const *out);
+    /* dot for proxy rows of 1 to 4 bits a weight. */
     void (*dot_proxy)(const uint8_t *const *row, uint32_t n, uint32_t bits, const sf_bfp *x,
                       float *out);
     /* out[r] = how many of the signs of row r (a bit set below zero) are those of sign [groups]
@@ -187,10 +200,14 @@ typedef struct {
 
     /* out = x / rms(x) * w; out may be x. */
     void (*rmsnorm)(const float *x, const float *w, uint32_t n, float eps, float *out);
+    /* out = (x - mean) / standard deviation * w + b; n < 2^16; out may be x. */
+    void (*layernorm)(const float *x, const float *w, const float *b, uint32_t n, float eps,
+                      float *out);
     float (*sigmoid)(float x);
     /* Elementwise x [n] -> out [n]; out may be x. */
     void (*silu)(const float *x, uint32_t n, float *out);
     void (*gelu_tanh)(const float *x, uint32_t n, float *out);
+    void (*gelu)(const float *x, uint32_t n, float *out);
     void (*relu)(const float *x, uint32_t n, float *out);
     /* a [n] times b; a [n] plus b. */
     void (*multiply)(float *a, const float *b, uint32_t n);
@@ -214,6 +231,9 @@ typedef struct {
     X(plain, dot_q8)                                                                               \
     X(plain, dot_r8)                                                                               \
     X(plain, dot_s4)                                                                               \
+    X(plain, dot2_q4)                                                                              \
+    X(plain, dot2_q8)                                                                              \
+    X(plain, dot2_s4)                                                                              \
     X(plain, dot_proxy)                                                                            \
     X(plain, dot_signs)                                                                            \
     X(plain, axpy_q4)                                                                              \
@@ -228,9 +248,11 @@ typedef struct {
     X(plain, row_r8)                                                                               \
     X(plain, row_s4)                                                                               \
     X(plain, rmsnorm)                                                                              \
+    X(plain, layernorm)                                                                            \
     X(plain, sigmoid)                                                                              \
     X(plain, silu)                                                                                 \
     X(plain, gelu_tanh)                                                                            \
+    X(plain, gelu)                                                                                 \
     X(plain, relu)                                                                                 \
     X(plain, multiply)                                                                             \
     X(plain, add)                                                                                  \
@@ -277,6 +299,9 @@ static inline void sf_choose_tier(void) {
 #define sf_dot_q8 sf_tier.dot_q8
 #define sf_dot_r8 sf_tier.dot_r8
 #define sf_dot_s4 sf_tier.dot_s4
+#define sf_dot2_q4 sf_tier.dot2_q4
+#define sf_dot2_q8 sf_tier.dot2_q8
+#define sf_dot2_s4 sf_tier.dot2_s4
 #define sf_dot_proxy sf_tier.dot_proxy
 #define sf_dot_signs sf_tier.dot_signs
 #define sf_axpy_q4 sf_tier.axpy_q4
@@ -291,9 +316,11 @@ static inline void sf_choose_tier(void) {
 #define sf_row_r8 sf_tier.row_r8
 #define sf_row_s4 sf_tier.row_s4
 #define sf_rmsnorm sf_tier.rmsnorm
+#define sf_layernorm sf_tier.layernorm
 #define sf_sigmoid sf_tier.sigmoid
 #define sf_silu sf_tier.silu
 #define sf_gelu_tanh sf_tier.gelu_tanh
+#define sf_gelu sf_tier.gelu
 #define sf_relu sf_tier.relu
 #define sf_multiply sf_tier.multiply
 #define sf_add sf_tier.add

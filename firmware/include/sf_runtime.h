@@ -57,9 +57,11 @@ typedef struct {
     uint64_t time_total;
     uint64_t time_wait;        /* of those, waiting for flash */
     uint64_t bytes_read;       /* read from flash, alignment and gaps included */
-    uint64_t bytes_early;      /* rows read because of a guess, before they were asked for */
+    uint64_t bytes_early;      /* rows read because of a prediction, before they were asked for */
     uint64_t bytes_early_used; /* of those, rows that were asked for */
     uint64_t bytes_missed;     /* rows that were asked for and not among them */
+    uint64_t drafted;          /* tokens that ran because the text so far suggested them */
+    uint64_t taken;            /* of those, tokens that were right; the others are not in tokens */
 } sf_counters;
 
 typedef struct {
@@ -68,6 +70,7 @@ typedef struct {
     const uint8_t *model_sha;   /* [32] SHA-256 stored in the image */
     const uint8_t *plan_digest; /* [32] SHA-256 of plan.json */
     uint32_t vocab, dim, ffn_dim, n_layers, n_heads, n_kv_heads, head_dim, kv_len;
+    uint32_t block;            /* most tokens that go through the layers together */
     uint32_t arena_bytes;      /* static SRAM of the model */
     uint32_t ticks_per_second; /* unit of the time counters, 0 when the port has no clock */
 } sf_info;
@@ -76,14 +79,37 @@ typedef struct {
  * its sections; call once. */
 int sf_init(void);
 const sf_info *sf_get_info(void);
+/* Starts a pool of n threads, the caller among them, at most those of the plan; 0: one for each
+ * core. Fewer where the system gives fewer, and none on a board without a system. Call it once,
+ * before the first token. Any number gives the same bits. */
+void sf_threads(uint32_t n);
 /* Forgets the KV cache. */
 void sf_reset(void);
-/* Runs one token at the next position. logits: compute the head too. */
+/* Runs tokens at the next positions, as many as the plan says together, so that weights are read
+ * once for all of them. To the bits of one after the other. logits: compute the head of the last.
+ * After an error the tokens of the blocks before it have run. */
+int sf_prefill(const uint32_t *token, uint32_t count, bool logits);
+/* The same for one token. */
 int sf_step(uint32_t token, bool logits);
+enum { SF_NEXT = 8 }; /* most tokens that sf_greedy() gives at once */
+/* Runs a token, and behind it in the same block drafts that the text so far suggests. next, of
+ * SF_NEXT, gets the 1 to most tokens that greedy decoding gives from here, with and without
+ * drafts the same; all but the last have run, and none follows one that ends an answer.
+ * sf_logits() then has no meaning. */
+int sf_greedy(uint32_t token, uint32_t most, uint32_t *next, uint32_t *count);
+/* Forgets the positions from this one on. */
+void sf_rewind(uint32_t to);
+/* What the cache holds of a position before the next: n bytes from `at` on. */
+int sf_state_read(uint32_t p, uint32_t at, uint32_t n, uint8_t *out);
+/* The same for the next position, which counts when it is kept as that of a token. */
+int sf_state_write(uint32_t at, uint32_t n, const uint8_t *in);
+int sf_state_keep(uint32_t token);
 /* Position the next sf_step() writes. */
 uint32_t sf_position(void);
-/* [vocab], valid after sf_step(t, true). */
+/* [vocab], of the last token that ran with logits. */
 const float *sf_logits(void);
+/* out = [tokens][vocab], of all tokens of a block that ran without logits; call it once. */
+int sf_block_logits(float *out);
 /* Replaces the compiled-in thresholds of a layer: t[SF_THRESHOLDS]. */
 int sf_set_thresholds(uint32_t layer, const float *t);
 const float *sf_get_thresholds(uint32_t layer);
@@ -103,6 +129,8 @@ typedef struct {
     float top_p;
     uint64_t seed;
 } sf_sampler;
+/* The least index of the largest logit. */
+uint32_t sf_largest(void);
 void sf_sampler_init(sf_sampler *s, float temperature, float top_p, uint64_t seed);
 uint32_t sf_sample(sf_sampler *s);
 bool sf_is_eos(uint32_t token);

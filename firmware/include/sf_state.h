@@ -2,22 +2,23 @@
 #ifndef SF_STATE_H
 #define SF_STATE_H
 
+#include "sf_crc32.h"
 #include "sf_flash.h"
 #include "sf_model.h"
 #include "sf_runtime.h"
 
-#define SF_RUNTIME_VERSION 5
+#define SF_RUNTIME_VERSION 7
 
 extern const char sf_model_name[];
 extern const uint8_t sf_model_sha[32];
 extern const uint8_t sf_plan_digest[32];
 extern float sf_threshold[SF_LAYERS][SF_THRESHOLDS];
+extern uint32_t sf_site_hash[SF_LAYERS][SF_SITES];
+extern float sf_site_values[SF_LONGEST];
 extern const uint32_t sf_eos[];
 extern const uint32_t sf_eos_count;
 extern const sf_part sf_parts[SF_PARTS];
 
-/* CRC-32 of bytes that follow those of crc (0: none). */
-uint32_t sf_crc32(uint32_t crc, const uint8_t *p, size_t n);
 /* SF_OK, SF_ERR_DAMAGED, or SF_ERR_FLASH when a read fails; before sf_flash_start(). */
 int sf_check_image(void);
 
@@ -31,9 +32,13 @@ void sf_count_used(uint32_t bytes, bool ffn);
 void sf_count_read(uint32_t bytes, uint32_t reads);
 /* Bytes of rows read before they were asked for, of those that were, and of those not among them.
  */
-void sf_count_early(uint32_t guessed, uint32_t used, uint32_t missed);
+void sf_count_early(uint32_t predicted, uint32_t used, uint32_t missed);
 void sf_count_wait(uint64_t time);
 void sf_count_time(uint64_t attn, uint64_t ffn, uint64_t head);
-void sf_count_token(uint64_t time);
+void sf_count_tokens(uint32_t n, uint64_t time);
+/* Of the tokens counted before, those that were drafts, and of these those that were right. */
+void sf_count_drafts(uint32_t drafted, uint32_t taken);
+/* Drafts that may follow a text of n tokens: out gets `most`, or none. */
+uint32_t sf_draft(const uint32_t *text, uint32_t n, uint32_t most, uint32_t *out);
 
 #endif

@@ -1,7 +1,7 @@
 #include "link.h"
 
 #include "cobs.h"
-#include "crc16.h"
+#include "sf_crc32.h"
 #include "sf_port.h"
 #include "sf_runtime.h"
 
@@ -10,7 +10,7 @@
 
 enum {
     HEAD = 2, /* seq, type */
-    CRC = 2,
+    CRC = SF_LINK_SUM,
     CONNECTION = 4,
     FRAME = HEAD + SF_LINK_MAX_PAYLOAD + CRC,
     WIRE = FRAME + FRAME / 254 + 3 /* stuffing and two zeros */
@@ -29,7 +29,7 @@ static struct {
     uint8_t last_seq;
     uint8_t last_type;
     size_t last_n;
-    uint16_t last_crc;
+    uint32_t last_crc;
     bool have_last;
     bool session;
     uint32_t connection; /* the host's number of it */
@@ -41,10 +41,11 @@ static struct {
     /* Generation */
     sf_sampler sampler;
     bool generating;
-    bool to_run;  /* token was sent and waits to be run */
-    bool to_send; /* token was sampled and waits for room */
+    bool to_run; /* token was sent and waits to be run */
     uint32_t token;
-    uint32_t left;
+    uint32_t left;          /* tokens to send */
+    uint32_t next[SF_NEXT]; /* tokens that wait to be sent; all but the last have run */
+    uint32_t next_n, next_at;
 } s;
 
 /* ---- little-endian ---- */
@@ -128,9 +129,10 @@ static void send_bare(uint8_t seq, uint8_t type) {
     for (uint32_t i = 0; i < CONNECTION && type != SF_LINK_NAK; i++) {
         frame[bytes++] = (uint8_t)(s.connection >> 8u * i & 0xffu);
     }
-    const uint16_t crc = sf_crc16(SF_CRC16_START, frame, bytes);
-    frame[bytes++] = (uint8_t)(crc & 0xffu);
-    frame[bytes++] = (uint8_t)(crc >> 8);
+    const uint32_t crc = sf_crc32(0, frame, bytes);
+    for (uint32_t i = 0; i < CRC; i++) {
+        frame[bytes++] = (uint8_t)(crc >> 8u * i & 0xffu);
+    }
     size_t n = sf_cobs_encode(frame, bytes, wire);
     wire[n++] = 0;
     wire[n++] = 0;
@@ -144,8 +146,7 @@ static bool silent_for(uint32_t fraction) {
 }
 
 static void send_reply(void) {
-    const uint16_t crc = sf_crc16(SF_CRC16_START, s.reply, s.reply_n);
-    put16(crc);
+    put32(sf_crc32(0, s.reply, s.reply_n));
     s.wire_n = sf_cobs_encode(s.reply, s.reply_n, s.wire);
     s.wire[s.wire_n++] = 0;
     s.wire[s.wire_n++] = 0;
@@ -158,16 +159,22 @@ static size_t room(void) {
 
 /* ---- commands: each answers SF_OK or the code of an error reply ---- */
 
-static int step(uint32_t token, bool logits) {
-    const int code = sf_step(token, logits);
-    s.have_logits = code == SF_OK && logits;
+static int step(uint32_t token) {
+    const int code = sf_step(token, true);
+    s.have_logits = code == SF_OK;
     return code;
+}
+
+/* Where the host is: tokens that it has not heard of are not run, but for the next. */
+static uint32_t position(void) {
+    const uint32_t unsent = s.next_n - s.next_at;
+    return sf_position() - (unsent > 1u ? unsent - 1u : 0u);
 }
 
 static void end_generation(void) {
     s.generating = false;
     s.to_run = false;
-    s.to_send = false;
+    s.next_n = s.next_at = 0;
 }
 
 static int hello(const uint8_t *p) {
@@ -205,12 +212,20 @@ static int prefill(uint8_t seq, const uint8_t *p, size_t n) {
         return SF_LINK_ERR_POSITION;
     }
     end_generation();
-    for (size_t at = 5; at < n; at += 4) {
-        const int code = step(get32(p + at), p[4] != 0 && at + 4 == n);
+    static uint32_t token[SF_LINK_MAX_PAYLOAD / 4];
+    const uint32_t count = (uint32_t)(n - 5u) / 4u, block = sf_get_info()->block;
+    for (uint32_t i = 0; i < count; i++) {
+        token[i] = get32(p + 5 + 4u * i);
+    }
+    for (uint32_t at = 0, some; at < count; at += some) {
+        some = count - at < block ? count - at : block;
+        const bool logits = p[4] != 0 && at + some == count;
+        const int code = sf_prefill(token + at, some, logits);
+        s.have_logits = code == SF_OK && logits;
         if (code != SF_OK) {
             return code;
         }
-        if (at + 4 < n && silent_for(4)) {
+        if (at + some < count && silent_for(4)) {
             send_bare(seq, SF_LINK_BUSY);
         }
     }
@@ -223,17 +238,11 @@ static int one_step(const uint8_t *p) {
         return SF_LINK_ERR_POSITION;
     }
     end_generation();
-    const int code = step(get32(p + 4), true);
+    const int code = step(get32(p + 4));
     if (code != SF_OK) {
         return code;
     }
-    const float *logits = sf_logits();
-    const uint32_t vocab = sf_get_info()->vocab;
-    uint32_t best = 0;
-    for (uint32_t i = 1; i < vocab; i++) {
-        best = logits[i] > logits[best] ? i : best;
-    }
-    put32(best);
+    put32(sf_largest());
     put32(sf_position());
     return SF_OK;
 }
@@ -291,6 +300,8 @@ static int counters(const uint8_t *p) {
     put64(c->bytes_early);
     put64(c->bytes_early_used);
     put64(c->bytes_missed);
+    put64(c->drafted);
+    put64(c->taken);
     if (p[0] != 0) {
         sf_counters_clear();
     }
@@ -324,6 +335,23 @@ static int generate(const uint8_t *p) {
     return SF_OK;
 }
 
+/* Runs the token that was sent, and asks for those that follow it. */
+static int run_sent(void) {
+    const bool greedy = s.to_run && !(s.sampler.temperature > 0.0f);
+    int code = SF_OK;
+    s.next_n = s.next_at = 0;
+    if (greedy) {
+        s.have_logits = false;
+        code = sf_greedy(s.token, s.left < SF_NEXT ? s.left : SF_NEXT, s.next, &s.next_n);
+    } else if (s.to_run) {
+        code = step(s.token);
+    }
+    if (!greedy && code == SF_OK) { /* the logits are there, at first those of the prompt */
+        s.next[s.next_n++] = sf_sample(&s.sampler);
+    }
+    return code;
+}
+
 /* Tokens until the credit is used, the reply is full, or one is there and time passed.
  * The last token of a generation is sent but not run. */
 static int stream(const uint8_t *p) {
@@ -337,27 +365,22 @@ static int stream(const uint8_t *p) {
     s.reply_n += 7; /* done u8, count u16, position u32: known at the end */
     s.spoke = sf_port_ticks();
     while (done == SF_LINK_RUNNING && count < credit && (count == 0 || !silent_for(20))) {
-        if (!s.to_send) {
-            if (s.left == 0) {
-                done = SF_LINK_DONE_COUNT;
+        if (s.left == 0) {
+            done = SF_LINK_DONE_COUNT;
+            break;
+        }
+        if (s.next_at == s.next_n) {
+            const int code = run_sent();
+            if (code == SF_ERR_CONTEXT) {
+                done = SF_LINK_DONE_CONTEXT;
                 break;
             }
-            if (s.to_run) {
-                s.to_run = false;
-                const int code = step(s.token, true);
-                if (code == SF_ERR_CONTEXT) {
-                    done = SF_LINK_DONE_CONTEXT;
-                    break;
-                }
-                if (code != SF_OK) {
-                    end_generation();
-                    return code;
-                }
+            if (code != SF_OK) {
+                end_generation();
+                return code;
             }
-            s.token = sf_sample(&s.sampler);
-            s.left--;
-            s.to_send = true;
         }
+        s.token = s.next[s.next_at];
         uint32_t n = 0;
         const uint8_t *text = sf_token_text(s.token, &n);
         const size_t space = room();
@@ -373,8 +396,9 @@ static int stream(const uint8_t *p) {
             put_bytes(text, n);
         }
         count++;
-        s.to_send = false;
-        s.to_run = true;
+        s.left--;
+        s.next_at++;
+        s.to_run = s.next_at == s.next_n;
         if (sf_is_eos(s.token)) {
             done = SF_LINK_DONE_EOS;
         } else if (s.left == 0) {
@@ -388,8 +412,47 @@ static int stream(const uint8_t *p) {
     s.reply_n = head;
     put8(done);
     put16(count);
-    put32(sf_position());
+    put32(position());
     s.reply_n = end;
+    return SF_OK;
+}
+
+static int read_state(const uint8_t *p) {
+    const uint32_t n = get16(p + 8);
+    if (n > room()) {
+        return SF_ERR_ARG;
+    }
+    const int code = sf_state_read(get32(p), get32(p + 4), n, s.reply + s.reply_n);
+    s.reply_n += code == SF_OK ? n : 0u;
+    return code;
+}
+
+static int write_state(const uint8_t *p, size_t n) {
+    if (n < 8) {
+        return SF_LINK_ERR_LENGTH;
+    }
+    if (get32(p) != sf_position()) {
+        return SF_LINK_ERR_POSITION;
+    }
+    return sf_state_write(get32(p + 4), (uint32_t)n - 8u, p + 8);
+}
+
+static int keep_state(const uint8_t *p) {
+    if (get32(p) != sf_position()) {
+        return SF_LINK_ERR_POSITION;
+    }
+    end_generation();
+    s.have_logits = false;
+    return sf_state_keep(get32(p + 4));
+}
+
+static int rewind_to(const uint8_t *p) {
+    if (get32(p) > sf_position()) {
+        return SF_LINK_ERR_POSITION;
+    }
+    end_generation();
+    s.have_logits = false;
+    sf_rewind(get32(p));
     return SF_OK;
 }
 
@@ -407,6 +470,9 @@ static int payload_bytes(uint8_t type) {
     case SF_LINK_SET_THRESHOLDS: return 4 + 4 * SF_THRESHOLDS;
     case SF_LINK_GENERATE: return 24;
     case SF_LINK_STREAM: return 2;
+    case SF_LINK_READ_STATE: return 10;
+    case SF_LINK_KEEP_STATE: return 8;
+    case SF_LINK_REWIND: return 4;
     case SF_LINK_RESET:
     case SF_LINK_QUIT: return 0;
     default: return -1;
@@ -417,6 +483,10 @@ static int execute(uint8_t seq, uint8_t type, const uint8_t *p, size_t n) {
     const int bytes = payload_bytes(type);
     if (bytes >= 0 && n != (size_t)bytes) {
         return SF_LINK_ERR_LENGTH;
+    }
+    if (type != SF_LINK_STREAM && position() < sf_position()) {
+        sf_rewind(position());
+        s.next_n = s.next_at + 1u;
     }
     if (type == SF_LINK_HELLO) {
         return hello(p);
@@ -448,6 +518,10 @@ static int execute(uint8_t seq, uint8_t type, const uint8_t *p, size_t n) {
     case SF_LINK_SET_THRESHOLDS: return set_thresholds(p);
     case SF_LINK_GENERATE: return generate(p);
     case SF_LINK_STREAM: return stream(p);
+    case SF_LINK_READ_STATE: return read_state(p);
+    case SF_LINK_WRITE_STATE: return write_state(p, n);
+    case SF_LINK_KEEP_STATE: return keep_state(p);
+    case SF_LINK_REWIND: return rewind_to(p);
     default: return SF_LINK_ERR_TYPE;
     }
 }
@@ -456,13 +530,13 @@ static int execute(uint8_t seq, uint8_t type, const uint8_t *p, size_t n) {
 static void serve(void) {
     const size_t n = s.in_lost ? SF_COBS_BAD : sf_cobs_decode(s.in, s.in_n, s.in);
     if (n == SF_COBS_BAD || n < HEAD + CRC || n > FRAME ||
-        get16(s.in + n - CRC) != sf_crc16(SF_CRC16_START, s.in, n - CRC)) {
+        get32(s.in + n - CRC) != sf_crc32(0, s.in, n - CRC)) {
         send_bare(0, SF_LINK_NAK);
         return;
     }
     const uint8_t seq = s.in[0];
     const uint8_t type = s.in[1];
-    const uint16_t crc = (uint16_t)get16(s.in + n - CRC);
+    const uint32_t crc = get32(s.in + n - CRC);
     /* A HELLO runs every time: it starts a session whatever came before. */
     if (s.have_last && type != SF_LINK_HELLO && seq == s.last_seq && type == s.last_type &&
         n == s.last_n && crc == s.last_crc) {
@@ -493,7 +567,7 @@ static void serve(void) {
         put32(connection);
         put8(type);
         put32((uint32_t)code);
-        put32(sf_position());
+        put32(position());
     }
     s.have_last = true;
     s.last_seq = seq;

@@ -1,6 +1,6 @@
 /* The serial link: the device answers requests, one at a time.
  *
- * On the line:  COBS( seq u8 | type u8 | payload | crc16 u16 )  0x00
+ * On the line:  COBS( seq u8 | type u8 | payload | crc32 u32 )  0x00
  * Numbers are little-endian. A reply carries the request's seq and its type | SF_LINK_REPLY.
  * Payloads begin with the number of the connection, u32, which the host chose in its last HELLO;
  * those of HELLO, of its reply and of NAK do not. A second zero ends the frame if the first is
@@ -11,7 +11,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-enum { SF_LINK_VERSION = 4, SF_LINK_MAX_PAYLOAD = 1024, SF_LINK_REPLY = 0x80 };
+enum { SF_LINK_VERSION = 6, SF_LINK_MAX_PAYLOAD = 1024, SF_LINK_SUM = 4, SF_LINK_REPLY = 0x80 };
 
 enum sf_link_type {
     SF_LINK_HELLO = 0x01,
@@ -28,6 +28,10 @@ enum sf_link_type {
     SF_LINK_GENERATE = 0x0c,
     SF_LINK_STREAM = 0x0d,
     SF_LINK_QUIT = 0x0e,
+    SF_LINK_READ_STATE = 0x0f,  /* position u32, offset u32, count u16: the cache's bytes */
+    SF_LINK_WRITE_STATE = 0x10, /* position u32, which is the next, offset u32, bytes */
+    SF_LINK_KEEP_STATE = 0x11,  /* position u32, token u32: what was written is that token's */
+    SF_LINK_REWIND = 0x12,      /* position u32: forgets those from it on */
     /* Only from the device: */
     SF_LINK_BUSY = 0xf0,  /* still at work on the request; the reply follows */
     SF_LINK_ERROR = 0xf1, /* type u8, code i32, position u32 */

@@ -36,12 +36,18 @@ static uint64_t sum_from(const float *logits, float best, float scale, uint32_t 
     return sum;
 }
 
-uint32_t sf_sample(sf_sampler *s) {
+uint32_t sf_largest(void) {
     const float *logits = sf_logits();
     uint32_t best = 0;
     for (uint32_t i = 1; i < SF_VOCAB; i++) {
         best = logits[i] > logits[best] ? i : best;
     }
+    return best;
+}
+
+uint32_t sf_sample(sf_sampler *s) {
+    const float *logits = sf_logits();
+    const uint32_t best = sf_largest();
     if (!(s->temperature > 0.0f)) {
         return best;
     }

@@ -7,9 +7,7 @@
 
 static sf_counters counters;
 static bool tracing;
-static uint32_t hash[SF_LAYERS][SF_SITES];
 static uint32_t tap_layer = UINT32_MAX, tap_site, tap_count;
-static float tap[SF_LONGEST];
 
 void sf_observe(uint32_t layer, uint32_t site, const float *v, uint32_t n) {
     if (tracing) {
@@ -17,10 +15,10 @@ void sf_observe(uint32_t layer, uint32_t site, const float *v, uint32_t n) {
         for (uint32_t i = 0; i < n; i++) {
             h = h * 0x01000193u + sf_bits(v[i]);
         }
-        hash[layer][site] = h;
+        sf_site_hash[layer][site] = h;
     }
     if (layer == tap_layer && site == tap_site) {
-        memcpy(tap, v, n * sizeof *v);
+        memcpy(sf_site_values, v, n * sizeof *v);
         tap_count = n;
     }
 }
@@ -30,7 +28,7 @@ void sf_trace_enable(bool on) {
 }
 
 uint32_t sf_trace_hash(uint32_t layer, uint32_t site) {
-    return layer < SF_LAYERS && site < SF_SITES ? hash[layer][site] : 0u;
+    return layer < SF_LAYERS && site < SF_SITES ? sf_site_hash[layer][site] : 0u;
 }
 
 int sf_tap_set(uint32_t layer, uint32_t site) {
@@ -45,7 +43,7 @@ int sf_tap_set(uint32_t layer, uint32_t site) {
 
 const float *sf_tap_values(uint32_t *n) {
     *n = tap_count;
-    return tap;
+    return sf_site_values;
 }
 
 int sf_set_thresholds(uint32_t layer, const float *t) {
@@ -57,16 +55,20 @@ int sf_set_thresholds(uint32_t layer, const float *t) {
             return SF_ERR_ARG;
         }
     }
-    /* What the image has columns or a predictor for. */
-    uint32_t stored = 0;
+    /* What the model has, and the image columns or a predictor for. */
+    uint32_t stored = 1u << SF_T_H | 1u << SF_T_DOWN;
+#if SF_GATED
+    stored |= 1u << SF_T_GATE | 1u << SF_T_ACT | 1u << SF_T_UP;
+#endif
 #if SF_PREDICTS
-    stored = (sf_parts[layer * SF_LAYER_PARTS + SF_PART_PREDICTOR_GATE].rows != 0u)
-             << SF_T_PREDICTOR;
+    stored |= (uint32_t)(sf_parts[layer * SF_LAYER_PARTS + SF_PART_PREDICTOR].rows != 0u)
+              << SF_T_PREDICTOR;
 #endif
     for (uint32_t i = 0; i < SF_LAYER_PARTS; i++) {
-        stored |= 1u << sf_parts[layer * SF_LAYER_PARTS + i].input;
+        const uint32_t input = sf_parts[layer * SF_LAYER_PARTS + i].input;
+        stored |= input != 0u ? 1u << input : 0u;
     }
-    for (uint32_t i = SF_T_PREDICTOR; i < SF_THRESHOLDS; i++) {
+    for (uint32_t i = 0; i < SF_THRESHOLDS; i++) {
         if (t[i] > 0.0f && (stored >> i & 1u) == 0u) {
             return SF_ERR_ARG;
         }
@@ -101,8 +103,8 @@ void sf_count_read(uint32_t bytes, uint32_t reads) {
     counters.reads += reads;
 }
 
-void sf_count_early(uint32_t guessed, uint32_t used, uint32_t missed) {
-    counters.bytes_early += guessed;
+void sf_count_early(uint32_t predicted, uint32_t used, uint32_t missed) {
+    counters.bytes_early += predicted;
     counters.bytes_early_used += used;
     counters.bytes_missed += missed;
 }
@@ -117,9 +119,15 @@ void sf_count_time(uint64_t attn, uint64_t ffn, uint64_t head) {
     counters.time_head += head;
 }
 
-void sf_count_token(uint64_t time) {
+void sf_count_tokens(uint32_t n, uint64_t time) {
     counters.time_total += time;
-    counters.tokens++;
+    counters.tokens += n;
+}
+
+void sf_count_drafts(uint32_t drafted, uint32_t taken) {
+    counters.drafted += drafted;
+    counters.taken += taken;
+    counters.tokens -= drafted - taken;
 }
 
 int sf_init(void) {
@@ -153,6 +161,7 @@ const sf_info *sf_get_info(void) {
         .n_kv_heads = SF_KV_HEADS,
         .head_dim = SF_HEAD_DIM,
         .kv_len = SF_KV_LEN,
+        .block = SF_BLOCK,
         .arena_bytes = SF_ARENA_BYTES,
         .ticks_per_second = sf_port_ticks_per_second(),
     };

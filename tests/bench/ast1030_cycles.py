@@ -2,7 +2,7 @@
 
     .venv/bin/python tests/bench/ast1030_cycles.py --model random-8m [--rates 0.125,0.25,0.5]
         [--tokens 4] [--kv-len N] [--ram BYTES] [--method h --sparsity 50] [--ring N]
-        [--speculate svd-64]
+        [--speculate svd-64] [--alone [--draft N]]
         [--trace trace.json]
 
 The firmware is that of the board with marks in front of the reads (host_tools/emulators/ast1030).
@@ -10,6 +10,7 @@ The plugin m4_cycles.c counts the core's cycles; dma_model.py adds the flash at 
 rate, in bytes a core cycle. Neither is a measurement of a chip. "ahead" is the firmware as it is;
 "waited" starts each of its reads only when it is waited for. The ratio is total to the larger of
 compute and flash, the gain is waited to ahead. --ring is the number of ring buffers of 4 KB;
+--alone lets the device generate by itself, a prompt of --ids in blocks and then with drafts;
 --trace writes the timeline at the last rate for chrome://tracing.
 """
 
@@ -21,6 +22,7 @@ import sys
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "host_tools"))
 
@@ -52,6 +54,22 @@ def row(rate: float, how: str, line: Timeline, against: float | None) -> str:
     return f"{rate:11g} {how:>6} {numbers} {s.total / best:6.3f} {gain:>6}"
 
 
+def alone(plan: dict[str, Any], line: Timeline, counters: dict[str, int], prompt: int) -> None:
+    """Cycles of the prompt, and a token behind it, at the rate of the board file."""
+    blocks = -(-prompt // plan["block"])
+    first, rest = line.tokens[:blocks], line.tokens[blocks:]
+    n = counters["tokens"] - prompt
+    print(
+        f"prompt of {prompt} tokens: {sum(t.total for t in first):,.0f} cycles, "
+        f"{sum(t.bytes for t in first):,} bytes in {blocks} blocks"
+    )
+    print(
+        f"then a token: {sum(t.total for t in rest) / n:,.0f} cycles, "
+        f"{sum(t.bytes for t in rest) / n:,.0f} bytes; {n} tokens in {len(rest)} blocks, "
+        f"{counters['taken']} of {counters['drafted']} drafted tokens taken"
+    )
+
+
 def run(a: argparse.Namespace) -> None:
     board: Board = load_board("ast1030-evb")
     if a.ring:
@@ -64,7 +82,9 @@ def run(a: argparse.Namespace) -> None:
     setting = pipeline.setting_for(model, recipe, method, a.sparsity, a.speculate)
     limits, use = setting.thresholds, use_of(setting.levels)
     image = pipeline.pack_model(model, recipe, "split", settings=[setting])
-    plan = make_plan(image, board, limits, a.kv_len, method, a.sparsity, a.ram, 0, a.speculate, use)
+    plan = make_plan(
+        image, board, limits, a.kv_len, method, a.sparsity, a.ram, 0, a.speculate, use, a.draft
+    )
     folder = root() / "build" / "ast1030-cycles" / a.model
     generate(plan, folder / "gen", board)
     elf = build_firmware(board, folder / "gen", folder / "firmware")
@@ -73,8 +93,11 @@ def run(a: argparse.Namespace) -> None:
 
     plugin = cycles.build_plugin(folder)
     events, counters, _ = cycles.run_tokens(
-        board, folder / "flashed", plugin, image.sha256, plan_digest(plan), a.ids, a.tokens
+        board, folder / "flashed", plugin, image.sha256, plan_digest(plan), a.ids, a.tokens, a.alone
     )
+    if a.alone:
+        alone(plan, simulate(events, FlashTiming.of(board)), counters, len(a.ids))
+        return
     what = f"{method} {a.sparsity:g} %" if a.sparsity else method
     what += f", {a.speculate} reads early" if a.speculate else ""
     print(f"{a.model}, {what}, {a.tokens} tokens; cycles a token after the first")
@@ -109,6 +132,8 @@ def main() -> None:
     p.add_argument("--sparsity", type=float, default=0.0)
     p.add_argument("--ring", type=int)
     p.add_argument("--speculate", default="")
+    p.add_argument("--alone", action="store_true")
+    p.add_argument("--draft", type=int)
     p.add_argument("--trace", type=Path)
     a = p.parse_args()
     a.rates = [float(r) for r in a.rates.split(",")]

@@ -54,7 +54,7 @@ def main() -> None:
     turns = np.array_split(ids, max(1, len(ids) // args.block))
     for warm in (ids[:1], ids[1:2]):
         runner.hidden(torch.from_numpy(warm))
-        calibrate(model, warm, texts=texts, progress=False, runner=runner)
+        calibrate(model, warm, texts=texts, runner=runner)
     reset_peak()
     before = peak_rss()
     seconds = {"dense": 0.0, "calibrate": 0.0}
@@ -67,7 +67,7 @@ def main() -> None:
         seconds["dense"] += time.perf_counter() - start
         cpu["dense"] += time.process_time() - used
         start, used = time.perf_counter(), time.process_time()
-        calibrate(model, turn, texts=texts, progress=False, runner=runner)
+        calibrate(model, turn, texts=texts, runner=runner)
         seconds["calibrate"] += time.perf_counter() - start
         cpu["calibrate"] += time.process_time() - used
     print(

@@ -4,7 +4,8 @@
 
 Both decode SmolLM2-135M from the same Q4_1 weights on one thread, each alone in a fresh cgroup with
 the page cache dropped; the runs alternate and medians are printed with their ratio. The peer is
-built from llama-cpp-python's PyPI source distribution. Needs root, a writable memory cgroup and no
+built from llama-cpp-python's PyPI source distribution. Ours answers a question token by token and
+again with drafts, and both must say the same. Needs root, a writable memory cgroup and no
 swap; says so and stops where one is missing.
 """
 
@@ -19,9 +20,11 @@ import shutil
 import statistics
 import subprocess
 import sys
-import tarfile
 import time
 from pathlib import Path
+from typing import Any
+
+from peers import build_peer
 
 from sparseflash.base.errors import TooSmallError
 from sparseflash.base.files import root, write_json
@@ -29,14 +32,17 @@ from sparseflash.device.host_board import start_host_device
 from sparseflash.device.link.client import Device
 from sparseflash.image.screen import head_rows
 from sparseflash.model import recipes
+from sparseflash.pipeline import device as on_device
 from sparseflash.pipeline import stages as pipeline
 from sparseflash.pipeline.places import Places
 from sparseflash.plan.boards import load_board
 from sparseflash.plan.kept import plan_digest
 
-PEER = "llama-cpp-python==0.3.36"
 TOKENS = 32
-PROMPT = 8
+QUESTION = (
+    "Fix the spelling of this text: The litle dog runs fast in the gren park and the litle dog "
+    "plays with a bal in the gren park every day."
+)
 V1, V2 = Path("/sys/fs/cgroup/memory"), Path("/sys/fs/cgroup")
 
 
@@ -88,32 +94,6 @@ def drop_caches() -> None:
     Path("/proc/sys/vm/drop_caches").write_text("3")
 
 
-def build_peer() -> Path:
-    """llama-bench of the pinned source distribution, under .cache/peer."""
-    folder = root() / ".cache" / "peer"
-    program = folder / "build" / "bin" / "llama-bench"
-    if program.exists():
-        return program
-    folder.mkdir(parents=True, exist_ok=True)
-    venv = folder / "venv"
-    subprocess.run([sys.executable, "-m", "venv", str(venv)], check=True)
-    pip = [str(venv / "bin" / "pip"), "--disable-pip-version-check", "-q"]
-    subprocess.run([*pip, "install", "cmake==4.1.2", "scikit-build-core==0.11.6"], check=True)
-    download = [*pip, "download", "--no-deps", "--no-binary", "llama-cpp-python", PEER]
-    subprocess.run([*download, "--no-build-isolation", "-d", str(folder)], check=True)
-    with tarfile.open(next(folder.glob("llama_cpp_python-*.tar.gz"))) as t:
-        t.extractall(folder, filter="data")
-    source = next(folder.glob("llama_cpp_python-*/vendor/llama.cpp"))
-    cmake = str(venv / "bin" / "cmake")
-    options = "LLAMA_CURL=OFF LLAMA_OPENSSL=OFF LLAMA_BUILD_TESTS=OFF LLAMA_BUILD_SERVER=OFF"
-    flags = [f"-D{o}" for o in f"{options} GGML_OPENMP=OFF BUILD_SHARED_LIBS=OFF".split()]
-    configure = [cmake, "-S", str(source), "-B", str(folder / "build"), *flags]
-    subprocess.run([*configure, "-DCMAKE_BUILD_TYPE=Release"], check=True, capture_output=True)
-    build = [cmake, "--build", str(folder / "build"), "-j2", "--target", "llama-bench"]
-    subprocess.run(build, check=True, capture_output=True)
-    return program
-
-
 def run_peer(program: Path, model: Path, cap: int, tokens: int) -> dict[str, float]:
     drop_caches()
     group = Cgroup(cap)
@@ -154,7 +134,31 @@ def disk_bandwidth(path: Path) -> float:
     return blocks * block / (time.perf_counter() - start)
 
 
-def run_ours(place: Path, digest: bytes, cap: int, sha: bytes) -> dict[str, float]:
+def answer(device: Device, prompt: list[int]) -> tuple[list[int], float]:
+    """Tokens of a greedy answer with drafts, and its seconds less those of the prompt."""
+    device.reset()
+    device.prefill(prompt, logits=True)
+    device.counters(clear=True)
+    start = time.perf_counter()
+    tokens = [token for token, _ in device.generate([], TOKENS)]
+    return tokens, time.perf_counter() - start
+
+
+def one_by_one(device: Device, prompt: list[int]) -> tuple[list[int], float]:
+    """The same, a step for each token."""
+    device.reset()
+    device.prefill(prompt[:-1])
+    token = device.step(prompt[-1])
+    device.counters(clear=True)
+    start, tokens = time.perf_counter(), [token]
+    for _ in range(TOKENS - 1):
+        tokens.append(device.step(tokens[-1]))
+    return tokens, time.perf_counter() - start
+
+
+def run_ours(
+    place: Path, digest: bytes, cap: int, sha: bytes, prompt: list[int], drafts: bool
+) -> dict[str, Any]:
     drop_caches()
     group = Cgroup(cap)
     wrapper = place / "capped"
@@ -165,24 +169,18 @@ def run_ours(place: Path, digest: bytes, cap: int, sha: bytes) -> dict[str, floa
         start_host_device(wrapper, place / "model.sfm", "tcp") as process,
         Device.open(process.url, sha, digest, timeout=60) as device,
     ):
-        token = 1
-        for _ in range(PROMPT):
-            token = device.step(token)
-        device.counters(clear=True)
-        start = time.perf_counter()
-        for _ in range(TOKENS):
-            token = device.step(token)
-        wall = time.perf_counter() - start
+        tokens, wall = (answer if drafts else one_by_one)(device, prompt)
         c = device.counters()
     peak = group.close()
     seconds = c["time_total"] / 1e9
     return {
-        "rate": TOKENS / wall,
-        "own_rate": TOKENS / seconds,
+        "tokens": tokens,
+        "rate": len(tokens) / wall,
         "peak": peak,
         "wait": c["time_wait"] / c["time_total"],
-        "read": c["bytes_read"] / TOKENS,
-        "seconds": seconds / TOKENS,
+        "read": c["bytes_read"] / len(tokens),
+        "seconds": seconds / len(tokens),
+        "taken": c["taken"],
     }
 
 
@@ -195,12 +193,15 @@ def main() -> None:
     arguments.add_argument("--peer-tokens", type=int, default=TOKENS, help="it may take minutes")
     arguments.add_argument("--method", default="dense")
     arguments.add_argument("--sparsity", type=float, default=0.0)
+    arguments.add_argument("--question", default=QUESTION)
     a = arguments.parse_args()
     check_machine()
-    peer = a.peer or build_peer()
+    peer = a.peer or build_peer() / "llama-bench"
     recipe = recipes.load_recipe("smollm2-135m")
     board = load_board("host-flash")
     model = pipeline.open_model(recipe)
+    assert model.tokenizer is not None
+    prompt = model.tokenizer.chat([{"role": "user", "content": a.question}])
     setting = pipeline.setting_for(model, recipe, a.method, a.sparsity)
     exact = pipeline.pack_model(model, recipe, "split", settings=[setting])
     screened = pipeline.pack_model(model, recipe, "split", settings=[setting], screened=True)
@@ -217,19 +218,22 @@ def main() -> None:
         except TooSmallError as e:
             print(f"{cap_mb:g} MB, head {head}: {e}")
             continue
-        pipeline.build_board(board, recipe.name, show=False)
-        pipeline.flash_board(board, recipe.name)
+        on_device.build_board(board, recipe.name)
+        on_device.flash_board(board, recipe.name)
         place = Places(recipe.name, board.id).flashed
-        ours, theirs, disk = [], [], []
+        ours, drafted, theirs, disk = [], [], [], []
         for _ in range(a.repetitions):
-            ours.append(run_ours(place, plan_digest(plan), cap, image.sha256))
+            for runs, drafts in ((ours, False), (drafted, True)):
+                runs.append(run_ours(place, plan_digest(plan), cap, image.sha256, prompt, drafts))
             theirs.append(run_peer(peer, source, cap, a.peer_tokens))
             drop_caches()
             disk.append(disk_bandwidth(place / "model.sfm"))
 
-        def median(rows: list[dict[str, float]], key: str) -> float:
+        def median(rows: list[dict[str, Any]], key: str) -> float:
             return statistics.median(r[key] for r in rows)
 
+        said = [r["tokens"] for r in ours + drafted]
+        assert all(t == said[0][: len(t)] for t in said), "drafts changed the tokens"
         bandwidth = statistics.median(disk)
         read, seconds, wait = (median(ours, k) for k in ("read", "seconds", "wait"))
         row = {
@@ -240,8 +244,12 @@ def main() -> None:
             "sparsity": a.sparsity,
             "peer_tokens": a.peer_tokens,
             "tokens_per_second": median(ours, "rate"),
+            "with_drafts": median(drafted, "rate"),
+            "drafts_taken": median(drafted, "taken"),
+            "bytes_read_with_drafts": median(drafted, "read"),
             "peer_tokens_per_second": median(theirs, "rate"),
             "ratio": median(ours, "rate") / median(theirs, "rate"),
+            "ratio_with_drafts": median(drafted, "rate") / median(theirs, "rate"),
             "peak": max(r["peak"] for r in ours),
             "peer_peak": max(r["peak"] for r in theirs),
             "bytes_read_per_token": read,

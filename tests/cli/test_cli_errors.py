@@ -26,6 +26,7 @@ from sparseflash import cli
 from sparseflash.base.errors import Exit
 from sparseflash.base.files import root, write_bytes
 from sparseflash.base.sizes import parse_size
+from sparseflash.cli import console
 from sparseflash.device.host_board import start_host_device
 from sparseflash.pipeline.places import Places
 
@@ -83,6 +84,7 @@ def base(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     write_llama2c(folder / "small.bin", random_model())
     add_recipe(folder, folder / "small.bin")
     monkeypatch.setenv("SPARSEFLASH_ROOT", str(folder))
+    monkeypatch.setattr(console, "EVERY", 1e6)
     return folder
 
 
@@ -102,7 +104,8 @@ def flashed_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def flashed(base: Path, flashed_once: Path) -> Path:
-    shutil.copytree(flashed_once, base / "build")
+    kernels = shutil.ignore_patterns("kernels")
+    shutil.copytree(flashed_once, base / "build", ignore=kernels, dirs_exist_ok=True)
     return base
 
 
@@ -121,7 +124,8 @@ def refuse(base: Path, capfd: pytest.CaptureFixture[str]) -> Refuse:
         assert not [p for p in after if p.endswith(".part")]
         changed = {p for p in after if before.get(p) != after[p]}
         # An earlier stage may have given its whole result.
-        whole = {f"build/models/{NAME}/model.sfm", f"build/host/{NAME}/firmware"}
+        whole = {f"build/models/{NAME}/{name}" for name in ("model.sfm", "known.json")}
+        whole |= {f"build/host/{NAME}/{name}" for name in ("firmware", "validate.json")}
         assert not {p for p in changed - whole if not p.startswith("build/kernels/")}
         return said.removeprefix("error: ")
 
@@ -247,9 +251,11 @@ def test_image_truncated_anywhere(flashed: Path) -> None:
 def test_image_of_another_plan(flashed: Path, refuse: Refuse) -> None:
     write_llama2c(flashed / "small.bin", random_model(seed=2))
     add_recipe(flashed, flashed / "small.bin")
-    plan = Places(NAME).plan.read_bytes()
+    old = Places(NAME).target / "old"
+    shutil.copytree(Places(NAME).generated, old)
     assert command(*generate()) == 0
-    write_bytes(Places(NAME).plan, plan)
+    shutil.rmtree(Places(NAME).generated)
+    old.rename(Places(NAME).generated)
     assert "was made for another image" in refuse(Exit.MISMATCH, "flash", "--model", NAME)
     assert command(*generate()) == 0
     shutil.copy(Places(NAME).image, Places(NAME).flashed / "model.sfm")
@@ -347,7 +353,8 @@ def test_difference_is_a_failure(flashed: Path, refuse: Refuse) -> None:
     path = Places(NAME).flashed / "plan.json"
     plan = json.loads(path.read_text())
     plan["thresholds"][1][3] = 0.5
-    path.write_text(json.dumps(plan))
+    for place in (path, Places(NAME).plan):
+        place.write_text(json.dumps(plan))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("sparseflash.device.session.plan_digest", lambda _: None)
         said = refuse(Exit.FAILED, "validate", "--model", NAME)
@@ -366,6 +373,45 @@ def test_board_too_small(small: dict[str, int], word: str, base: Path, refuse: R
     said = refuse(Exit.TOO_SMALL, *generate("--board", "tiny"))
     assert said.startswith("board tiny: ") and word in said
     assert not Places(NAME, "tiny").target.exists()
+
+
+WRONG_BOARDS = (
+    ({"kidn": "process"}, "kidn is no key of a board; there are id, description, cpu"),
+    ({"kind": "proces"}, "kind is 'proces' and should be 'process' or 'bare'"),
+    ({"stream": {"aling": 4}}, "stream.align is missing"),
+    ({"layout": "splitted"}, "layout is 'splitted' and should be 'joint' or 'split'"),
+    ({"sources": "main.c"}, "sources is 'main.c' and should be a list"),
+    ({"kv_len_default": "many"}, "kv_len_default is 'many' and should be a"),
+    ({"runners": {"process": {"time": "sun"}}}, "runners.process.time is 'sun' and should be"),
+    ({"runner": "magic"}, "runner 'magic' has no command; runners without one are process"),
+    ({"toolchain": {"cflag": []}}, "toolchain.cflag is no key of a board; there are cc,"),
+    ({"reserve": {"stak": 1}}, "reserve.stak is no key of a board; there are 'stack'"),
+    ({"kind": "bare"}, "no entry of memories holds 'code'"),
+    ({"sram_bytes": None}, "sram_bytes"),
+)
+
+
+@pytest.mark.parametrize(("changes", "said"), WRONG_BOARDS)
+def test_a_wrong_board_names_its_key(
+    changes: dict[str, Any], said: str, base: Path, refuse: Refuse
+) -> None:
+    """File, key and what is allowed, in one sentence."""
+    add_board(base, "odd", **changes)
+    sentence = refuse(Exit.INPUT, *generate("--board", "odd"))
+    assert "firmware/port/odd/board.yaml: " in sentence and said in sentence
+
+
+def test_a_wrong_file_does_not_hide_the_others(
+    base: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    add_board(base, "odd", kidn="process")
+    assert command("boards") == 0
+    said = capfd.readouterr()
+    assert "mps2-an386" in said.out and "odd/board.yaml: kidn" in said.err
+    add_recipe(base, base / "small.bin", "wrong", colour="red")
+    assert command("models") == 0
+    said = capfd.readouterr()
+    assert NAME in said.out and "models/wrong.yaml" in said.err
 
 
 def test_damaged_board(base: Path, refuse: Refuse) -> None:
@@ -395,10 +441,12 @@ def test_damaged_board(base: Path, refuse: Refuse) -> None:
         (("perplexity", "--model", NAME), "no tokenizer"),
         (("perplexity", "--model", NAME, "--methods", "h,magic"), "method 'magic'"),
         (("perplexity", "--model", NAME, "--sparsities", "30;50"), "30;50"),
-        (("chat", "--model", NAME), "no tokenizer"),
+        (("chat", "--model", NAME), "not flashed"),
         (("calibrate", "--model", NAME), "no tokenizer"),
-        (("build", "--model", NAME), "run make generate first"),
-        (("flash", "--model", NAME), "run make generate first"),
+        (("build", "--model", NAME), f"run sparseflash generate --model {NAME}"),
+        (("flash", "--model", NAME), f"run sparseflash generate --model {NAME}"),
+        (("size", "--model", NAME), "take a microcontroller"),
+        (("stack", "--model", NAME), "take a microcontroller"),
         (("validate", "--model", NAME), "not flashed"),
         (("validate", "--model", NAME, "--positions", "0"), "--positions"),
         (("nonsense",), "nonsense"),
@@ -406,6 +454,88 @@ def test_damaged_board(base: Path, refuse: Refuse) -> None:
 )
 def test_wrong_options(arguments: tuple[str, ...], word: str, base: Path, refuse: Refuse) -> None:
     assert word in refuse(Exit.USAGE, *arguments)
+
+
+# What was promised and what is done -----------------------------------------
+
+
+def test_dry_run_prints_what_would_be_flashed(
+    base: Path, refuse: Refuse, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Before generate it refuses, as flash does; then it names the image of the plan."""
+    dry = ("flash", "--model", NAME, "--board", "linux-sbc", "--runner", "ssh", "--host", "a@b")
+    assert f"run sparseflash generate --model {NAME}" in refuse(Exit.USAGE, *dry, "--dry-run")
+    for head, image in (("exact", "model.sfm"), ("16", "model.screened.sfm")):
+        assert command(*generate("--board", "linux-sbc", "--head", head)) == 0
+        capfd.readouterr()
+        assert command(*dry, "--dry-run") == 0
+        said = capfd.readouterr().out
+        assert f"/{image} a@b:sparseflash/" in said and f"with {image}" in said
+
+
+def test_a_plan_that_was_not_flashed(flashed: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert command("validate", "--model", NAME, "--positions", "2") == 0
+    assert "older plan" not in capfd.readouterr().err
+    assert command(*generate("--kv-len", "40")) == 0
+    for verb in (("validate", "--positions", "2"), ("bench", "--tokens", "2")):
+        capfd.readouterr()
+        assert command(verb[0], "--model", NAME, *verb[1:]) == 0
+        said = capfd.readouterr().err
+        assert "warning: host runs an older plan of small than the last generate wrote" in said
+
+
+def test_options_that_would_do_nothing_are_refused(base: Path, refuse: Refuse) -> None:
+    assert "maps its flash, so there is nothing that --ram could" in refuse(
+        Exit.USAGE, *generate("--ram", "70M")
+    )
+    assert "is more than board host-flash has" in refuse(
+        Exit.USAGE, *generate("--board", "host-flash", "--ram", "9G")
+    )
+    assert "give --kv-len 256 or less" in refuse(Exit.USAGE, *generate("--kv-len", "100000"))
+    for verb in ("generate", "plan"):
+        words = (verb, "--model", NAME, "--method", "dense", "--kv-len", "257")
+        assert "--kv-len 257 is more than small was made for" in refuse(Exit.USAGE, *words)
+
+
+@pytest.mark.parametrize("positions", [1, 2, 9, 20])
+def test_bench_of_a_short_cache(
+    positions: int, flashed: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert command(*generate("--kv-len", str(positions))) == 0
+    assert command("flash", "--model", NAME) == 0
+    capfd.readouterr()
+    assert command("bench", "--model", NAME, "--json") == 0
+    said = capfd.readouterr()
+    prefill, decode = json.loads(said.out)
+    assert prefill["n_prompt"] + decode["n_gen"] <= positions
+    assert f"the KV cache holds {positions} positions" in said.err
+
+
+def test_compilers_are_quiet(flashed: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Their commands are for --verbose, and for a failure."""
+    assert command("build", "--model", NAME) == 0
+    said = capfd.readouterr()
+    assert said.err == "" and said.out.startswith("firmware ") and said.out.count("\n") == 1
+    assert command("build", "--model", NAME, "--verbose") == 0
+    said = capfd.readouterr()
+    assert "cc -std=c11" in said.err and said.out.startswith("firmware ")
+
+
+def test_a_fault_of_the_tool_is_one_sentence(
+    base: Path, refuse: Refuse, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken() -> list[str]:
+        raise ZeroDivisionError("by nothing")
+
+    monkeypatch.setattr("sparseflash.plan.boards.board_ids", broken)
+    said = refuse(Exit.FAULT, "boards")
+    assert "a fault of sparseflash" in said and "ZeroDivisionError (by nothing) in test_" in said
+
+
+def test_chat_without_words(flashed: Path, refuse: Refuse) -> None:
+    assert "no tokenizer, so it cannot chat" in refuse(Exit.USAGE, "chat", "--model", NAME)
+    for word in ("--full", "neither slide nor stop"):
+        assert word in refuse(Exit.USAGE, "chat", "--model", NAME, "--full", "over")
 
 
 # Tools and places -----------------------------------------------------------
@@ -424,10 +554,12 @@ def test_compiler_that_fails(base: Path, capfd: pytest.CaptureFixture[str]) -> N
     assert command("build", "--model", NAME) == Exit.TOOL
     said = capfd.readouterr().err
     assert said.startswith("error: cc failed") and "Traceback" not in said
+    assert "cc -std=c11" in said and "int broken" in said
     assert not list(base.rglob("*.part")) and not Places(NAME).firmware.exists()
 
 
 def test_folder_that_cannot_be_made(base: Path, refuse: Refuse) -> None:
+    shutil.rmtree(base / "build")
     (base / "build").write_text("a file where the folder should be")
     assert "build" in refuse(Exit.INPUT, *generate())
 

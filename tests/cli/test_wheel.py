@@ -50,5 +50,22 @@ def test_work_goes_to_the_current_folder(installed: Path, tmp_path: Path) -> Non
     arguments = ("--board", "ast1030-evb", "--method", "dense", "--sparsity", "0")
     done = run(installed, tmp_path, "generate", "--model", "random-8m", *arguments)
     assert done.returncode == 0, done.stderr
-    assert (tmp_path / "build" / "ast1030-evb" / "random-8m" / "plan.json").is_file()
+    assert (tmp_path / "build" / "ast1030-evb" / "random-8m" / "gen" / "plan.json").is_file()
     assert not (installed / "sparseflash" / "data" / "build").exists()
+
+
+def test_packages_and_reports_without_a_checkout(installed: Path, tmp_path: Path) -> None:
+    arguments = ("--model", "conform", "--board", "mps2-an385")
+    done = run(
+        installed, tmp_path, "generate", *arguments, "--package", "cmake", "--method", "dense"
+    )
+    assert done.returncode == 0, done.stderr
+    place = tmp_path / "build/mps2-an385/conform/packages/cmake/sparseflash_conform"
+    assert "MIT" in (place / "LICENSE").read_text() and (place / "src" / "sf_model.c").is_file()
+    done = run(installed, tmp_path, "report", *arguments)
+    assert done.returncode == 0 and (tmp_path / "build/mps2-an385/conform/report.html").is_file()
+    facts = "--cpu cortex-m3 --clock 25000000 --program 0x0:4K --sram 0x20000000:4K"
+    facts += " --image 0x30000000:4K"
+    new = ["boards", "new", "mine", *facts.split(), "--uart", "cmsdk@0x40004000", "--machine", "m"]
+    done = run(installed, tmp_path, *new)
+    assert done.returncode == 2 and "use a checkout" in done.stderr

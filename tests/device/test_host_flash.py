@@ -9,13 +9,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from conftest import random_model, random_predictor
+from conftest import half_ram, random_model, random_predictor
 from sparseflash.codegen.build import build_firmware
 from sparseflash.codegen.generate import generate
 from sparseflash.device.host_board import start_host_device
 from sparseflash.device.link.client import Device
 from sparseflash.device.validate import validate
-from sparseflash.image.sfm import Formats, Image, pack
+from sparseflash.image.formats import Formats
+from sparseflash.image.needs import Needs
+from sparseflash.image.pack import pack
+from sparseflash.image.sfm import Image
 from sparseflash.measure.engine import dense_thresholds
 from sparseflash.plan.boards import load_board
 from sparseflash.plan.kept import plan_digest
@@ -27,10 +30,8 @@ from sparseflash.plan.plan import make_plan
 def test_bits_and_budget(reader: str, method: str, tmp_path: Path) -> None:
     """Half of the weights fit: what is read is what is not pinned, and no bit changes."""
     model = random_model(n_layers=4, dim=256, ffn_dim=1024)
-    formats, predictor = Formats(layout="split"), None
-    if method[:3] == "low":
-        formats, predictor = replace(formats, rank=64), random_predictor(model.spec, 64, True)
-    pack(model, tmp_path / "m.sfm", formats, None, predictor)
+    predictor = random_predictor(model.spec, 64, True) if method[:3] == "low" else None
+    pack(model, tmp_path / "m.sfm", Formats(layout="split"), Needs(predictor=predictor))
     image = Image(tmp_path / "m.sfm")
     board = load_board("host-flash")
     sources = [reader if s == "flash_uring.c" else s for s in board.sources]
@@ -41,8 +42,7 @@ def test_bits_and_budget(reader: str, method: str, tmp_path: Path) -> None:
         t[:, 3] = 0.1
     if predictor:
         t[:, 5] = 0.2
-    full = make_plan(image, board, t, kv_len=64)["memory"]
-    ram = full["total"] - full["pinned weights"] // 2
+    ram = half_ram(lambda ram: make_plan(image, board, t, kv_len=64, ram=ram)["memory"])
     plan = make_plan(image, board, t, kv_len=64, method=method, sparsity=30, ram=ram)
     assert plan["memory"]["total"] <= ram
     generate(plan, tmp_path / "gen", board)

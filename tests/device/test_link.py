@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import binascii
 import ctypes
 import itertools
 import os
@@ -9,21 +10,26 @@ import random
 import socket
 import struct
 import subprocess
+import threading
 import time
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from cobs import cobs
 
+from conftest import BITS, flags_of
 from sparseflash.base.errors import InputError, LinkError, MismatchError, ToolError, UsageError
 from sparseflash.base.files import root
 from sparseflash.codegen.build import STRICT, includes
 from sparseflash.device.host_board import HostProcess, start_host_device
-from sparseflash.device.link import protocol
+from sparseflash.device.link import client, protocol
 from sparseflash.device.link.client import Device
 from sparseflash.device.link.protocol import DeviceError, Type
+from sparseflash.device.state import load, save
 
 VOCAB, LAYERS, KV, EOS = 700, 50, 900, 2
 SHA, PLAN = "a5" * 32, "5a" * 32
@@ -65,6 +71,7 @@ def build_fake(folder: Path, *flags: str) -> Path:
     fw = root() / "firmware"
     sources = [
         *sorted((fw / "link").glob("*.c")),
+        fw / "runtime" / "crc32.c",
         *sorted((fw / "port" / "host").glob("*.c")),
         Path(__file__).with_name("fake_runtime.c"),
     ]
@@ -185,6 +192,74 @@ def test_generation_left_early(device: Device) -> None:
     assert device.step(8) == Fake().run(8).greedy()
 
 
+def test_commands_between_drafts(device: Device) -> None:
+    """What the host has not heard of is taken back, and the generation goes on."""
+    want = Fake().run(1, 2).generate(300)
+    got = []
+    for token in device.generate([1, 2], 300):
+        device.counters()
+        got.append(token)
+    assert got == want and len(got) > 100
+
+
+@pytest.mark.parametrize("prompt", range(1, 7))
+def test_generation_left_between_drafts(device: Device, prompt: int) -> None:
+    """The device is where the host heard that it is, and its cache too."""
+    stream = device.generate([prompt], 400)
+    got = [next(stream)[0] for _ in range(3)]
+    stream.close()
+    ran = [prompt, *(t for t, _ in Fake().run(prompt).generate(400))][: device.position]
+    assert ran[1:4] == got
+    assert device.step(8) == Fake().run(*ran, 8).greedy()
+
+
+def test_kept_state(device: Device, tmp_path: Path) -> None:
+    """A file gives back the cache of a prompt; what is not this device's is refused."""
+    path = tmp_path / "a.state"
+    device.prefill([4, 5, 6, 7])
+    save(device, [4, 5, 6], path)
+    device.reset()
+    assert load(device, path) == [4, 5, 6]
+    assert device.position == 3
+    assert device.step(9) == Fake().run(4, 5, 6, 9).greedy()
+    device.rewind(1)
+    assert device.step(9) == Fake().run(4, 9).greedy()
+    whole = path.read_bytes()
+    for wrong, error, said in (
+        (whole.replace(PLAN.encode(), SHA.encode(), 1), MismatchError, "another plan or model"),
+        (whole[:-1], InputError, "damaged"),
+        (whole[:-1] + bytes([whole[-1] ^ 1]), InputError, "damaged"),
+        (whole.replace(b"[4, 5, 6]", b"[4, 5, 1e9]", 1), InputError, "damaged"),
+        (b"{}\n", InputError, "no state"),
+        (b"[" * 9999, InputError, "no state"),
+        (b"", InputError, "no state"),
+    ):
+        path.write_bytes(wrong)
+        with pytest.raises(error, match=said):
+            load(device, path)
+    with pytest.raises(InputError, match="cannot be read"):
+        load(device, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("kind", "payload"),
+    [
+        (Type.READ_STATE, protocol.read_state(2, 0, 1)),
+        (Type.READ_STATE, protocol.read_state(0, 3600, 1)),
+        (Type.READ_STATE, protocol.read_state(0, 2**32 - 1, 2)),
+        (Type.READ_STATE, protocol.read_state(0, 0, 1021)),
+        (Type.WRITE_STATE, protocol.write_state(2, 3599, b"ab")),
+        (Type.WRITE_STATE, protocol.write_state(2, 2**32 - 1, b"ab")),
+        (Type.KEEP_STATE, protocol.step(2, VOCAB)),
+    ],
+)
+def test_state_stays_inside(device: Device, kind: Type, payload: bytes) -> None:
+    device.prefill([1, 2])
+    with pytest.raises(DeviceError, match=r"out of range|vocabulary"):
+        device._request(kind, payload, lambda _: None)
+    assert device.step(3) == Fake().run(1, 2, 3).greedy()
+
+
 def test_refusals(device: Device) -> None:
     with pytest.raises(UsageError):
         device.step(VOCAB)
@@ -196,6 +271,27 @@ def test_refusals(device: Device) -> None:
     assert e.value.device_code == -3
     device.reset()
     assert device.step(1) == Fake().run(1).greedy()
+
+
+def test_what_can_be_tapped(device: Device) -> None:
+    for layer, site in ((0, 0), (LAYERS - 1, protocol.SITES - 1)):
+        device.tap(layer, site)
+    for layer, site in ((-1, 0), (LAYERS, 0), (0, -1), (0, protocol.SITES)):
+        with pytest.raises(UsageError, match="out of range"):
+            device.tap(layer, site)
+
+
+@pytest.mark.parametrize(
+    ("vocab", "taken"), [(0, False), (1, True), (2**24, True), (2**24 + 1, False)]
+)
+def test_sizes_that_a_device_may_say(vocab: int, taken: bool) -> None:
+    sizes = (vocab, 64, 172, LAYERS, 8, 4, 8, KV)
+    hello = protocol._HELLO.pack(1, 1024, 0, 0, *sizes, 0, 0, 0, bytes(32), bytes(32)) + b"\0\0"
+    if taken:
+        assert protocol.parse_hello(hello).vocab == vocab
+    else:
+        with pytest.raises(ValueError, match="no model has"):
+            protocol.parse_hello(hello)
 
 
 def test_any_payload_is_answered(process: HostProcess) -> None:
@@ -248,20 +344,17 @@ def test_sampling_out_of_range(device: Device, temperature: float, top_p: float)
         device._request(Type.GENERATE, payload, lambda _: None)
 
 
+@pytest.mark.parametrize("bits", BITS)
 def test_texts_longer_than_a_frame(
-    tmp_path: Path, image: Path, monkeypatch: pytest.MonkeyPatch
+    bits: int, tmp_path: Path, image: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of a broken table, where addresses have 32 bits too: the token counts, its text is cut."""
     monkeypatch.setenv("FAKE_LONG_TEXT", "1")
-    for flags in ([], ["-m32"]):
-        try:
-            built = build_fake(tmp_path, "-fsanitize=undefined", *flags)
-        except subprocess.CalledProcessError:
-            pytest.skip("no C library of 32 bits")
-        with start_host_device(built, image) as host, Device.open(host.url) as d:
-            got = list(d.generate([1, 2], 3))
-            assert [t for t, _ in got] == [t for t, _ in Fake().run(1, 2).generate(3)]
-            assert {len(text) for _, text in got} == {1024 - 4 - 7 - 6}
+    built = build_fake(tmp_path, "-fsanitize=undefined", *flags_of(bits))
+    with start_host_device(built, image) as host, Device.open(host.url) as d:
+        got = list(d.generate([1, 2], 3))
+        assert [t for t, _ in got] == [t for t, _ in Fake().run(1, 2).generate(3)]
+        assert {len(text) for _, text in got} == {1024 - 4 - 7 - 6}
 
 
 def test_two_hosts(process: HostProcess) -> None:
@@ -284,8 +377,11 @@ def test_two_hosts(process: HostProcess) -> None:
 class Scripted:
     """A device in Python: answers HELLO and RESET as it should, then what a test says."""
 
-    def __init__(self, reply: Callable[[int, int, bytes], Iterator[bytes]]) -> None:
+    def __init__(
+        self, reply: Callable[[int, int, bytes], Iterator[bytes]], status: int = 0
+    ) -> None:
         self._reply = reply
+        self._status = status
         self._splitter = protocol.Splitter()
         self._out = bytearray()
         self._more: Iterator[bytes] = iter(())
@@ -298,8 +394,9 @@ class Scripted:
             kind, body = frame.type, frame.payload
             number, rest = body[:4], body[4:]
             if kind == Type.HELLO:
+                nonce = struct.unpack("<I", body[2:6])[0]
                 hello = protocol._HELLO.pack(
-                    *(protocol.VERSION, 1024, struct.unpack("<I", body[2:6])[0], 0, VOCAB, 64, 172),
+                    *(protocol.VERSION, 1024, nonce, self._status, VOCAB, 64, 172),
                     *(LAYERS, 8, 4, 8, KV, 1, 0, 0, bytes(32), bytes(32)),
                 )
                 answers: Iterator[bytes] = iter([hello + b"\0\0"])
@@ -339,6 +436,44 @@ def test_answers_that_cannot_be(reply: Callable[[bytes], bytes], what: str) -> N
     port = Scripted(lambda seq, kind, p: iter([reply(p)]))
     with Device.connect(port, "script", timeout=0.2) as d, pytest.raises(LinkError, match=what):
         d.step(1)
+
+
+@pytest.mark.parametrize(
+    ("status", "kind", "what"),
+    [(-2, MismatchError, "not the one its program"), (-6, LinkError, "damaged")],
+)
+def test_a_device_that_cannot_run(status: int, kind: type[Exception], what: str) -> None:
+    with pytest.raises(kind, match=what) as e:
+        Device.connect(Scripted(lambda seq, kind, p: iter([b""]), status), "script", timeout=0.2)
+    assert type(e.value) is kind
+
+
+def test_a_silent_line_is_waited_for_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a hurry, then for the time that was asked for. The clock is the test's."""
+    clock = [0.0]
+
+    class Silent(Scripted):
+        def read(self, n: int) -> bytes:
+            clock[0] += self.timeout or 0
+            return b""
+
+    monkeypatch.setattr(client, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+    with pytest.raises(LinkError, match="it is silent"):
+        Device.connect(Silent(lambda seq, kind, p: iter(())), "script", timeout=40)
+    assert clock[0] == pytest.approx((1 + client.RETRIES) * client.GREETING + 40)
+
+
+def test_damaged_answers_are_asked_for_again_a_few_times() -> None:
+    asked = []
+
+    def reply(seq: int, kind: int, payload: bytes) -> Iterator[bytes]:
+        asked.append(kind)
+        yield b"!\5junk\0"
+
+    device = Device.connect(Scripted(reply), "script", timeout=0.2)
+    with device, pytest.raises(LinkError, match="did not answer STEP"):
+        device.step(1)
+    assert asked == [Type.STEP] * (1 + client.RETRIES + client.REPEATS)
 
 
 def test_logits_that_are_no_numbers() -> None:
@@ -476,18 +611,37 @@ def test_missing_silent_and_echoing_ports() -> None:
     assert time.monotonic() - started < 5
 
 
+def test_older_firmware_is_named() -> None:
+    """Before version 5 frames had a CRC-16, and all that came of ours was refused."""
+    old_nak = b"\0\xf2" + struct.pack("<H", binascii.crc_hqx(b"\0\xf2", 0xFFFF))
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def serve() -> None:
+            conn, _ = server.accept()
+            with conn:
+                while conn.recv(4096):
+                    conn.sendall(cobs.encode(old_nak) + b"\0\0")
+
+        thread = threading.Thread(target=serve, daemon=True)
+        thread.start()
+        with pytest.raises(LinkError, match="an older link version, this host 6; build and flash"):
+            Device.open(f"socket://127.0.0.1:{server.getsockname()[1]}", timeout=0.1)
+        thread.join(5)
+
+
 def test_c_and_python_agree(tmp_path: Path) -> None:
-    fw = root() / "firmware" / "link"
+    fw = root() / "firmware"
     lib_path = tmp_path / "frame.so"
+    sources = [str(fw / "link" / "cobs.c"), str(fw / "runtime" / "crc32.c")]
     subprocess.run(
-        ["cc", *STRICT, "-shared", "-fPIC", fw / "cobs.c", fw / "crc16.c", "-o", lib_path],
+        ["cc", *STRICT, "-shared", "-fPIC", *includes("plain"), *sources, "-o", lib_path],
         check=True,
     )
     lib = ctypes.CDLL(str(lib_path))
     size = ctypes.c_size_t
     lib.sf_cobs_encode.restype = lib.sf_cobs_decode.restype = size
-    lib.sf_crc16.restype = ctypes.c_uint16
-    assert lib.sf_crc16(0xFFFF, b"123456789", size(9)) == 0x29B1
+    lib.sf_crc32.restype = ctypes.c_uint32
+    assert lib.sf_crc32(0, b"123456789", size(9)) == 0xCBF43926
     rng = random.Random(1)
     cases = [bytes([1]) * n + tail for n in (253, 254, 255, 508) for tail in (b"", b"\0", b"\1")]
     cases += [b"", b"\0", b"\0\0"]
@@ -497,7 +651,7 @@ def test_c_and_python_agree(tmp_path: Path) -> None:
         cases.append(bytes(0 if rng.random() < zeros else rng.randrange(1, 256) for _ in range(n)))
     out = ctypes.create_string_buffer(2048)
     for data in cases:
-        assert lib.sf_crc16(0xFFFF, data, size(len(data))) == protocol.crc16(data)
+        assert lib.sf_crc32(0, data, size(len(data))) == zlib.crc32(data)
         n = lib.sf_cobs_encode(data, size(len(data)), out)
         wire = out.raw[:n]
         assert wire == cobs.encode(data)

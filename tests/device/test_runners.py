@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from sparseflash.base.errors import ToolError, UsageError
+from sparseflash.base.programs import node_modules
 from sparseflash.device.runners import FOLDER, Files, flash_files, runner_commands
 from sparseflash.plan.boards import board_ids, load_board
 
@@ -42,7 +44,7 @@ def test_verifies(board: str, runner: str, files: Files) -> None:
 
 
 def test_asks_for_what_it_needs(files: Files) -> None:
-    with pytest.raises(UsageError, match="HOST="):
+    with pytest.raises(UsageError, match="--host"):
         runner_commands(load_board("linux-sbc"), "ssh", files, {})
     with pytest.raises(UsageError, match="no runner 'esptool'"):
         runner_commands(load_board("pico2"), "esptool", files, ASKED)
@@ -73,3 +75,25 @@ def test_programs(files: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     flash_files(board, files, place, "pyocd", ASKED)
     assert (place / "plan.json").read_bytes() == b"plan.json"
     assert "compare 0x08020000" in (tmp_path / "log").read_text()
+
+
+def test_packages_of_an_emulator_are_installed_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two that need them at the same time: one installs, the other waits for it. Of a cache that
+    is a link, npm is told the real folder: it fails through a link."""
+    (tmp_path / "rp").mkdir()
+    for name in ("package.json", "package-lock.json"):
+        (tmp_path / "rp" / name).write_text("{}")
+    place, tools, log = tmp_path / "real" / "npm" / "rp", tmp_path / "bin", tmp_path / "log"
+    tools.mkdir()
+    (tmp_path / "real").mkdir()
+    (tmp_path / ".cache").symlink_to(tmp_path / "real")
+    script = [f"echo $6 >> {log}", "sleep 0.3", f"mkdir {place}/node_modules"]
+    script.append(f"echo there > {place}/node_modules/.package-lock.json")
+    fake(tools, "npm", " && ".join(script))
+    monkeypatch.setenv("SPARSEFLASH_ROOT", str(tmp_path))
+    monkeypatch.setenv("PATH", f"{tools}{os.pathsep}/bin{os.pathsep}/usr/bin")
+    with ThreadPoolExecutor(2) as pool:
+        assert list(pool.map(node_modules, [tmp_path / "rp"] * 2)) == [place] * 2
+    assert log.read_text() == f"{place}\n"

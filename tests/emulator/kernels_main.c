@@ -89,23 +89,44 @@ static bool two_groups(uint32_t kind) {
     return memcmp(out[0], out[1], n * sizeof(float)) == 0;
 }
 
+typedef void (*dot_kernel)(const uint8_t *const *row, uint32_t n, const sf_bfp *v, float *y);
+typedef void (*dot2_kernel)(const uint8_t *const *row, uint32_t n, const sf_bfp *v,
+                            float *const *y);
+
+/* Rows with one vector, and with two. */
+static bool same_dots(const uint8_t *const *p, uint32_t n, const sf_bfp *v, dot_kernel dot,
+                      dot2_kernel dot2, dot_kernel plain) {
+    float *const y[2] = {out[0], out[0] + ROWS};
+    dot(p, n, v, out[0]);
+    plain(p, n, v, out[1]);
+    if (memcmp(out[0], out[1], n * sizeof(float)) != 0) {
+        return false;
+    }
+    dot2(p, n, v, y);
+    plain(p, n, v + 1, out[1] + ROWS);
+    return memcmp(y[0], out[1], n * sizeof(float)) == 0 &&
+           memcmp(y[1], out[1] + ROWS, n * sizeof(float)) == 0;
+}
+
 static bool dots(uint32_t kind) {
     const uint32_t groups = 1u + below(GROUPS), n = 1u + below(ROWS);
     const uint8_t *p[ROWS];
-    const sf_bfp v = {q[0], sum[0], k[0], groups, (int32_t)below(120) - 40};
+    const sf_bfp v[2] = {{q[0], sum[0], k[0], groups, (int32_t)below(120) - 40},
+                         {q[1], sum[1], k[1], groups, (int32_t)below(120) - 40}};
     for (uint32_t r = 0; r < ROWS; r++) {
         p[r] = rows[r];
     }
     rows_and_x(groups, 16, kind);
-    sf_dot_q4(p, n, &v, out[0]);
-    sf_plain_dot_q4(p, n, &v, out[1]);
-    if (memcmp(out[0], out[1], n * sizeof(float)) != 0) {
+    memcpy(q[1], q[0], sizeof q[0]);
+    memcpy(k[1], k[0], sizeof k[0]);
+    memcpy(sum[1], sum[0], sizeof sum[0]);
+    rows_and_x(groups, 16, kind);
+    if (!same_dots(p, n, v, sf_dot_q4, sf_dot2_q4, sf_plain_dot_q4) ||
+        !same_dots(p, n, v, sf_dot_s4, sf_dot2_s4, sf_plain_dot_s4)) {
         return false;
     }
     rows_and_x(groups, 32, kind);
-    sf_dot_q8(p, n, &v, out[0]);
-    sf_plain_dot_q8(p, n, &v, out[1]);
-    return memcmp(out[0], out[1], n * sizeof(float)) == 0;
+    return same_dots(p, n, v, sf_dot_q8, sf_dot2_q8, sf_plain_dot_q8);
 }
 
 /* Rows of r8: in front of the halves of a group minus the sum of the products of even weights four
@@ -151,7 +172,7 @@ static bool row_scales(uint32_t kind) {
 
 /* Rows and columns whose scales follow them; shifts as small as the scales allow, and larger. */
 static bool own_scales(uint32_t kind) {
-    const uint32_t groups = 1u + below(GROUPS), n = 1u + below(ROWS), shift = 34u - below(3);
+    const uint32_t groups = 1u + below(GROUPS), n = 1u + below(ROWS), shift = 34u - below(18);
     const uint8_t *p[ROWS];
     const sf_bfp v = {q[0], sum[0], k[0], groups, (int32_t)below(120) - 40};
     rows_and_x(groups, 16, kind);

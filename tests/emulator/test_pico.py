@@ -22,7 +22,9 @@ from sparseflash.device.rp2040 import boot_crc, seal
 from sparseflash.device.runners import Files, flash_files, runner_commands, start_board
 from sparseflash.device.uf2 import uf2_bytes, uf2_regions
 from sparseflash.device.validate import validate
-from sparseflash.image.sfm import Formats, Image, pack
+from sparseflash.image.formats import Formats
+from sparseflash.image.pack import pack
+from sparseflash.image.sfm import Image
 from sparseflash.measure.engine import dense_thresholds
 from sparseflash.model.recipes import load_recipe
 from sparseflash.pipeline.stages import open_model, setting_for

@@ -16,7 +16,9 @@ from sparseflash.base.programs import missing, run
 from sparseflash.codegen.build import build_firmware
 from sparseflash.codegen.generate import generate
 from sparseflash.device.runners import Files, runner_commands
-from sparseflash.image.sfm import Formats, Image, pack
+from sparseflash.image.formats import Formats
+from sparseflash.image.pack import pack
+from sparseflash.image.sfm import Image
 from sparseflash.measure.engine import dense_thresholds
 from sparseflash.plan.boards import load_board
 from sparseflash.plan.plan import make_plan

@@ -9,42 +9,19 @@ import pytest
 import torch
 from test_load import CONFIGS, peer, some_ids
 
-from sparseflash.base.errors import UnsupportedError
 from sparseflash.codegen.build import build_library
 from sparseflash.codegen.generate import generate
+from sparseflash.image.formats import Formats
+from sparseflash.image.pack import pack
 from sparseflash.image.reference import Reference
-from sparseflash.image.sfm import Formats, Image, pack
+from sparseflash.image.sfm import Image
 from sparseflash.measure.engine import Engine, dense_thresholds
 from sparseflash.model.load import load_model
 from sparseflash.plan.boards import Board
 from sparseflash.plan.plan import make_plan
 
-ON_DEVICE = (
-    "llama",
-    "llama untied",
-    "llama3 rope",
-    "yarn",
-    "mistral",
-    "qwen2",
-    "qwen3",
-    "gemma3_text",
-    "smollm3",
-    "granite",
-    "phi3",
-    "phi3 longrope",
-    "phi4 mini",
-)
-REFUSED = {
-    "olmo2": "without a norm before attention and FFN, q and k norms over all heads",
-    "stablelm": "LayerNorm",
-    "phi": "attention and FFN side by side",
-    "gpt_neox": "an FFN without a gate",
-    "gpt2": "learned positions",
-    "opt": "learned positions",
-}
 
-
-@pytest.mark.parametrize("name", ON_DEVICE)
+@pytest.mark.parametrize("name", CONFIGS)
 def test_device_and_transformers(name: str, host: Board, tmp_path: Path) -> None:
     """The C has the reference's bits; both have transformers' logits up to the grid's rounding."""
     theirs = peer(CONFIGS[name]())
@@ -64,10 +41,3 @@ def test_device_and_transformers(name: str, host: Board, tmp_path: Path) -> None
         exact = theirs(ids[None]).logits[0].numpy()
     error = np.sqrt(np.mean((want - exact) ** 2)) / exact.std()
     assert error < 0.08  # int8 activations, seven layers of Gemma 3 the most
-
-
-@pytest.mark.parametrize("name", REFUSED)
-def test_what_the_device_does_not_run_is_named(name: str, tmp_path: Path) -> None:
-    peer(CONFIGS[name]()).save_pretrained(tmp_path / "m")
-    with pytest.raises(UnsupportedError, match=REFUSED[name]):
-        pack(load_model(tmp_path / "m"), tmp_path / "model.sfm")

@@ -16,16 +16,18 @@ from sparseflash.codegen.generate import generate
 from sparseflash.device.host_board import start_host_device
 from sparseflash.device.link.client import Device
 from sparseflash.device.validate import validate
+from sparseflash.image.formats import Formats
+from sparseflash.image.pack import pack
 from sparseflash.image.reference import Reference
 from sparseflash.image.screen import check_rows, head_rows, largest
-from sparseflash.image.sfm import Formats, Image, pack
+from sparseflash.image.sfm import Image
 from sparseflash.measure.engine import Engine, dense_thresholds
 from sparseflash.model.spec import Model
 from sparseflash.plan.boards import Board, load_board
 from sparseflash.plan.kept import plan_digest
 from sparseflash.plan.plan import make_plan
 
-SCREENED = Formats(head_proxy="q4")
+SCREENED = Formats(screened=True)
 
 
 def engine_for(model: Model, rows: int, board: Board, folder: Path) -> Engine:
@@ -33,7 +35,7 @@ def engine_for(model: Model, rows: int, board: Board, folder: Path) -> Engine:
     image = Image(folder / "model.sfm")
     plan = make_plan(image, board, dense_thresholds(image), kv_len=32, head_rows=rows)
     generate(plan, folder / "gen")
-    return Engine(build_library(folder / "gen", folder / "libmodel.so"), image)
+    return Engine(build_library(folder / "gen", folder / "libmodel.so", flags=["-O1"]), image)
 
 
 def logits_of(engine: Engine, ids: np.ndarray) -> np.ndarray:
@@ -127,4 +129,4 @@ def test_refusals(tmp_path: Path) -> None:
     with pytest.raises(UnsupportedError, match="vocabulary of 70,000"):
         check_rows(64, 70000, "q4")
     with pytest.raises(UnsupportedError, match="exact head"):
-        pack(random_model(), tmp_path / "m.sfm", Formats("q8", "q8", "q4", head_proxy="q4"))
+        pack(random_model(), tmp_path / "m.sfm", Formats("q8", "q8", "q4", screened=True))

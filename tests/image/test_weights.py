@@ -16,8 +16,11 @@ from sparseflash.base.errors import InputError
 from sparseflash.codegen.build import build_library
 from sparseflash.codegen.generate import generate
 from sparseflash.image.formats import Formats
+from sparseflash.image.needs import Needs
+from sparseflash.image.pack import pack
+from sparseflash.image.proxy import Proxies
 from sparseflash.image.reference import Reference
-from sparseflash.image.sfm import HEADER, Image, Section, pack
+from sparseflash.image.sfm import HEADER, Image, Section
 from sparseflash.image.weights import ENTRY, ROLES, Weight, name_of
 from sparseflash.measure.engine import Engine, dense_thresholds
 from sparseflash.model.spec import Activation, Model, Thresholds
@@ -29,16 +32,21 @@ KINDS: dict[str, dict[str, Any]] = {
     "split": {"layout": "split"},
     "r8": {"attn": "r8", "ffn": "r8", "embed": "r8"},
     "s4": {"attn": "s4", "ffn": "s4", "embed": "q8"},
-    "columns": {"columns": ("qkv o", "gate up")},
-    "rows of down": {"ffn": "q8", "down": "rows"},
-    "proxies": {"guess": 3},
-    "screened": {"head_proxy": "q4"},
+    "columns": {},
+    "rows of down": {"ffn": "q8"},
+    "proxies": {},
+    "screened": {"screened": True},
+}
+NEEDS = {
+    "columns": Needs(("qkv o", "gate up")),
+    "rows of down": Needs(down="rows"),
+    "proxies": Needs(predictor=Proxies(3)),
 }
 
 
 def packed(kind: str, folder: Path) -> Image:
     model = random_model()
-    pack(model, folder / "model.sfm", Formats(**KINDS[kind]))
+    pack(model, folder / "model.sfm", Formats(**KINDS[kind]), NEEDS.get(kind))
     return Image(folder / "model.sfm")
 
 
@@ -57,9 +65,9 @@ def test_items_lie_apart_and_have_their_crc(kind: str, tmp_path: Path) -> None:
 
 def test_factors_and_predictor_are_rows_of_it(tmp_path: Path) -> None:
     model = random_model()
-    formats = Formats(layout="split", rank=32)
-    predictor, factors = random_predictor(model.spec, 32), random_factors(model.spec, "q4", "q4")
-    pack(model, tmp_path / "m.sfm", formats, None, predictor, factors)
+    factors = random_factors(model.spec, "q4", "q4")
+    needs = Needs(predictor=random_predictor(model.spec, 32), factors=factors)
+    pack(model, tmp_path / "m.sfm", Formats(layout="split"), needs)
     names = {w.name for w in Image(tmp_path / "m.sfm").weights.values()}
     assert {"embed", "blk.0.attn_q", "blk.0.attn_q.b", "blk.1.predictor.b"} <= names
     assert "blk.0.attn_k.b" not in names and "blk.0.ffn_down.scales" in names
@@ -138,11 +146,8 @@ SPARSE: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {"attn": "s4", "ffn": "s4"},
     ),
     "split gate in q4": ({"gate_inputs": 32}, {}),
-    "own thresholds": (
-        {"own_thresholds": True},
-        {"ffn": "s4", "columns": ("gate",) * 2, "layout": "split"},
-    ),
-    "own thresholds in q4": ({"own_thresholds": True}, {"columns": ("gate",) * 2}),
+    "own thresholds": ({"own_thresholds": True}, {"ffn": "s4", "layout": "split"}),
+    "own thresholds in q4": ({"own_thresholds": True}, {}),
 }
 
 
@@ -159,7 +164,10 @@ def test_models_sparse_by_training(name: str, layout: str, host: Board, tmp_path
             layer.gate_proj, layer.up_proj = layer.gate_proj[:, :32], layer.up_proj[:, 32:]
     if changes.get("own_thresholds"):
         model = trained_thresholds(model)
-    pack(model, tmp_path / "m.sfm", Formats(**(formats | {"layout": layout})))
+    needs = Needs()
+    if changes.get("own_thresholds"):
+        needs = needs.with_gate_by_columns(model.spec.n_layers)
+    pack(model, tmp_path / "m.sfm", Formats(**(formats | {"layout": layout})), needs)
     image = Image(tmp_path / "m.sfm")
     generate(make_plan(image, host, dense_thresholds(image), kv_len=48), tmp_path / "gen")
     engine = Engine(build_library(tmp_path / "gen", tmp_path / "m.so", "cc", ["-O1"]), image)

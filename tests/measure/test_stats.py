@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 
@@ -10,7 +11,9 @@ import pytest
 import torch
 
 from sparseflash.base.errors import UsageError
+from sparseflash.base.sizes import with_error
 from sparseflash.measure import stats
+from sparseflash.measure.perplexity import Row, write_report
 
 
 def test_nll_and_kl_equal_torch() -> None:
@@ -115,3 +118,16 @@ def test_plot_is_a_whole_png_and_repeatable(tmp_path: Path) -> None:
     assert [p.name for p in path.parent.iterdir()] == ["plot.png"]
     with pytest.raises(UsageError, match="no rows"):
         stats.plot_perplexity([], path)
+
+
+def test_one_window_has_no_error_and_prints_none(tmp_path: Path) -> None:
+    """Neither the table, nor the CSV, nor JSON, which has no word for what is no number."""
+    assert with_error(1.25, math.nan, 3) == "1.250"
+    assert with_error(1.25, 0.5, 3) == "1.250 ± 0.500"
+    error = stats.perplexity([np.ones(8)]).error
+    assert math.isnan(error)
+    row = Row("h", "h", 50.0, 2.7, error, 1.1, error, 0.1, error, 0.9, 1e6, 3.0, 8)
+    write_report([row], tmp_path, {"model": "m", "text": "one window", "tokens": 8})
+    assert "nan" not in (tmp_path / "perplexity.csv").read_text()
+    found = json.loads((tmp_path / "perplexity.json").read_text(), parse_constant=pytest.fail)
+    assert found["rows"][0]["error"] is None and found["rows"][0]["perplexity"] == 2.7

@@ -61,8 +61,14 @@ def moved(model: Model, sigma: float, seed: int = 1) -> fmt.Delta:
         for s in fmt.SITES
     }
     scale = {b: g.random((LAYERS, 3)).astype(np.float32) for b in (25, 50)}
-    n = [g.random((LAYERS, DIM)).astype(np.float32) for _ in range(2)]
-    return fmt.Delta(codes, t, scale, *n, g.random(DIM).astype(np.float32), {"note": "x"})
+    norms = {
+        b: {
+            n: g.random(DIM if n == "final_norm" else (LAYERS, DIM)).astype(np.float32)
+            for n in fmt.NORMS
+        }
+        for b in (25, 50)
+    }
+    return fmt.Delta(codes, t, scale, norms, {"note": "x"})
 
 
 @pytest.mark.parametrize("sigma", [0.0, 0.6, 3.0, 20.0])
@@ -78,7 +84,8 @@ def test_round_trip_is_exact(tmp_path: Path, sigma: float) -> None:
         assert np.array_equal(made.threshold[s], read.threshold[s])
     for b in (25, 50):
         assert np.array_equal(made.scale[b], read.scale[b])
-    assert np.array_equal(made.final_norm, read.final_norm)
+        for n in fmt.NORMS:
+            assert np.array_equal(made.norms[b][n], read.norms[b][n])
     assert read.meta["note"] == "x"
 
 

@@ -14,11 +14,12 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
-from conftest import data_folder, random_model
+from conftest import random_model
+from small import VOCAB, write_tokenizer
 from sparseflash.base.errors import InputError, UnsupportedError, UsageError
 from sparseflash.base.files import root
 from sparseflash.model.load import load_model
-from sparseflash.model.load.gguf_file import INTERLEAVED
+from sparseflash.model.load.gguf_file import INTERLEAVED, _matrix, _side_by_side
 from sparseflash.model.spec import Layer, Model, Q4Blocks, Q8Blocks, as_float32
 from sparseflash.model.torch_model import Hooks, TorchModel
 
@@ -90,6 +91,25 @@ CONFIGS: dict[str, Any] = {
     "phi4 mini": lambda: transformers.Phi3Config(**COMMON, partial_rotary_factor=0.75),
     "olmo2": lambda: transformers.Olmo2Config(**COMMON),
     "stablelm": lambda: transformers.StableLmConfig(**COMMON, use_qkv_bias=True),
+    "qwen3_moe": lambda: transformers.Qwen3MoeConfig(
+        **COMMON,
+        head_dim=16,
+        moe_intermediate_size=32,
+        num_experts=8,
+        num_experts_per_tok=2,
+        norm_topk_prob=True,
+    ),
+    "olmoe": lambda: transformers.OlmoeConfig(**COMMON, num_experts=4, num_experts_per_tok=3),
+    "granitemoe": lambda: transformers.GraniteMoeConfig(
+        **COMMON,
+        num_local_experts=4,
+        num_experts_per_tok=2,
+        embedding_multiplier=3.0,
+        residual_multiplier=0.5,
+        attention_multiplier=0.3,
+        logits_scaling=0.5,
+    ),
+    "llama biases": lambda: transformers.LlamaConfig(**COMMON, attention_bias=True, mlp_bias=True),
     "stablelm parallel": lambda: transformers.StableLmConfig(
         **COMMON, use_parallel_residual=True, partial_rotary_factor=0.5
     ),
@@ -276,19 +296,35 @@ def test_llama2c_round_trip(tied: bool, tmp_path: Path) -> None:
     torch.testing.assert_close(TorchModel(back).forward(ids), TorchModel(model).forward(ids))
 
 
-def test_stories_agree_with_transformers() -> None:
-    data = data_folder()
-    if not (data / "stories260K_hf").is_dir():
-        pytest.skip(f"no stories260K_hf in {data}")
-    model = load_model(data / "stories260K.bin")
+def test_llama2c_agrees_with_transformers(tmp_path: Path) -> None:
+    """One model as a llama2.c file and as a checkpoint of transformers, with a tokenizer beside."""
+    config = transformers.LlamaConfig(
+        vocab_size=VOCAB,
+        hidden_size=64,
+        intermediate_size=172,
+        num_hidden_layers=5,
+        num_attention_heads=8,
+        num_key_value_heads=4,
+        max_position_embeddings=512,
+        rms_norm_eps=1e-5,
+        tie_word_embeddings=True,
+    )
+    torch.manual_seed(2)
+    theirs = transformers.LlamaForCausalLM(config).eval()
+    with torch.no_grad():
+        for p in theirs.parameters():
+            p.copy_(torch.randn_like(p) * 0.3 + (p.dim() == 1))
+    theirs.save_pretrained(tmp_path / "hf")
+    hf = load_model(tmp_path / "hf")
+    write_llama2c(tmp_path / "m.bin", hf)
+    write_tokenizer(tmp_path / "tok512.bin")
+    model = load_model(tmp_path / "m.bin")
     assert model.tokenizer is not None
     ids = torch.tensor([model.tokenizer.encode("Once upon a time, there was a cat.", bos=True)])
-    theirs = transformers.AutoModelForCausalLM.from_pretrained(data / "stories260K_hf").eval()
     with torch.no_grad():
         want = theirs(ids).logits
-    torch.testing.assert_close(TorchModel(model).forward(ids), want, atol=1e-4, rtol=1e-4)
-    hf = load_model(data / "stories260K_hf")
-    torch.testing.assert_close(TorchModel(hf).forward(ids), want, atol=1e-4, rtol=1e-4)
+    for ours in (model, hf):
+        torch.testing.assert_close(TorchModel(ours).forward(ids), want, atol=1e-4, rtol=1e-4)
     assert model.spec.eos_ids == (1, 2)
 
 
@@ -437,6 +473,128 @@ def test_gguf_families_agree_with_transformers(arch: str, tmp_path: Path) -> Non
     torch.testing.assert_close(ours, want, atol=1e-4, rtol=1e-4)
 
 
+CONVERTED = {
+    "phi": "phi2",
+    "gpt2": "gpt2",
+    "gpt_neox": "gptneox",
+    "gpt_neox in turn": "gptneox",
+    "stablelm": "stablelm",
+    "olmo2": "olmo2",
+    "qwen3_moe": "qwen3moe",
+    "olmoe": "olmoe",
+    "granitemoe": "granitemoe",
+}
+
+
+def converted(tensors: dict[str, torch.Tensor], config: Any, arch: str) -> dict[str, np.ndarray]:
+    """A state dict under GGUF names, laid out as llama.cpp's converter lays it out."""
+    heads = config.num_attention_heads
+    names = gguf.get_tensor_name_map(
+        {v: k for k, v in gguf.MODEL_ARCH_NAMES.items()}[arch], config.num_hidden_layers
+    )
+    out: dict[str, np.ndarray] = {}
+    experts: dict[str, list[np.ndarray]] = {}
+    for name, tensor in tensors.items():
+        value = tensor.detach().float().numpy()
+        if arch == "gpt2" and re.search(r"(c_attn|c_proj|c_fc)\.weight$", name):
+            value = value.T
+        if arch == "gptneox" and "query_key_value" in name:
+            value = value.reshape(heads, 3, -1, *value.shape[1:])
+            value = np.concatenate(list(value.swapaxes(0, 1))).reshape(-1, *value.shape[3:])
+        if arch == "granitemoe" and re.search(r"[qk]_proj\.weight$", name):
+            count = heads if "q_proj" in name else config.num_key_value_heads
+            pairs = value.reshape(count, 2, -1, value.shape[-1])
+            value = pairs.swapaxes(1, 2).reshape(value.shape)
+        if "input_linear" in name:
+            gate, up = (np.ascontiguousarray(v) for v in np.split(value, 2, axis=1))
+            at = f"blk.{name.split('.')[2]}.ffn"
+            out[f"{at}_gate_exps.weight"], out[f"{at}_up_exps.weight"] = gate, up
+            continue
+        if m := re.fullmatch(r"(.*\.experts)\.\d+\.(\w+\.weight)", name):
+            experts.setdefault(f"{m[1]}.{m[2]}", []).append(value)
+            continue
+        to = names.get_name(name, (".weight", ".bias"))
+        assert to is not None, name
+        out[to] = np.ascontiguousarray(value)
+    for name, each in experts.items():
+        to = names.get_name(name, (".weight",))
+        assert to is not None, name
+        out[to] = np.stack(each)
+    return out
+
+
+@pytest.mark.parametrize("name", CONVERTED)
+def test_converted_gguf_agrees_with_transformers(name: str, tmp_path: Path) -> None:
+    """The official names and layouts; what a family's GGUF does not say is the family's own."""
+    arch, config = CONVERTED[name], CONFIGS[name]()
+    theirs = peer(config)
+    w = gguf.GGUFWriter(tmp_path / "m.gguf", arch)
+    w.add_block_count(config.num_hidden_layers)
+    w.add_context_length(config.max_position_embeddings)
+    w.add_embedding_length(config.hidden_size)
+    neurons = getattr(config, "intermediate_size", None) or 4 * config.hidden_size
+    w.add_feed_forward_length(neurons)
+    w.add_head_count(config.num_attention_heads)
+    heads = getattr(config, "num_key_value_heads", config.num_attention_heads)
+    w.add_head_count_kv(config.num_attention_heads if arch == "gptneox" else heads)
+    if arch in ("phi2", "gpt2", "gptneox", "stablelm"):
+        eps = getattr(config, "layer_norm_eps", getattr(config, "layer_norm_epsilon", None))
+        w.add_layer_norm_eps(eps)
+    else:
+        w.add_layer_norm_rms_eps(config.rms_norm_eps)
+    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    if part := getattr(config, "partial_rotary_factor", getattr(config, "rotary_pct", None)):
+        w.add_rope_dimension_count(int(size * part))
+    if arch == "gptneox":
+        w.add_rope_freq_base(float(config.rotary_emb_base))
+        w.add_parallel_residual(config.use_parallel_residual)
+    if arch == "qwen3moe":
+        w.add_key_length(size)
+        w.add_value_length(size)
+        w.add_expert_feed_forward_length(config.moe_intermediate_size)
+    count = getattr(config, "num_experts", getattr(config, "num_local_experts", 0))
+    if count:
+        w.add_expert_count(count)
+        w.add_expert_used_count(config.num_experts_per_tok)
+    if arch == "granitemoe":
+        w.add_attention_scale(config.attention_multiplier)
+        w.add_embedding_scale(config.embedding_multiplier)
+        w.add_residual_scale(config.residual_multiplier)
+        w.add_logit_scale(config.logits_scaling)
+    tied = config.tie_word_embeddings
+    state = {k: v for k, v in theirs.state_dict().items() if not (tied and "lm_head" in k)}
+    for tensor, value in converted(state, config, arch).items():
+        w.add_tensor(tensor, value)
+    w.write_header_to_file()
+    w.write_kv_data_to_file()
+    w.write_tensors_to_file()
+    w.close()
+    ids = some_ids(160)
+    with torch.no_grad():
+        want = theirs(ids).logits
+    ours = TorchModel(load_model(tmp_path / "m.gguf")).forward(ids)
+    torch.testing.assert_close(ours, want, atol=1e-4, rtol=1e-4)
+
+
+def test_quantised_experts_of_a_gguf_keep_their_integers(tmp_path: Path) -> None:
+    """Q4_1 and Q8_0 pass unchanged; down's experts come side by side."""
+    model = random_model(ffn_dim=256, experts=4, experts_used=2)
+    down = as_float32(model.layers[0].down_proj).reshape(64, 4, 64).swapaxes(0, 1)
+    kind = KINDS["Q4_1"]
+    raw = gguf.quantize(np.ascontiguousarray(down), kind)
+    w = gguf.GGUFWriter(tmp_path / "m.gguf", "llama")
+    w.add_tensor("down", raw, raw_dtype=kind)
+    w.write_header_to_file()
+    w.write_kv_data_to_file()
+    w.write_tensors_to_file()
+    w.close()
+    (tensor,) = gguf.GGUFReader(tmp_path / "m.gguf").tensors
+    got = _side_by_side(_matrix(tensor, 4), 4)
+    assert isinstance(got, Q4Blocks)
+    want = np.asarray(gguf.dequantize(raw, kind)).swapaxes(0, 1).reshape(64, 256)
+    np.testing.assert_allclose(got.float32(), want, atol=1e-7)
+
+
 def gguf_of(path: Path, model: Model, arch: str, **keys: Any) -> None:
     """The model in float32 under GGUF names; ``keys`` are metadata of the architecture, with ``__``
     for dots."""
@@ -574,7 +732,8 @@ def test_gguf_keys_have_their_effect(name: str, tmp_path: Path) -> None:
         ({"attention__max_alibi_bias": 8.0}, "max_alibi_bias"),
         ({"final_logit_softcapping": 30.0}, "final_logit_softcapping = 30.0"),
         ({"use_parallel_residual": True}, "use_parallel_residual"),
-        ({"expert_count": 8}, "experts"),
+        ({"expert_count": 8}, "0 of 8 experts"),
+        ({"expert_count": 4, "expert_used_count": 2, "expert_gating_func": 2}, "gating_func = 2"),
         ({"logit_scale": 2.0}, "logit_scale = 2.0"),
     ],
 )
@@ -749,7 +908,7 @@ def test_unknown_kinds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     [
         ({"model_type": "mamba"}, UnsupportedError, "mamba"),
         ({"hidden_act": "mish"}, UnsupportedError, "mish"),
-        ({"attention_bias": True}, UnsupportedError, "attention_bias"),
+        ({"attention_bias": True}, InputError, "q_proj.bias is missing"),
         ({"rope_scaling": {"rope_type": "dynamic", "factor": 4}}, UnsupportedError, "dynamic"),
         ({"rope_scaling": {"rope_type": "yarn"}}, InputError, "factor"),
         ({"num_key_value_heads": [2, 1]}, UnsupportedError, "each layer"),

@@ -18,6 +18,7 @@ from sparseflash.base.errors import InputError, UnsupportedError, UsageError
 from sparseflash.model.load import load_model
 from sparseflash.model.recipes import fetch, fetch_tokenizer, load_recipe, own_recipe_path
 from sparseflash.model.resolve import resolve
+from sparseflash.sparsity.texts import evaluation_text
 
 
 @pytest.fixture
@@ -83,6 +84,14 @@ def test_a_recipe_is_corrected_by_hand_until_the_model_changes(place: Path) -> N
     assert load_recipe(resolve("m.gguf")).kv_len == 17
     gguf_of(place / "m.gguf", random_model(n_layers=3), "llama")
     assert load_recipe(resolve("m.gguf")).kv_len == 256
+
+
+def test_a_text_that_is_not_here_has_a_stand_in(place: Path) -> None:
+    """WikiText-2 lies beside a checkout or not; another comes from a package registry."""
+    (place / "shared" / "data").unlink()
+    recipe = load_recipe("story")
+    assert evaluation_text(recipe, None) == "technical-test"
+    assert evaluation_text(recipe, "wikitext2-test") == "wikitext2-test"  # asked for by name
 
 
 def test_split_gguf_by_any_part(place: Path) -> None:

@@ -1,4 +1,4 @@
-"""The whole path on a small real model: pack, generate, build, flash, validate, bench, generate."""
+"""The whole path on a small model: pack, generate, build, flash, validate, bench, generate."""
 
 from __future__ import annotations
 
@@ -15,23 +15,28 @@ import numpy as np
 import pytest
 import torch
 
-from conftest import data_folder, make_workspace, random_model
-from sparseflash.base.errors import InputError, UnsupportedError, UsageError
+from conftest import make_workspace, random_model
+from small import NAME, add_small
+from sparseflash.base.errors import UnsupportedError, UsageError
 from sparseflash.base.files import root
 from sparseflash.cli.build import generate as generate_verb
 from sparseflash.codegen.build import build_firmware, build_library
 from sparseflash.codegen.generate import generate
 from sparseflash.device.bench import bench
 from sparseflash.device.host_board import start_host_device
+from sparseflash.device.session import Session
 from sparseflash.device.validate import validate
 from sparseflash.image.factors import FACTORED, Factors
+from sparseflash.image.formats import Formats
 from sparseflash.image.grids import pack_rows
+from sparseflash.image.pack import pack
 from sparseflash.image.reference import THRESHOLDS, Reference
-from sparseflash.image.sfm import Formats, Image, pack
+from sparseflash.image.sfm import Image
 from sparseflash.measure.engine import Engine, dense_thresholds
-from sparseflash.model.recipes import Recipe, load_recipe, text_path
+from sparseflash.model.recipes import Recipe, load_recipe
 from sparseflash.model.spec import Activation, LayerSpec, Model
 from sparseflash.model.torch_model import TorchModel
+from sparseflash.pipeline import device as on_device
 from sparseflash.pipeline import stages as pipeline
 from sparseflash.pipeline.places import Places
 from sparseflash.plan.boards import load_board
@@ -39,7 +44,6 @@ from sparseflash.plan.kept import read_plan
 from sparseflash.plan.plan import make_plan
 from sparseflash.sparsity.texts import calibration_tokens
 
-NAME = "stories260k"
 POSITIONS = 64
 PROMPT = "Once upon a time"
 
@@ -79,35 +83,29 @@ def greedy(engine: Engine, prompt: list[int], n: int, eos: tuple[int, ...] = ())
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Built]:
-    if not (data_folder() / "stories260K.bin").is_file():
-        pytest.skip(f"no stories260K.bin in {data_folder()}")
-    try:
-        text_path("tiny")
-    except InputError as e:
-        pytest.skip(f"no calibration text: {e}")
     base = make_workspace(tmp_path_factory.mktemp("pipeline"))
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SPARSEFLASH_ROOT", str(base))
-        recipe = load_recipe(NAME)
+        recipe = add_small(base)
         recipe = replace(recipe, calibration={**recipe.calibration, "tokens": 2048})
         model = pipeline.open_model(recipe)
         image = pipeline.pack_model(model, recipe)
         setting = pipeline.setting_for(model, recipe, "h", 50)
         board = load_board("host")
-        pipeline.plan_and_generate(image, board, setting, recipe)
-        pipeline.build_board(board, NAME, show=False)
-        pipeline.flash_board(board, NAME)
+        pipeline.plan_and_generate(image, board, setting, recipe, model=model)
+        on_device.build_board(board, NAME)
+        on_device.flash_board(board, NAME)
         engine = pipeline.host_engine(image, recipe)
         yield Built(base, recipe, model, image, engine, setting.thresholds)
 
 
 @pytest.fixture(params=["pty", "tcp"])
-def session(built: Built, request: pytest.FixtureRequest) -> Iterator[pipeline.Session]:
+def session(built: Built, request: pytest.FixtureRequest) -> Iterator[Session]:
     transport: Literal["pty", "tcp"] = request.param
     flashed = Places(NAME).flashed
     with (
         start_host_device(flashed / "firmware", flashed / "model.sfm", transport) as process,
-        pipeline.session(NAME, "host", process.url) as opened,
+        on_device.session(NAME, "host", process.url) as opened,
     ):
         yield opened
 
@@ -121,7 +119,7 @@ def test_formats_are_those_of_the_recipe(built: Built) -> None:
     assert built.image.spec.n_layers == 5
 
 
-def test_device_equals_reference(built: Built, session: pipeline.Session) -> None:
+def test_device_equals_reference(built: Built, session: Session) -> None:
     steps: list[int] = []
     ids = some_ids(built)
     found = validate(session.device, session.image, ids, session.thresholds, steps.append)
@@ -132,14 +130,14 @@ def test_device_equals_reference(built: Built, session: pipeline.Session) -> Non
 
 
 def test_started_by_the_session(built: Built) -> None:
-    with pipeline.session(NAME, "host") as session:
+    with on_device.session(NAME, "host") as session:
         info = session.device.info()
         assert (info.board, info.model, info.model_sha) == ("host", NAME, built.image.sha256.hex())
         assert info.arena_bytes == session.plan["memory"]["total"]
 
 
 @pytest.mark.parametrize("site", ["h", "down"])
-def test_first_difference_is_named(built: Built, session: pipeline.Session, site: str) -> None:
+def test_first_difference_is_named(built: Built, session: Session, site: str) -> None:
     """One layer of the device gets a larger threshold than the plan has."""
     layer = 2
     wrong = built.thresholds[layer].copy()
@@ -153,7 +151,7 @@ def test_first_difference_is_named(built: Built, session: pipeline.Session, site
     assert f"layer {layer}, site {where}[{found.index}]" in str(found)
 
 
-def test_bench_counts_what_was_read(built: Built, session: pipeline.Session) -> None:
+def test_bench_counts_what_was_read(built: Built, session: Session) -> None:
     result = bench(session.device, built.prompt(), tokens=20, repetitions=2)
     spec, image = built.image.spec, built.image
     assert result["board"] == "host" and result["tokens"] == 20
@@ -165,7 +163,7 @@ def test_bench_counts_what_was_read(built: Built, session: pipeline.Session) -> 
     assert result["tokens_per_second"] > 0 and result["link_tokens_per_second"] > 0
 
 
-def test_streamed_text_is_the_greedy_text(built: Built, session: pipeline.Session) -> None:
+def test_streamed_text_is_the_greedy_text(built: Built, session: Session) -> None:
     pieces = list(session.device.generate(built.prompt(), 50))
     want = built.greedy(50)
     tokenizer = built.model.tokenizer
@@ -228,6 +226,9 @@ def test_generation_does_not_depend_on_folder_or_locale(
     for name, locale in (("first", "C"), ("a second, räumlich getrennt", "de_DE.UTF-8")):
         folder = tmp_path / name
         base = make_workspace(folder)
+        with monkeypatch.context() as patch:
+            patch.setenv("SPARSEFLASH_ROOT", str(base))
+            add_small(base)
         cwd = folder if name == "first" else Path("/")
         run_in(
             *(base, cwd, locale, "generate", "--model", NAME, "--method", "h", "--sparsity", "40")
@@ -237,7 +238,7 @@ def test_generation_does_not_depend_on_folder_or_locale(
     assert results[0] == results[1]
     names = set(results[0])
     assert {f"build/models/{NAME}/{n}" for n in ("model.sfm", "calibration.npz")} < names
-    assert {f"build/host/{NAME}/{n}" for n in ("plan.json", "gen/sf_model.c")} < names
+    assert {f"build/host/{NAME}/{n}" for n in ("gen/plan.json", "gen/sf_model.c")} < names
     assert not [n for n in names if n.endswith(".part")]
 
 
@@ -271,7 +272,7 @@ def test_projections_in_factors(built: Built, tmp_path: Path) -> None:
     """ASVD's factors are searched once, and the device multiplies with them under a mask."""
     image = pipeline.pack_model(built.model, built.recipe, asvd=85)
     assert image.path.name == "model.split.asvd85.sfm"
-    assert image.size < built.image.size and 0 < image.formats.most_rank <= 64
+    assert image.size < built.image.size and 0 < max(image.ranks) <= 64
     old = image.path.stat().st_mtime_ns
     pipeline.pack_model(built.model, built.recipe, asvd=85)
     assert image.path.stat().st_mtime_ns == old
@@ -332,4 +333,4 @@ def test_thresholds_hold_with_factors(built: Built, tmp_path: Path) -> None:
 
 def test_generated_code_holds_no_weights(built: Built) -> None:
     text = (Places(NAME).target / "gen" / "sf_model.c").read_text()
-    assert len(text) < 32_000
+    assert len(text) < 40_000  # of a model with 260,000 of them

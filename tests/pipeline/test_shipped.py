@@ -12,8 +12,9 @@ from sparseflash.base.files import root
 from sparseflash.codegen.build import build_library
 from sparseflash.codegen.generate import generate
 from sparseflash.image.formats import Formats
+from sparseflash.image.pack import pack
 from sparseflash.image.reference import Reference
-from sparseflash.image.sfm import Image, pack
+from sparseflash.image.sfm import Image
 from sparseflash.measure.engine import Engine, dense_thresholds
 from sparseflash.model.recipes import file_sha256, load_recipe
 from sparseflash.pipeline.stages import open_model
@@ -45,12 +46,13 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> Image:
 
 
 def test_story_in_c(story: Image, host: Board, tmp_path: Path) -> None:
-    """Bits of the reference, and at most a quarter of the FFN's bytes a token."""
+    """Bits of the reference, the card's greedy story, at most a quarter of the FFN's bytes."""
     generate(make_plan(story, host, dense_thresholds(story), kv_len=64), tmp_path / "gen")
-    engine = Engine(build_library(tmp_path / "gen", tmp_path / "story.so"), story)
+    engine = Engine(build_library(tmp_path / "gen", tmp_path / "story.so", flags=["-O1"]), story)
     model = open_model(load_recipe("story"))
     assert model.tokenizer is not None
-    ids = np.array(model.tokenizer.encode("Once upon a time, there was a little girl named"))[:16]
+    start = "Once there was a brave"
+    ids = np.array(model.tokenizer.chat([{"role": "user", "content": start}]))
     want = Reference(story).run(ids)
     engine.trace(True)
     for p, token in enumerate(ids):
@@ -59,9 +61,13 @@ def test_story_in_c(story: Image, host: Board, tmp_path: Path) -> None:
         assert np.array_equal(engine.hashes(), want.hashes()[p])
         assert np.array_equal(logits.view(np.uint32), want.logits[p].view(np.uint32))
     assert engine.counters(clear=True)["neurons"] == want.neurons
+    said = []
     for _ in range(40):  # it goes on by itself
-        logits = engine.step(int(logits.argmax()))
+        said.append(int(logits.argmax()))
+        logits = engine.step(said[-1])
         assert logits is not None
+    card = (FOLDER / "story" / "README.md").read_text(encoding="utf-8")
+    assert f"> {start}{model.tokenizer.decode(said).splitlines()[0]}" in card
     whole = sum(w.size * w.count for w in story.weights.values() if w.is_ffn)
     assert engine.counters()["bytes_ffn"] <= 0.25 * whole * 40
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from conftest import random_model
+from conftest import half_ram, random_model
 from sparseflash.base.errors import InputError, UsageError
 from sparseflash.base.files import root
 from sparseflash.image.formats import Formats
@@ -108,8 +108,7 @@ def test_auto(tiny: tuple[Model, Recipe, Board], monkeypatch: pytest.MonkeyPatch
     assert roomy.method == "dense" and "all weights stay in RAM" in roomy.reason
 
     image = stages.pack_model(model, recipe, "split")
-    memory = make_plan(image, board, roomy.thresholds, 16)["memory"]
-    ram = memory["total"] - memory["pinned weights"] // 2
+    ram = half_ram(lambda ram: make_plan(image, board, roomy.thresholds, 16, ram=ram)["memory"])
     unknown = stages.auto_for(model, recipe, board, ram=ram)
     assert unknown.method == "dense" and "sparseflash prices --model tiny" in unknown.reason
 

@@ -8,23 +8,21 @@ from __future__ import annotations
 import itertools
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from conftest import data_folder
+from conftest import half_ram, make_workspace
+from small import add_small
 from sparseflash.base.errors import TooSmallError, UsageError
-from sparseflash.base.files import root, write_json
-from sparseflash.cli.build import say_placement
 from sparseflash.codegen.build import build_library
 from sparseflash.codegen.generate import generate
-from sparseflash.device.bench import computing_seconds
 from sparseflash.image.reference import Reference
 from sparseflash.measure.engine import Engine
-from sparseflash.model.recipes import load_recipe
-from sparseflash.pipeline import places
 from sparseflash.pipeline import stages as pipeline
 from sparseflash.plan.boards import Board
+from sparseflash.plan.fit import token_figures
 from sparseflash.plan.plan import make_plan
 from sparseflash.plan.solver import Problem, TooMuchError, Units, solve
 from sparseflash.sparsity.texts import calibration_tokens
@@ -34,12 +32,11 @@ STREAM |= {"pick_buffers": 2, "pick_bytes": 2048}
 
 
 def test_planned(host: Board, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    if not (data_folder() / "stories260K.bin").is_file():
-        pytest.skip("stories260K.bin is not beside the checkout")
-    recipe = load_recipe("stories260k")
+    base = make_workspace(tmp_path)
+    monkeypatch.setenv("SPARSEFLASH_ROOT", str(base))
+    recipe = add_small(base)
     recipe = replace(recipe, calibration={**recipe.calibration, "tokens": 2048})
     model = pipeline.open_model(recipe)
-    monkeypatch.setattr(places, "work", lambda: tmp_path)
     board = replace(host, raw={**host.raw, "layout": "split", "stream": STREAM})
     with pytest.raises(UsageError, match="maps its flash"):
         pipeline.planned_for(model, recipe, host, 20)
@@ -49,8 +46,7 @@ def test_planned(host: Board, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         pipeline.planned_for(model, recipe, board, 20, 64, 20_000)
 
     image = pipeline.pack_model(model, recipe, "split")
-    memory = make_plan(image, board, full.thresholds, 64)["memory"]
-    ram = memory["total"] - 2 * memory["pinned weights"] // 5
+    ram = half_ram(lambda ram: make_plan(image, board, full.thresholds, 64, ram=ram)["memory"])
     dense = make_plan(image, board, full.thresholds, 64, ram=ram)["placement"]["total"]
     setting = pipeline.planned_for(model, recipe, board, 20, 64, ram)
     assert 0.8 < setting.expected["ratio"] < 1.3 and setting.expected["ratio_error"] > 0
@@ -78,7 +74,7 @@ def test_planned(host: Board, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         tmp_path / "lib.so",
         "cc",
         ["-O1"],
-        flash=root() / "tests" / "faults" / "fault_flash.c",
+        flash=Path(__file__).parents[1] / "faults" / "fault_flash.c",
     )
     engine = Engine(library, image)
     ids, _ = calibration_tokens(model, recipe)
@@ -155,20 +151,22 @@ def test_too_much_is_refused() -> None:
     assert 0.05 * p.goal < e.value.least <= 2 * p.goal
 
 
-def test_stalls_by_the_last_bench(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_time_of_a_token_names_its_source(host: Board) -> None:
     """Reading that computing does not hide: 30 ms beside (1 - 0.5) / 20 seconds."""
-    monkeypatch.setenv("SPARSEFLASH_ROOT", str(tmp_path))
     total = {"pinned": 1, "streamed": 2, "read": 2.0}
     costs = {"read_seconds": 0.03, "seconds_saved_by_a_megabyte": 0.001}
-    plan = {"name": "m", "board": "host", "placement": {"kinds": {}, "total": total, **costs}}
-    say_placement(plan)
-    assert "make bench measures what computing takes" in capsys.readouterr().out
-    path = tmp_path / "build" / "host" / "m" / "bench.json"
-    write_json(path, {"tokens_per_second": 20.0, "share_waiting": 0.5})
-    say_placement(plan)
-    out = " ".join(capsys.readouterr().out.split())
-    assert "computed for 25.0 ms" in out and "stalls of 5.0 ms" in out
-    write_json(path, {"tokens_per_second": None, "share_waiting": None})
-    assert computing_seconds(path) is None
+    plan = {"method": "dense", "sparsity": 0, "parts": [], "placement": {"total": total, **costs}}
+    bench = {"tokens_per_second": 20.0, "share_waiting": 0.5, "plan": "another"}
+
+    def said(measured: dict[str, Any] | None) -> dict[str, tuple[float, str]]:
+        found = token_figures(plan, host, measured, "this")
+        return {f.name: (round(f.value, 6), f.source) for f in found if f.unit == "ms"}
+
+    assert said(None) == {"reading": (30.0, "flash_curve.json, measured here")}
+    earlier = said(bench)
+    assert earlier["computing"] == (25.0, "bench.json of an earlier plan")
+    assert earlier["waiting, at the least"][0] == 5.0
+    own = said({**bench, "plan": "this", "bytes_per_token": 2.0})
+    assert own["time"] == (50.0, "bench.json of this plan")
+    assert own["of it waiting for flash"][0] == 25.0 and "reading" not in own
+    assert said({"tokens_per_second": None, "plan": "another"}) == said(None)

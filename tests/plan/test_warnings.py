@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from sparseflash.base.errors import InputError
-from sparseflash.image.sfm import Formats
+from sparseflash.image.formats import Formats
 from sparseflash.plan.boards import board_ids, load_board, load_cpu, tier_kernels
 from sparseflash.plan.plan import warnings
 

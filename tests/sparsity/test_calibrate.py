@@ -140,7 +140,7 @@ def test_calibrate_counts_what_the_model_computes(activation: Activation, gated:
             return o
 
     TorchModel(model).hidden(torch.from_numpy(ids), Keep())
-    got = calibrate(model, ids, progress=False, batch=4)
+    got = calibrate(model, ids, batch=4)
     for layer in range(model.spec.n_layers):
         for site in SITES:
             values = np.abs(np.concatenate([v.ravel() for v in seen[layer, site]]))
@@ -156,13 +156,13 @@ def test_calibrate_counts_what_the_model_computes(activation: Activation, gated:
 def test_batches_and_order_do_not_matter_and_memory_is_fixed() -> None:
     model = random_model()
     ids = ids_of(6 * 64).reshape(6, 64)
-    one = calibrate(model, ids, batch=1, progress=False)
-    two = calibrate(model, ids.ravel(), window=64, batch=1, progress=False)
+    one = calibrate(model, ids, batch=1)
+    two = calibrate(model, ids.ravel(), window=64, batch=1)
     assert (one.counts == two.counts).all()
     assert one.meta == two.meta
-    half = calibrate(model, ids[:2], progress=False)
+    half = calibrate(model, ids[:2])
     assert half.counts.shape == one.counts.shape
-    flipped = calibrate(model, ids[::-1], batch=1, progress=False)
+    flipped = calibrate(model, ids[::-1], batch=1)
     assert (flipped.counts == one.counts).all()
 
 
@@ -170,7 +170,7 @@ def test_ungated_model_has_no_gate() -> None:
     model = random_model(gated=False)
     for layer in model.layers:
         layer.gate_proj = None
-    got = calibrate(model, ids_of(128), window=64, progress=False)
+    got = calibrate(model, ids_of(128), window=64)
     assert got.meta["sites"] == ["up", "h", "down"]
     with pytest.raises(UsageError, match="not measured"):
         got.threshold(0, "act", 0.5)
@@ -179,19 +179,19 @@ def test_ungated_model_has_no_gate() -> None:
 def test_calibrate_refusals() -> None:
     model = random_model()
     with pytest.raises(UsageError, match="no tokens"):
-        calibrate(model, np.empty(0, np.int64), progress=False)
+        calibrate(model, np.empty(0, np.int64))
     with pytest.raises(UsageError, match="outside"):
-        calibrate(model, np.array([5, 160]), progress=False)
+        calibrate(model, np.array([5, 160]))
     with pytest.raises(UsageError, match="exceed the context"):
-        calibrate(model, ids_of(600).reshape(1, 600), progress=False)
+        calibrate(model, ids_of(600).reshape(1, 600))
     with pytest.raises(UsageError, match="no calibration site"):
-        calibrate(model, ids_of(64), sites=("x",), progress=False)
+        calibrate(model, ids_of(64), sites=("x",))
 
 
 def test_save_and_load(tmp_path: Path) -> None:
     model = random_model()
     model.source["sha256"] = "ab" * 32
-    got = calibrate(model, ids_of(256), window=64, texts={"t": "cd" * 32}, progress=False)
+    got = calibrate(model, ids_of(256), window=64, texts={"t": "cd" * 32})
     path = tmp_path / "deep" / "calibration.npz"
     got.save(path)
     back = Calibration.load(path)
@@ -203,10 +203,18 @@ def test_save_and_load(tmp_path: Path) -> None:
     assert readable["thresholds"]["h"]["50%"][1] == pytest.approx(
         got.threshold(1, "h", 0.5), rel=1e-5
     )
+    assert list(readable["thresholds"]["h"]) == [f"{p}%" for p in range(30, 100, 10)]
     first = path.read_bytes()
     got.save(path)
     assert path.read_bytes() == first
     assert sorted(p.name for p in path.parent.iterdir()) == ["calibration.json", "calibration.npz"]
+
+
+def test_the_order_of_what_was_recorded_changes_no_byte(tmp_path: Path) -> None:
+    got = of_values(np.ones(9))
+    for name, meta in (("a", {"seed": 1, "texts": "t"}), ("b", {"texts": "t", "seed": 1})):
+        Calibration(got.counts, got.chunks, meta).save(tmp_path / f"{name}.npz")
+    assert (tmp_path / "a.npz").read_bytes() == (tmp_path / "b.npz").read_bytes()
 
 
 def test_damaged_files_are_named(tmp_path: Path) -> None:
@@ -234,7 +242,7 @@ def test_damaged_files_are_named(tmp_path: Path) -> None:
 def test_shared_text_is_found_at_any_place(shift: int) -> None:
     model = random_model()
     ids = ids_of(4 * 64).reshape(4, 64)
-    c = calibrate(model, ids, progress=False)
+    c = calibrate(model, ids)
     clean = ids_of(500, seed=99)
     assert_disjoint(c, clean)
     shared = clean.copy()
@@ -277,3 +285,106 @@ def test_windows_are_spread_and_repeatable(monkeypatch: pytest.MonkeyPatch, tmp_
         assert [s // 1800 for s in starts] == [0, 1, 2, 3, 4]
     with pytest.raises(InputError, match="too short"):
         cal.calibration_windows(model, names, tokens=400 * 64, window=64)
+
+
+def test_random_windows() -> None:
+    """As many whole windows as the tokens need, of every id of the vocabulary."""
+    model = random_model()
+    ids, hashes = cal.calibration_windows(model, ["random"], tokens=65 * 64 - 63, window=64, seed=2)
+    assert ids.shape == (65, 64) and ids.dtype == np.int64 and list(hashes) == ["random"]
+    assert set(ids.ravel()) == set(range(model.spec.vocab))
+    other, _ = cal.calibration_windows(model, ["random"], tokens=65 * 64, window=64, seed=3)
+    assert other.shape == ids.shape and (other != ids).any()
+
+
+@pytest.mark.parametrize("fault", ["texts", "window", "tokens", "context"])
+def test_windows_that_cannot_be(fault: str, tmp_path: Path) -> None:
+    model = random_model(vocab=256)
+    model.tokenizer = type("Bytes", (), {"encode": lambda _, t: list(t.encode())})()  # type: ignore
+    (tmp_path / "a.txt").write_text("some words and more of them " * 400)
+    texts = [str(tmp_path / "a.txt")]
+    good = {"texts": texts, "tokens": 1, "window": CHUNK}
+    ids, _ = cal.calibration_windows(model, **good)  # type: ignore[arg-type]
+    assert ids.shape == (1, CHUNK)
+    bad = {"texts": {"texts": []}, "window": {"window": CHUNK - 1}, "tokens": {"tokens": 0}}
+    if fault == "context":
+        whole, _ = cal.calibration_windows(model, texts, 256, model.spec.context)
+        assert whole.shape == (1, 256)
+        clipped, _ = cal.calibration_windows(model, texts, 512, 2 * model.spec.context)
+        assert clipped.shape == (2, 256)
+        return
+    with pytest.raises((InputError, UsageError)):
+        cal.calibration_windows(model, **(good | bad[fault]))  # type: ignore[arg-type]
+
+
+def test_thresholds_of_few_values_to_the_digit() -> None:
+    """Between the edges of a bin a threshold is on the line."""
+    c = of_values(np.array([1.0, 1.0, 2.0, 4.0]))
+    assert c.threshold(0, "h", 0.25) == 1 + 1 / 256
+    assert c.threshold(0, "h", 0.5) == 1 + 1 / 128
+    assert c.threshold(0, "h", 0.75) == 2 + 2 / 128
+    assert c.threshold(0, "h", 0.875) == 4 + 2 / 128
+    assert c.dropped(0, "h", 1 + 1 / 256) == 0.25 and c.dropped(0, "h", 3.0) == 0.75
+    edges = cal.bin_edges()
+    assert (edges[1], edges[-2], edges[-1]) == (2.0**-30, 2.0**20, 2.0**21)
+    assert BINS == 50 * 128 + 2 and edges[129] == 2.0**-29
+    high = of_values(np.array([2.0**20, 1e9]))
+    assert high.threshold(0, "h", 0.5) == 2.0**20 + 2.0**19
+    assert of_values(np.array([2.0**-31] * 2)).threshold(0, "h", 0.5) == 2.0**-31
+
+
+def test_last_layers_and_negative_ones() -> None:
+    c = of_values(np.ones(4))
+    for layer in (-1, 1):
+        with pytest.raises(UsageError, match=f"no layer {layer}; the calibration has 1"):
+            c.threshold(layer, "h", 0.5)
+    assert c.n_layers == 1 and c.model_sha256 == ""
+
+
+def test_what_was_measured_is_recorded() -> None:
+    model = random_model()
+    model.source["factors"] = "f" * 64
+    c = calibrate(model, ids_of(3 * 64 + 5), window=64, texts={"t": "1"}, seed=9)
+    assert (c.meta["tokens"], c.meta["window"], c.meta["seed"]) == (192, 64, 9)
+    assert c.meta["texts"] == {"t": "1"} and c.meta["sites"] == list(SITES)
+    assert c.meta["factors"] == "f" * 64 and c.measured(model)
+    assert c.counts[:, SITES.index("h")].sum() == 192 * 2 * model.spec.ffn_dim
+    assert len(c.chunks) == 3 * 64 // CHUNK
+    model.source["factors"] = "0"
+    assert not c.measured(model)
+    one = calibrate(model, ids_of(40), window=64, sites=("up",))
+    assert one.meta["sites"] == ["up"] and (one.meta["tokens"], one.meta["window"]) == (40, 40)
+    for bad in (np.array([-1, 3]), np.array([3, 160]), np.zeros((2, 3, 4), np.int64)):
+        with pytest.raises(UsageError):
+            calibrate(model, bad)
+    calibrate(model, np.array([0, 159]))
+    calibrate(model, ids_of(256).reshape(1, 256))
+
+
+def test_the_message_of_shared_text_says_where() -> None:
+    c = calibrate(random_model(), ids_of(64), window=64, texts={"t": "1", "u": "2"})
+    other = np.concatenate([ids_of(50, seed=7), ids_of(64)[:CHUNK], ids_of(9, seed=8)])
+    with pytest.raises(
+        UsageError, match=r"^1 runs of 32 tokens, the first at token 50, .*\(t, u\)"
+    ):
+        assert_disjoint(c, other)
+    with pytest.raises(UsageError, match="text 'u'"):
+        assert_disjoint(c, ids_of(9, seed=8), "2")
+    assert_disjoint(c, ids_of(100, seed=8), None)
+
+
+@pytest.mark.parametrize("part", ["shape", "sites", "type", "chunks"])
+def test_arrays_of_another_kind_are_refused(part: str, tmp_path: Path) -> None:
+    counts, chunks = np.zeros((2, len(SITES), BINS), np.int64), np.empty(0, np.uint64)
+    changed = {
+        "shape": (counts[0], chunks),
+        "sites": (counts[:, 1:], chunks),
+        "type": (counts.astype(np.int32), chunks),
+        "chunks": (counts, chunks.astype(np.int64)),
+    }
+    Calibration(counts, chunks).save(tmp_path / "good.npz")
+    Calibration.load(tmp_path / "good.npz")
+    np.savez(tmp_path / "c.npz", counts=changed[part][0], chunks=changed[part][1],
+             meta=np.frombuffer(b"{}", np.uint8))  # fmt: skip
+    with pytest.raises(InputError, match="another version"):
+        Calibration.load(tmp_path / "c.npz")

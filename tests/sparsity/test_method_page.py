@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from conftest import data_folder, random_model
+from conftest import make_workspace, random_model
+from small import NAME, add_small
 from sparseflash.base.errors import UsageError
 from sparseflash.cli.measure import sparsity
-from sparseflash.image.sfm import Formats
+from sparseflash.image.formats import Formats
 from sparseflash.model.recipes import load_recipe
 from sparseflash.pipeline import places
 from sparseflash.pipeline import stages as pipeline
@@ -30,9 +31,9 @@ from sparseflash.sparsity.study import Study
 def page(
     text: str | None, names: list[str], ppl: float, kept: list[float], predict: bool, say: Any
 ) -> str:
-    """The page of stories260k on two windows at 20 percent."""
-    opened = partial(pipeline.open_study, "stories260k", text, 2, say, "cpu")
-    folder, recipe = places.Places("stories260k").folder, load_recipe("stories260k")
+    """The page of the small model on two windows at 20 percent."""
+    opened = partial(pipeline.open_study, NAME, text, 2, say, "cpu")
+    folder, recipe = places.Places(NAME).folder, load_recipe(NAME)
     return bench.run(opened, folder, recipe, text, names, [20.0], ppl, kept, predict)
 
 
@@ -83,18 +84,18 @@ def test_ppl_level_is_the_highest_that_holds() -> None:
         assert level == low
 
 
-def test_page_of_stories260k(
+def test_page_of_a_model(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    if not (data_folder() / "wikitext2_test.txt").is_file():
-        pytest.skip("wikitext2_test.txt is not beside the checkout")
-    monkeypatch.setattr(places, "work", lambda: tmp_path)
+    base = make_workspace(tmp_path)
+    monkeypatch.setenv("SPARSEFLASH_ROOT", str(base))
+    add_small(base)
     monkeypatch.setattr(bench, "SEARCHED", ("h",))
     monkeypatch.setattr(texts, "VALIDATION_TOKENS", 512)
     said: list[str] = []
     names = ["h", "cats", "teal", "prox-2", "marginal", "marginal-ffn"]
     text = page(None, names, 1.0, [85.0], True, said.append)
-    folder = places.Places("stories260k").folder
+    folder = places.Places(NAME).folder
     assert "| cats | 20 |" in text and "| asvd | 15 |" in text
     assert "lift" in text and "whole prompt" in text
     for name in ("md", "csv", "json", "png"):
@@ -114,7 +115,7 @@ def test_page_of_stories260k(
     said.clear()
     again = page(None, names, 1.0, [], True, said.append)
     assert not said, "nothing is measured twice"
-    sparsity("stories260k", None, 2, "h,cats", "20", 0.0, "", False)
+    sparsity(NAME, None, 2, "h,cats", "20", 0.0, "", False)
     assert "| cats | 20 |" in capsys.readouterr().out
     assert "| cats | 20 |" in again
     with pytest.raises(UsageError, match="there are"):

@@ -15,8 +15,9 @@ import torch
 from conftest import random_factors, random_model
 from sparseflash.base.errors import InputError, UsageError
 from sparseflash.image.factors import FACTORED, Factors, shape_of
+from sparseflash.image.formats import Formats
 from sparseflash.image.grids import row_bytes
-from sparseflash.image.sfm import Formats
+from sparseflash.image.needs import Needs
 from sparseflash.measure.stats import perplexity_ratio
 from sparseflash.model.spec import Activation, Model, Q8Blocks, as_float32
 from sparseflash.model.torch_model import TorchModel
@@ -25,9 +26,10 @@ from sparseflash.sparsity.budgets import common, greedy, marginal, sensitivity, 
 from sparseflash.sparsity.bytes import bytes_a_token
 from sparseflash.sparsity.evaluate import Losses, evaluate, losses
 from sparseflash.sparsity.levels import levels_of, measured
-from sparseflash.sparsity.masks import Masked, Reads
+from sparseflash.sparsity.masks import Masked
 from sparseflash.sparsity.predict import lowrank
 from sparseflash.sparsity.predict.proxy import quantize_proxy
+from sparseflash.sparsity.reads import Reads
 from sparseflash.sparsity.registry import METHODS, method
 from sparseflash.sparsity.scores import Scores
 from sparseflash.sparsity.sites import INPUTS
@@ -300,7 +302,7 @@ def test_layers_without_a_rule_are_read_whole(study: Study) -> None:
     assert reads.kept["q"][0] == tokens * 32 and reads.blocks["q"][0] == tokens
     assert reads.kept["q"][1] < tokens * 32 * 0.8
     assert reads.kept["xu"][1] == tokens * 32
-    both = bytes_a_token(study.model.spec, study.formats, reads)
+    both = bytes_a_token(study.model.spec, study.formats, Needs(), reads)
     levels["q"], levels["xu"] = np.array([0.4, 0.4]), np.array([0.4, 0.4])
     all_sparse = study.measure(m, 0.4, levels).bytes
     assert both.attention > all_sparse.attention and both.up > all_sparse.up
@@ -392,8 +394,8 @@ def test_prox(study: Study, name: str, bits: int) -> None:
     tensors = seen(study.model, study.calibration_ids)
     limits, exact = [], []
     for (g, u), layer in zip(pairs, tensors):
-        guess = np.abs(silu(layer["ffn_in"] @ g.T) * (layer["ffn_in"] @ u.T))
-        limits.append(np.quantile(guess, 0.5))
+        prediction = np.abs(silu(layer["ffn_in"] @ g.T) * (layer["ffn_in"] @ u.T))
+        limits.append(np.quantile(prediction, 0.5))
         exact.append(np.quantile(np.abs(layer["h"]), 0.25) if name.endswith("two") else 0.0)
     m = method(name)
     rules = study.rules(m, levels_of(study, m, 0.5))
@@ -412,10 +414,10 @@ def test_prox(study: Study, name: str, bits: int) -> None:
         if name != "h":
             return x
         g, u = pairs[layer]
-        guess = silu(g @ know["ffn_in"]) * (u @ know["ffn_in"])
+        prediction = silu(g @ know["ffn_in"]) * (u @ know["ffn_in"])
         out = x.copy()
         for i in range(len(x)):
-            chosen = abs(guess[i]) >= limits[layer]
+            chosen = abs(prediction[i]) >= limits[layer]
             alive = chosen and abs(x[i]) >= exact[layer]
             rows, columns = rows + chosen, columns + alive
             if not alive:
@@ -665,8 +667,8 @@ def test_fisher_score(study: Study) -> None:
         return np.array([v if abs(v) * c >= t[layer] else 0.0 for v, c in zip(x, w[layer])])
 
     check(study, "h-fisher", 0.6, drop)
-    assert study.extra(m).metadata == 2 * 48
-    assert study.extra(method("marginal-fisher")).metadata == 2 * (3 * 32 + 2 * 48)
+    assert study.extra(m).metadata == 4 * 48  # float32, as an image stores them
+    assert study.extra(method("marginal-fisher")).metadata == 4 * (3 * 32 + 2 * 48)
 
 
 def test_marginal_levels_save_what_is_asked(study: Study) -> None:
@@ -784,7 +786,7 @@ def test_every_method_measures(study: Study) -> None:
         r = measured(suited, name, level if name != "dense" else 0.0)
         assert math.isfinite(r.losses.mean)
         assert r.bytes.layers > 0
-        if name not in ("dense", "acttail") and not method(name).guess:
+        if name not in ("dense", "acttail") and not method(name).predicts:
             assert r.bytes.layers < dense * 1.02, name
 
 
@@ -796,9 +798,6 @@ def test_unknown_and_out_of_range(study: Study) -> None:
             levels_of(study, "h", level)
     with pytest.raises(UsageError, match="were not measured"):
         Scores().threshold(0, "h", 0.5)
-    with pytest.raises(UsageError, match="no gate"):
-        model = random_model(gated=False)
-        Study(model, Formats(), study.calibration_ids, study.windows)
 
 
 def test_errors_are_those_of_stats() -> None:
@@ -833,7 +832,7 @@ def test_dense_bytes_by_hand() -> None:
     model = random_model()
     for fmt, row in (("q4", 40), ("q8", 68)):
         f = Formats(fmt, fmt, "q8")
-        b = bytes_a_token(model.spec, f, Reads.dense(2, 172))
+        b = bytes_a_token(model.spec, f, Needs(), Reads.dense(2, 172))
         column, scales = (32, 256) if fmt == "q4" else (64, 128)
         assert b.attention == 2 * (64 + 32 + 32 + 64) * row
         assert b.ffn == 2 * (2 * 172 * row + 172 * column + 6 * scales)
@@ -989,8 +988,8 @@ def test_asvd_ranks_save_bytes() -> None:
     model = random_model()
     factors = random_factors(model.spec, "q8", "q8")
     spec, formats = model.spec, Formats("q8", "q8", "q8")
-    whole = bytes_a_token(spec, formats, Reads.dense(2, 172)).layers
-    size = bytes_a_token(spec, factors.formats(formats, 2), Reads.dense(2, 172)).layers
+    whole = bytes_a_token(spec, formats, Needs(), Reads.dense(2, 172)).layers
+    size = bytes_a_token(spec, formats, Needs(factors=factors), Reads.dense(2, 172)).layers
     for i in range(2):
         for name in FACTORED:
             r, (n, cols) = factors.rank(i, name), shape_of(spec, name)
@@ -1035,18 +1034,20 @@ def test_predictability_by_loops(study: Study) -> None:
                 active = {n for n in range(48) if size[t, n] >= limits[layer]}
                 y = norm(xs[t], w.ffn_norm, study.model.spec.norm_eps)
                 early = np.abs(silu(as_float32(w.gate_proj) @ y) * (as_float32(w.up_proj) @ y))
-                guesses = {
+                predictions = {
                     "input": set(np.argsort(-early)[:19]),
                     "other": set(np.argsort(-other)[:19]),
                 }
                 if t >= 8:
                     past = size[t - 2 : t]
-                    guesses["any2"] = {n for n in range(48) if (past[:, n] >= limits[layer]).any()}
-                    guesses["mean2"] = set(np.argsort(-past.mean(0))[:19])
-                for name, guess in guesses.items():
-                    counts[name][0] += len(guess & active)
+                    predictions["any2"] = {
+                        n for n in range(48) if (past[:, n] >= limits[layer]).any()
+                    }
+                    predictions["mean2"] = set(np.argsort(-past.mean(0))[:19])
+                for name, prediction in predictions.items():
+                    counts[name][0] += len(prediction & active)
                     counts[name][1] += len(active)
-                    counts[name][2] += len(guess)
+                    counts[name][2] += len(prediction)
                     neurons[name] += 48
         for mine, name in (
             ("any2", "any of the last 2"),
@@ -1054,24 +1055,50 @@ def test_predictability_by_loops(study: Study) -> None:
             ("other", "mean of another prompt"),
             ("input", "input of this layer"),
         ):
-            hit, active_n, guessed = counts[mine]
-            row = got["guesses"][name]["layers"][layer]
+            hit, active_n, predicted = counts[mine]
+            row = got["predictions"][name]["layers"][layer]
             assert row["recall"] == pytest.approx(hit / active_n, abs=1e-9)
-            assert row["precision"] == pytest.approx(hit / guessed, abs=1e-9)
-            lift = (hit / active_n) / (guessed / neurons[mine])
+            assert row["precision"] == pytest.approx(hit / predicted, abs=1e-9)
+            lift = (hit / active_n) / (predicted / neurons[mine])
             assert row["lift"] == pytest.approx(lift, abs=1e-9)
-    whole = got["guesses"]["whole prompt against whole prompt"]["layers"][0]
+    whole = got["predictions"]["whole prompt against whole prompt"]["layers"][0]
     means = [np.abs(p[0]["h"]).mean(0) for p in tensors]
     a, b = (set(np.argsort(-m)[:19]) for m in means)
     assert whole["recall"] == pytest.approx(len(a & b) / 19)
 
 
-def test_random_guess_has_lift_one() -> None:
+def test_random_prediction_has_lift_one() -> None:
     from sparseflash.sparsity.predict.predictability import Score
 
     g = torch.Generator().manual_seed(1)
-    active, guess = (torch.rand(400, 500, generator=g) < p for p in (0.1, 0.4))
+    active, prediction = (torch.rand(400, 500, generator=g) < p for p in (0.1, 0.4))
     s = Score()
-    s.add(guess, active)
+    s.add(prediction, active)
     assert s.plain()["lift"] == pytest.approx(1.0, abs=0.05)
     assert s.plain()["recall"] == pytest.approx(0.4, abs=0.02)
+
+
+def test_methods_of_an_ffn_without_a_gate() -> None:
+    """Methods of h, of inputs of attention and predictors run; the others say what they lack."""
+    model = random_model(gated=False, activation=Activation.RELU, ffn_bias=True)
+    ids = np.random.default_rng(0).integers(0, 160, (2, 64))
+    study = Study(model, Formats(), ids, ids)
+    dense = study.dense_bytes().ffn
+    for name in ("h", "prox-2", "svd-64", "signs"):
+        m = METHODS[name]
+        found = study.measure(m, 0.5, levels_of(study, m, 0.5))
+        assert found.bytes.ffn < 0.85 * dense, name
+    for name in ("cats", "paper", "teal", "marginal"):
+        with pytest.raises(UsageError, match="its FFN has no gate; take h"):
+            levels_of(study, METHODS[name], 0.5)
+
+
+def test_methods_of_a_model_with_experts() -> None:
+    model = random_model(ffn_dim=256, experts=8, experts_used=2)
+    ids = np.random.default_rng(0).integers(0, 160, (2, 64))
+    study = Study(model, Formats(), ids, ids)
+    with pytest.raises(UsageError, match="its router already chooses"):
+        levels_of(study, METHODS["h"], 0.5)
+    whole = random_model(ffn_dim=256)
+    ratio = study.dense_bytes().ffn / Study(whole, Formats(), ids, ids).dense_bytes().ffn
+    assert 0.25 <= ratio < 0.27

@@ -14,8 +14,12 @@ from test_methods import SMALL, check, seen, silu
 
 from conftest import random_model, random_predictor
 from sparseflash.base.errors import InputError, SparseflashError, UnsupportedError, UsageError
+from sparseflash.image.formats import Formats
+from sparseflash.image.needs import Needs
+from sparseflash.image.pack import pack
 from sparseflash.image.predictor import Predictor, load_predictor, predictor_bytes
-from sparseflash.image.sfm import Formats, Image, pack
+from sparseflash.image.proxy import Proxies, Signs
+from sparseflash.image.sfm import Image
 from sparseflash.model.recipes import PredictorFile, load_recipe
 from sparseflash.model.spec import Activation, as_float32
 from sparseflash.model.torch_model import Hooks
@@ -25,7 +29,7 @@ from sparseflash.sparsity.levels import levels_of, measured
 from sparseflash.sparsity.page.report import row_of
 from sparseflash.sparsity.predict import lowrank
 from sparseflash.sparsity.registry import method
-from sparseflash.sparsity.setting import Setting, formats_for
+from sparseflash.sparsity.setting import Setting, needs_for
 from sparseflash.sparsity.study import Study
 
 SHA = "5" * 64
@@ -60,7 +64,7 @@ def test_definition(name: str, tmp_path: Path) -> None:
     factors = [[b.float32().astype(np.float64) for b in predictor.blocks(i, 32)] for i in range(2)]
     site = "attn_in" if ahead else "ffn_in"
 
-    def guess(layer: int, x: np.ndarray) -> np.ndarray:
+    def prediction(layer: int, x: np.ndarray) -> np.ndarray:
         b, gate, up = factors[layer]
         z = np.array([sum(w * v for w, v in zip(row, x)) for row in b])
         return np.abs(silu(gate @ z) * (up @ z))
@@ -70,13 +74,13 @@ def test_definition(name: str, tmp_path: Path) -> None:
     for i, rules in enumerate(study.rules(m, levels_of(study, m, 0.5))):
         assert rules.proxy is not None
         limits.append(rules.proxy.rule.threshold)
-        scores = [guess(i, x) for x in tensors[i][site]]
+        scores = [prediction(i, x) for x in tensors[i][site]]
         assert limits[i] == pytest.approx(np.quantile(scores, 0.5), rel=0.02)
 
     def drop(layer: int, where: str, x: np.ndarray, know: dict[str, np.ndarray]) -> np.ndarray:
         if where != "h":
             return x
-        return np.where(guess(layer, know[site]) >= limits[layer], x, 0.0)
+        return np.where(prediction(layer, know[site]) >= limits[layer], x, 0.0)
 
     reads = check(study, name, 0.5, drop)
     assert (reads.gate_rows == reads.columns).all()
@@ -91,10 +95,10 @@ def test_signs(tmp_path: Path) -> None:
     """A neuron lives when enough signs of its gate row are those of the input, one by one."""
     study = study_with(tmp_path, False)
     m = method("signs")
-    with pytest.raises(UsageError, match="is for ReLU gates and random has silu"):
+    with pytest.raises(UsageError, match="it is for ReLU gates and this one has silu"):
         study.rules(m, levels_of(study, m, 0.5))
     with pytest.raises(UnsupportedError, match="ReLU"):
-        pack(study.model, tmp_path / "m.sfm", Formats(signs=True))
+        pack(study.model, tmp_path / "m.sfm", needs=Needs(predictor=Signs()))
     study = Study(
         random_model(seed=5, activation=Activation.RELU, **SMALL),
         study.formats,
@@ -146,20 +150,20 @@ def test_shared_factors_lose_least_output() -> None:
     for rank, lost in ((4, values[:-4].sum()), (32, 0.0)):
         b, ag, au = lowrank.shared_factors(*map(torch.tensor, (gate, up, c)), rank)
         assert b.shape == (rank, 16) and ag.shape == au.shape == (12, rank)
-        guess = np.concatenate([(a @ b).numpy() @ x.T for a in (ag, au)])
-        error = ((both @ x.T - guess) ** 2).sum() / len(x)
+        prediction = np.concatenate([(a @ b).numpy() @ x.T for a in (ag, au)])
+        error = ((both @ x.T - prediction) ** 2).sum() / len(x)
         assert error == pytest.approx(lost, rel=1e-3, abs=1e-6)
 
 
 def test_singular_vectors_follow_h(tmp_path: Path) -> None:
-    """At full rank the guess is h but for the grid, so it finds nearly the neurons of h."""
+    """At full rank the prediction is h but for the grid, so it finds nearly the neurons of h."""
     study = study_with(tmp_path, False)
     tensors = seen(study.model, study.calibration_ids)
     for i, (gate, up) in enumerate(study.copies(method("svd-64"))):
         x, h = tensors[i]["ffn_in"], np.abs(tensors[i]["h"])
-        guess = np.abs(silu(x @ gate.double().numpy().T) * (x @ up.double().numpy().T))
+        prediction = np.abs(silu(x @ gate.double().numpy().T) * (x @ up.double().numpy().T))
         active = h >= np.median(h)
-        assert (active == (guess >= np.median(guess))).mean() > 0.9
+        assert (active == (prediction >= np.median(prediction))).mean() > 0.9
     w = study.model.layers[0]
     assert (
         np.corrcoef(study.copies(method("svd-64"))[0][0].ravel(), as_float32(w.gate_proj).ravel())[
@@ -215,34 +219,31 @@ def test_refusals(tmp_path: Path) -> None:
         study.predictor(method("lowrank-64"))
     with pytest.raises(UsageError, match=re.escape("lowrank-<rank>")):
         method("lowrank-x")
-    recipe = load_recipe("stories260k")
+    recipe = load_recipe("random-8m")
     one = {"proxy": np.full(2, 0.5)}
     asked = [
         Setting(name, 50, one if "-" in name else {"h": one["proxy"]}, np.zeros((2, 12)))
         for name in ("lowrank-64-ahead", "h", "svd-64", "lowrank-64")
     ]
-    assert formats_for(recipe, asked[:2]).rank == 64
+    needs_for(recipe, asked[:2])
     with pytest.raises(UsageError, match="one predictor"):
-        formats_for(recipe, asked[2:])
+        needs_for(recipe, asked[2:])
     model = random_model()
-    for formats, predictor in ((Formats(rank=32), None), (Formats(), 32), (Formats(rank=64), 32)):
-        with pytest.raises(InputError, match="needs its predictor"):
-            pack(
-                model,
-                tmp_path / "m.sfm",
-                formats,
-                predictor=predictor and random_predictor(model.spec, predictor),
-            )
     with pytest.raises(UnsupportedError, match="rows of gate and up"):
-        formats = Formats(rank=32, columns=("gate up",) * 2)
-        pack(model, tmp_path / "m.sfm", formats, predictor=random_predictor(model.spec, 32))
+        needs = Needs(("gate up",) * 2, predictor=random_predictor(model.spec, 32))
+        pack(model, tmp_path / "m.sfm", needs=needs)
+    with pytest.raises(InputError, match="made for another model"):
+        other = random_predictor(random_model(dim=96).spec, 32)
+        pack(model, tmp_path / "m.sfm", needs=Needs(predictor=other))
+    with pytest.raises(UnsupportedError, match="proxies of 5 bits"):
+        pack(model, tmp_path / "m.sfm", needs=Needs(predictor=Proxies(5)))
 
 
-def test_speculation_needs_a_guess_and_a_mask() -> None:
-    model, recipe = random_model(), load_recipe("stories260k")
-    for method_name, guess in (("cats", "h"), ("svd-64", "prox-2"), ("dense", "svd-64")):
+def test_speculation_needs_a_prediction_and_a_mask() -> None:
+    model, recipe = random_model(), load_recipe("random-8m")
+    for method_name, prediction in (("cats", "h"), ("svd-64", "prox-2"), ("dense", "svd-64")):
         with pytest.raises(UsageError, match="drops neurons by their true values"):
-            setting_for(model, recipe, method_name, 50, guess)
+            setting_for(model, recipe, method_name, 50, prediction)
 
 
 def test_image_and_order(tmp_path: Path) -> None:
@@ -259,12 +260,12 @@ def test_image_and_order(tmp_path: Path) -> None:
         * 2
     )
     for formats, moved in (
-        (Formats(rank=32), None),
-        (Formats(rank=32, order="coactivation"), order),
+        (Formats(), None),
+        (Formats(order="coactivation"), order),
     ):
-        pack(model, tmp_path / "m.sfm", formats, moved, p)
+        pack(model, tmp_path / "m.sfm", formats, Needs(predictor=p), moved)
         image = Image(tmp_path / "m.sfm")
-        assert image.formats.ahead and image.formats.predictor == p.digest
+        assert image.ahead and image.needs["predictor"] == p.digest
         for i in range(2):
             want = p.blocks(i, 64)
             for k, (a, b) in enumerate(zip(image.predictor(i), want)):

@@ -90,6 +90,40 @@ def test_resume_equals_one_run(tmp_path: Path) -> None:
     assert a.progress == c.progress
 
 
+def test_a_finished_delta_is_gone_on_from(trained: tuple[Distiller, Mixture]) -> None:
+    """Same weights, thresholds and norms; then norms of the budgets part."""
+    d, m = trained
+    delta = d.delta()
+    again = distiller(Settings(**{**vars(SETTINGS), "ramp": 0.0, "quantise_from": 0.0}))
+    again.start_from(delta)
+    assert again.quantised
+    made = again.delta()
+    for a, b in zip(delta.codes, made.codes):
+        for n in fmt.MATRICES:
+            assert np.array_equal(a[n].q, b[n].q) and np.array_equal(a[n].e, b[n].e)
+    for site in fmt.SITES:
+        assert np.array_equal(delta.threshold[site], made.threshold[site])
+    for b in SETTINGS.budgets:
+        assert np.allclose(delta.scale[b], made.scale[b], rtol=1e-5)
+        for n in fmt.NORMS:
+            assert np.array_equal(delta.norms[b][n], made.norms[b][n])
+    again.run(m, Pace(steps=3))
+    large, small = (again.delta().norms[b]["ffn_norm"] for b in SETTINGS.budgets)
+    assert not np.array_equal(large, small)
+    other = distiller(Settings(budgets=(70,), shares=(1.0,), windows=4, window=24))
+    with pytest.raises(InputError, match="this run"):
+        other.start_from(delta)
+
+
+def test_processes_step_at_the_first_ones_rate(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Progress moves by what the first process says is left, not by each process's clock."""
+    d, m = distiller(), mixture()
+    d.begin(m)
+    monkeypatch.setattr(d, "_together", lambda *v: [8.0, *v[1:]])
+    d.run(m, PartialPace(1000, 4))
+    assert d.progress == pytest.approx(1 - 7 / 8 * 6 / 7 * 5 / 6 * 4 / 5)
+
+
 class PartialPace(Pace):
     """A run of ``steps`` that stops earlier, as one whose time is up."""
 

@@ -17,8 +17,9 @@ from sparseflash.base.errors import InputError, UnsupportedError, UsageError
 from sparseflash.base.files import root
 from sparseflash.model.load.delta import apply_delta
 from sparseflash.model.spec import Layer, LayerSpec, Model, ModelSpec
-from sparseflash.train.run import Time, distill, read_texts, settings_for
-from sparseflash.train.student import base_of
+from sparseflash.train.run import ASKED, Time, chat_openings, distill, read_texts, settings_for
+from sparseflash.train.student import Student, base_of
+from sparseflash.train.write import write_text
 
 DIM, FFN, LAYERS, VOCAB = 64, 96, 2, 128
 
@@ -40,6 +41,11 @@ class Bytes:
 
     def chat(self, messages: list[dict[str, str]]) -> list[int]:
         return self.encode(messages[0]["content"])
+
+
+class Turns(Bytes):
+    def chat(self, messages: list[dict[str, str]]) -> list[int]:
+        return self.encode("<user>" + messages[0]["content"] + "<model>")
 
 
 def tiny() -> Model:
@@ -81,6 +87,8 @@ def test_two_runs_make_a_delta_that_loads(tmp_path: Path) -> None:
     assert sum("tokens" in s for s in said) == 2 and found["one"][0][-1] == 0
     tests = {"test": found["two"][0][:128].reshape(4, 32)}
     distill(model, found, tests, tmp_path, SETTINGS, Time(steps=10), "cpu", said.append)
+    kept = tmp_path / "kept.delta"
+    kept.write_bytes((tmp_path / "model.delta").read_bytes())
     first = json.loads((tmp_path / "figures.json").read_text())
     figures = distill(model, found, tests, tmp_path, SETTINGS, Time(steps=30), "cpu", said.append)
     assert any("goes on from step 10" in s for s in said)
@@ -91,6 +99,11 @@ def test_two_runs_make_a_delta_that_loads(tmp_path: Path) -> None:
     assert figures["table"]["45"]["test"]["bytes"] < figures["table"]["60"]["test"]["bytes"] < 0.65
     made = apply_delta(model, tmp_path / "model.delta", 45)
     assert made.spec.own_thresholds and made.layers[1].thresholds is not None
+    on = replace(SETTINGS, ramp=0.0, quantise_from=0.0)
+    fresh = tmp_path / "on"
+    distill(model, found, tests, fresh, on, Time(steps=2), "cpu", said.append, kept)
+    after = json.loads((fresh / "figures.json").read_text())
+    assert after["run"]["step"] == 2 and after["run"]["quantised"]
     with pytest.raises(InputError, match="other budgets"):
         other = settings_for([50], 4, 32, 3e-3, 1)
         distill(model, found, tests, tmp_path, other, Time(steps=31), "cpu", said.append)
@@ -104,9 +117,39 @@ def test_model_writes_text_for_itself(tmp_path: Path) -> None:
     distill(model, found, {}, tmp_path, SETTINGS, time, "cpu", said.append)
     with np.load(tmp_path / "written.0.npz") as z:
         ids = z["text"]
+        assert "chat" not in z.files  # no chat template
     # It wrote more than it was given, and only ids of the vocabulary.
     assert len(ids) % 32 == 0 and ids.max() < VOCAB and len(set(ids.tolist())) > 20
     assert any("wrote" in s for s in said)
+
+
+def test_conversations_begin_in_many_ways() -> None:
+    model = tiny()
+    assert chat_openings(model) == []
+    model.spec = replace(model.spec, chat_template="x")
+    model.tokenizer = Turns()
+    found = chat_openings(model)
+    empty = list(b"<user>")
+    assert found[0] == empty and len(found) == 1 + len(ASKED)
+    assert all(o[: len(empty)] == empty and len(o) > len(empty) for o in found[1:])
+    assert len({tuple(o) for o in found}) == len(found)
+    prompts: list[torch.Tensor] = []
+
+    class Spy:
+        rows, length = 3, 64
+
+        def __init__(self) -> None:
+            self.student = Student(base_of(tiny()), 1, "cpu", torch.float32)
+
+        def write(self, prompt: torch.Tensor, t: torch.Tensor, forbid: object = ()) -> torch.Tensor:
+            prompts.append(prompt)
+            return torch.zeros(3, 64, dtype=torch.long)
+
+    begin = torch.zeros(3, 8, dtype=torch.long)
+    write_text(Spy(), 0, lambda n, k: begin, found, [], print, batches=8)  # type: ignore[arg-type]
+    chats = prompts[::2]
+    assert all(p.tolist() == [empty] * 3 for p in chats[::2])
+    assert all(row in found for p in chats for row in p.tolist())
 
 
 def test_two_processes_agree(tmp_path: Path) -> None:

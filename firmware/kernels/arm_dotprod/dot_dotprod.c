@@ -2,9 +2,15 @@
 
 SF_ARM_DOTPROD_HAS(SF_DECLARE)
 
-static inline int32x4_t mac16(int32x4_t sum, int8x16_t w, int8x16_t x) {
-    return vdotq_s32(sum, w, x);
+SF_INLINE int32x4_t byte_sums(int8x16x4_t w, int8x16x4_t x) {
+    const int32x4_t zero = vdupq_n_s32(0);
+    return vpaddq_s32(vdotq_s32(vdotq_s32(zero, w.val[0], x.val[0]), w.val[1], x.val[1]),
+                      vdotq_s32(vdotq_s32(zero, w.val[2], x.val[2]), w.val[3], x.val[3]));
+}
+SF_INLINE int32x4_t nibble_sums(int8x16x4_t w, int8x16x4_t x) {
+    return byte_sums(w, x);
 }
 
+enum { ROWS_OF_TWO = 4 };
 #define SF_NAME(kernel) sf_arm_dotprod_##kernel
 #include "arm_neon/dot_body.h"

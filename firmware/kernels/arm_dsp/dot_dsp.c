@@ -6,10 +6,8 @@
 
 enum {
     CHUNK = 8, /* groups whose activations are widened at a time */
-    /* Words of a widened pair of groups, with the shifts of both and where their scales lie, from
-     * the end of their weights on. */
-    PAIR = 32 + 3,
-    /* The same of one 4-bit group: shift, sum. */
+    WIDE = 16, /* words of a widened group */
+    /* The same of a 4-bit group, with its shift and its sum. */
     SINGLE = 16 + 2
 };
 
@@ -31,7 +29,34 @@ enum {
 
 #define GROUP_AT(w, x, sum)                                                                        \
     SIXTEEN(w, x, "smuad " sum ", lr, r8", sum) SIXTEEN(w, x, "smlad " sum ", lr, r8, " sum, sum)
-#define GROUP(sum) GROUP_AT("%[w]", "%[x]", sum)
+
+/* Sixteen products, of eight weights of each of two rows. */
+#define EIGHT_Q8                                                                                   \
+    "ldmia r0!, {r9, r10, r11, r12}\n\t"                                                          \
+    "ldr r5, [r1], #4\n\tldr r6, [r1], #4\n\tldr r7, [r2], #4\n\tldr r8, [r2], #4\n\t"           \
+    BYTES_ON("r3", "r5", "r9", "r10") BYTES_ON("r3", "r6", "r11", "r12")                           \
+    BYTES_ON("r4", "r7", "r9", "r10") BYTES_ON("r4", "r8", "r11", "r12")
+
+/* Sums of the groups of two rows, up to `end`; what lies between them stays. */
+static inline void two_rows_q8(const uint8_t *row_a, const uint8_t *row_b, const uint32_t *wide,
+                               int32_t *sum, const int32_t *end) {
+    register const uint32_t *x __asm("r0") = wide;
+    register const uint8_t *a __asm("r1") = row_a;
+    register const uint8_t *b __asm("r2") = row_b;
+    register float to __asm("s14") = sf_from_bits((uint32_t)(uintptr_t)sum);
+    register float stop __asm("s15") = sf_from_bits((uint32_t)(uintptr_t)end);
+    __asm volatile("1:\n\t"
+          "mov r3, #0\n\tmov r4, #0\n\t"
+          EIGHT_Q8 EIGHT_Q8 EIGHT_Q8 EIGHT_Q8
+          "vmov r5, r6, s14, s15\n\t"
+          "strd r3, r4, [r5], #12\n\t"
+          "vmov s14, r5\n\t"
+          "cmp r5, r6\n\t"
+          "bne 1b"
+          : "+r"(x), "+r"(a), "+r"(b), "+t"(to)
+          : "t"(stop)
+          : "r3", "r4", "r5", "r6", "r7", "r8", "r9", "r10", "r11", "r12", "lr", "cc", "memory");
+}
 
 /* Two halves at r10 as units of 2^-24 to r3, r4. */
 #define HALVES                                                                                     \
@@ -43,37 +68,6 @@ enum {
     "vmov r3, r4, s14, s15\n\t"
 
 #define USED "r3", "r4", "r5", "r6", "r8", "r9", "r10", "r12", "lr", "s14", "s15", "cc", "memory"
-
-/* Adds groups two by two, `pairs` > 0 times. */
-static inline int64_t row_q8(const uint8_t *w, const uint32_t *x, uint32_t pairs, int64_t acc) {
-    register float low __asm("s12") = sf_from_bits((uint32_t)acc);
-    register float high __asm("s13") = sf_from_bits((uint32_t)((uint64_t)acc >> 32));
-    uint32_t a, b;
-    __asm("1:\n\t"
-          GROUP("%[a]") GROUP("%[b]")
-          "ldmia %[x]!, {r8, r9, r10}\n\t"
-          "add r10, r10, %[w]\n\t"
-          HALVES
-          "vmov r5, r6, s12, s13\n\t"
-          "lsl %[a], %[a], r8\n\t"
-          "lsl %[b], %[b], r9\n\t"
-          "smlal r5, r6, %[a], r3\n\t"
-          "smlal r5, r6, %[b], r4\n\t"
-          "vmov s12, s13, r5, r6\n\t"
-          "subs %[n], %[n], #1\n\t"
-          "bne 1b\n\t"
-          "vmov %[a], %[b], s12, s13"
-          : [a] "=&r"(a), [b] "=&r"(b), [w] "+r"(w), [x] "+r"(x), [n] "+r"(pairs), "+t"(low), "+t"(high)
-          :
-          : USED);
-    return (int64_t)((uint64_t)b << 32 | a);
-}
-
-static inline int32_t group_q8(const uint8_t *w, const uint32_t *x) {
-    int32_t sum;
-    __asm(GROUP("%[a]") : [a] "=&r"(sum), [w] "+r"(w), [x] "+r"(x) : : USED);
-    return sum;
-}
 
 /* Eight products of a word of 4-bit weights. */
 #define NIBBLES(first, w)                                                                          \
@@ -210,46 +204,29 @@ static bool dot_two_q8(const uint8_t *const *row, uint32_t n, const sf_bfp *x, f
     return rows_of_two_q8(row, &two, sf_pow2((int32_t)least - SF_SHIFT_SPAN - x->s), out);
 }
 
-/* The part of rows from group `from` on that `wide` holds; adds to the sums. */
-static void parts_q8(const uint8_t *const *row, uint32_t n, const sf_bfp *x, uint32_t from,
-                     uint32_t live, const uint32_t *wide, int64_t *sum) {
-    for (uint32_t r = 0; r < n; r++) {
-        const uint8_t *w = row[r] + from * SF_GROUP;
-        int64_t acc = from == 0 ? 0 : sum[r];
-        if (live > 1u) {
-            acc = row_q8(w, wide, live / 2u, acc);
-        }
-        if (live % 2u != 0) {
-            const uint32_t g = live - 1u;
-            const uint8_t *d = row[r] + x->groups * SF_GROUP + 2u * (from + g);
-            const int32_t s = group_q8(w + g * SF_GROUP, wide + live / 2u * PAIR);
-            acc += (int64_t)(int32_t)((uint32_t)s << x->k[from + g]) * sf_half(sf_load16(d));
-        }
-        sum[r] = acc;
-    }
-}
-
 void sf_arm_dsp_dot_q8(const uint8_t *const *row, uint32_t n, const sf_bfp *x, float *out) {
-    uint32_t wide[CHUNK / 2 * PAIR];
-    int64_t sum[SF_TILE];
+    uint32_t wide[CHUNK * WIDE];
+    int32_t sum[CHUNK * SF_PAIR_SUM];
+    int64_t acc[SF_TILE + 1u];
     if (x->groups == 2u && dot_two_q8(row, n, x, out)) {
         return;
     }
     for (uint32_t from = 0; from < x->groups; from += CHUNK) {
         const uint32_t live = x->groups - from < CHUNK ? x->groups - from : CHUNK;
+        const uint32_t scales = x->groups * SF_GROUP + 2u * from, at = from * SF_GROUP;
         uint32_t *p = wide;
+        sf_pair_shifts(x, from, live, sum);
         for (uint32_t g = from; g < from + live; g++) {
             p = widen_q8(x->q + g * SF_GROUP, 0, p);
-            if ((g - from) % 2u != 0) {
-                *p++ = x->k[g - 1u];
-                *p++ = x->k[g];
-                *p++ = (x->groups - g - 1u) * SF_GROUP + 2u * (g - 1u);
-            }
         }
-        parts_q8(row, n, x, from, live, wide, sum);
+        for (uint32_t r = 0; r < n; r += 2u) {
+            const uint8_t *a = row[r], *b = row[r + 1u < n ? r + 1u : r];
+            two_rows_q8(a + at, b + at, wide, sum, sum + live * SF_PAIR_SUM);
+            sf_pair_scaled(sum, live, a + scales, b + scales, from == 0, acc + r);
+        }
     }
     for (uint32_t r = 0; r < n; r++) {
-        out[r] = sf_sum_to_float(sum[r], x->s);
+        out[r] = sf_sum_to_float(acc[r], x->s);
     }
 }
 

@@ -7,6 +7,8 @@
 
 #include "arm_common/half.h"
 
+#include <string.h>
+
 /* Bytes 0 and 2 as two signed halves; bytes 1 and 3. */
 static inline uint32_t sf_even(uint32_t w) {
     uint32_t r;
@@ -73,6 +75,57 @@ static inline uint32_t sf_top_half(const float *x, uint32_t n) {
         top = half > top ? half : top;
     }
     return top;
+}
+
+/* Rows of s4 and q8 go two at a time, because they share the loads of their activations. A group of
+ * both leaves three words: the two sums, and how far they move. */
+enum { SF_PAIR_SUM = 3 };
+
+/* Writes how far the groups move. The scales are taken two groups a step: the one too many is 0. */
+static inline void sf_pair_shifts(const sf_bfp *x, uint32_t from, uint32_t groups, int32_t *sum) {
+    for (uint32_t g = 0; g < groups; g++) {
+        sum[g * SF_PAIR_SUM + 2u] = x->k[from + g];
+    }
+    if (groups % 2u != 0) {
+        memset(sum + groups * SF_PAIR_SUM, 0, SF_PAIR_SUM * sizeof sum[0]);
+    }
+}
+
+/* acc[0] and acc[1] are, or grow by, the sums of groups of two rows times their scales, which are
+ * halves at d and at e. */
+static inline void sf_pair_scaled(const int32_t *sum, uint32_t groups, const uint8_t *d,
+                                  const uint8_t *e, bool first, int64_t *acc) {
+    register const int32_t *s __asm("r0") = sum;
+    register const uint8_t *p __asm("r1") = d;
+    register const uint8_t *q __asm("r2") = e;
+    register uint32_t al __asm("r3") = first ? 0 : (uint32_t)acc[0];
+    register uint32_t ah __asm("r4") = first ? 0 : (uint32_t)((uint64_t)acc[0] >> 32);
+    register uint32_t bl __asm("r5") = first ? 0 : (uint32_t)acc[1];
+    register uint32_t bh __asm("r6") = first ? 0 : (uint32_t)((uint64_t)acc[1] >> 32);
+    const uint8_t *end = d + (groups + 1u) / 2u * 4u;
+    /* clang-format off */
+    __asm volatile("1:\n\t"
+          "vldmia r1!, {s12}\n\tvldmia r2!, {s13}\n\t"
+          "vcvtb.f32.f16 s14, s12\n\tvcvtb.f32.f16 s15, s13\n\t"
+          "vcvtt.f32.f16 s12, s12\n\tvcvtt.f32.f16 s13, s13\n\t"
+          "vcvt.s32.f32 s14, s14, #24\n\tvcvt.s32.f32 s15, s15, #24\n\t"
+          "vcvt.s32.f32 s12, s12, #24\n\tvcvt.s32.f32 s13, s13, #24\n\t"
+          "ldmia r0!, {r8, r9, r10}\n\t"
+          "vmov r11, r12, s14, s15\n\t"
+          "lsl r8, r8, r10\n\tlsl r9, r9, r10\n\t"
+          "smlal r3, r4, r8, r11\n\tsmlal r5, r6, r9, r12\n\t"
+          "ldmia r0!, {r8, r9, r10}\n\t"
+          "vmov r11, r12, s12, s13\n\t"
+          "lsl r8, r8, r10\n\tlsl r9, r9, r10\n\t"
+          "smlal r3, r4, r8, r11\n\tsmlal r5, r6, r9, r12\n\t"
+          "cmp r1, %[end]\n\t"
+          "bne 1b"
+          : "+r"(s), "+r"(p), "+r"(q), "+r"(al), "+r"(ah), "+r"(bl), "+r"(bh)
+          : [end] "r"(end)
+          : "r8", "r9", "r10", "r11", "r12", "s12", "s13", "s14", "s15", "cc", "memory");
+    /* clang-format on */
+    acc[0] = (int64_t)((uint64_t)ah << 32 | al);
+    acc[1] = (int64_t)((uint64_t)bh << 32 | bl);
 }
 
 #endif

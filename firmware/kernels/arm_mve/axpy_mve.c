@@ -1,5 +1,6 @@
 /* down_proj by columns with MVE. */
 #include "mve.h"
+#include "plain/s4_columns.h"
 
 void sf_arm_mve_axpy_q8(const uint8_t *const *col, const int8_t *h, uint32_t n, uint32_t dim,
                         int32_t *isum) {
@@ -51,4 +52,32 @@ void sf_arm_mve_axpy_q4(const uint8_t *const *col, const int8_t *h, uint32_t n, 
             add8(isum + j + 24u, d);
         }
     }
+}
+
+/* Eight bytes of each column at a time: four vectors of sums. */
+static void s4_group(const uint8_t *const *col, const int32_t *t, uint32_t n, uint32_t at,
+                     int32_t first, int32_t *y) {
+    for (uint32_t i = 0; i < SF_GROUP / 2u; i += 8u, y += 8) {
+        int32x4_t a = vaddq_n_s32(vldrwq_s32(y), first), b = vaddq_n_s32(vldrwq_s32(y + 4), first);
+        int32x4_t c = vaddq_n_s32(vldrwq_s32(y + 16), first);
+        int32x4_t d = vaddq_n_s32(vldrwq_s32(y + 20), first);
+        for (uint32_t r = 0; r < n; r++) {
+            const uint8_t *w = col[r] + at + i;
+            const uint32x4_t low = vldrbq_u32(w), high = vldrbq_u32(w + 4);
+            const uint32x4_t four = vdupq_n_u32(15);
+            a = vmlaq_n_s32(a, vreinterpretq_s32_u32(vandq_u32(low, four)), t[r]);
+            b = vmlaq_n_s32(b, vreinterpretq_s32_u32(vandq_u32(high, four)), t[r]);
+            c = vmlaq_n_s32(c, vreinterpretq_s32_u32(vshrq_n_u32(low, 4)), t[r]);
+            d = vmlaq_n_s32(d, vreinterpretq_s32_u32(vshrq_n_u32(high, 4)), t[r]);
+        }
+        vstrwq_s32(y, a);
+        vstrwq_s32(y + 4, b);
+        vstrwq_s32(y + 16, c);
+        vstrwq_s32(y + 20, d);
+    }
+}
+
+void sf_arm_mve_axpy_s4(const uint8_t *const *col, const int32_t *a, uint32_t n, uint32_t dim,
+                        uint32_t shift, int32_t *acc) {
+    sf_s4_columns(col, a, n, dim, shift, acc, s4_group);
 }

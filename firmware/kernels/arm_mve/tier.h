@@ -11,8 +11,10 @@
     X(arm_mve, quantize8)                                                                          \
     X(arm_mve, dot_q4)                                                                             \
     X(arm_mve, dot_q8)                                                                             \
+    X(arm_mve, dot_s4)                                                                             \
     X(arm_mve, axpy_q4)                                                                            \
     X(arm_mve, axpy_q8)                                                                            \
+    X(arm_mve, axpy_s4)                                                                            \
     X(arm_mve, scale_q4)                                                                           \
     X(arm_mve, scale_q8)                                                                           \
     X(arm_mve, attention)

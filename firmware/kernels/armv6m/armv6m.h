@@ -19,14 +19,16 @@ int32_t sf_v6m_dot8(const void *w, const int32_t *x, uint32_t n);
 /* 32 bytes as the pairs of activations that nibbles are multiplied with. */
 void sf_v6m_pairs(const int8_t *q, int32_t *pairs);
 /* Some groups of activations, and where the weights and scales of the first lie in a row. A group
- * is 32 words, or 16 pairs; then 32 - k; for nibbles also the sum of its activations. */
+ * is 32 words, or 16 pairs; then 32 - k; for nibbles also the sum of its activations, of s4 minus
+ * eight times that. */
 typedef struct {
     const int32_t *x, *end;
     uint32_t at, scales;
 } sf_v6m_part;
-/* acc[r] += what sf_dot_q8 and sf_dot_q4 sum up over those groups of row[r]. */
+/* acc[r] += what sf_dot_q8, sf_dot_q4 and sf_dot_s4 sum up over those groups of row[r]. */
 void sf_v6m_rows8(const uint8_t *const *row, int64_t *acc, const sf_v6m_part *part, uint32_t n);
 void sf_v6m_rows4(const uint8_t *const *row, int64_t *acc, const sf_v6m_part *part, uint32_t n);
+void sf_v6m_rows_s4(const uint8_t *const *row, int64_t *acc, const sf_v6m_part *part, uint32_t n);
 /* acc[j] += isum[j] * scale of row j, as in sf_scale_q8 and sf_scale_q4; clears isum. */
 void sf_v6m_columns8(int64_t *acc, int32_t *isum, const uint8_t *scales, const uint8_t *end,
                      uint32_t from_32);
@@ -36,6 +38,9 @@ void sf_v6m_columns4(int64_t *acc, int32_t *isum, const uint8_t *scales, const u
 void sf_v6m_axpy8(const uint8_t *const *col, const int32_t *h, uint32_t n, uint32_t at, int32_t *y);
 /* y[0..3] += the low nibbles, y[16..19] += the high ones; n <= 16. */
 void sf_v6m_axpy4(const uint8_t *const *col, const int32_t *h, uint32_t n, uint32_t at, int32_t *y);
+/* The same for any n > 0 and factors of 16 bits; each sum begins with `first`. */
+void sf_v6m_axpy_s4(const uint8_t *const *col, const int32_t *t, uint32_t n, uint32_t at,
+                    int32_t *y, int32_t first);
 /* y[0..3] += sum over t < n of c[t] times the four signed bytes at v + t * stride. */
 void sf_v6m_mix(const int8_t *v, uint32_t stride, const int32_t *c, uint32_t n, int32_t *y);
 

@@ -1,6 +1,7 @@
 /* The kernels of Armv6-M around the loops of loops_v6m.S; they equal plain C bit for bit. */
 #include "armv6m.h"
 #include "plain/attend.h"
+#include "plain/s4_columns.h"
 
 #include <stdbool.h>
 
@@ -73,7 +74,12 @@ void sf_armv6m_dot_q8(const uint8_t *const *row, uint32_t n, const sf_bfp *x, fl
     }
 }
 
-void sf_armv6m_dot_q4(const uint8_t *const *row, uint32_t n, const sf_bfp *x, float *out) {
+/* Rows of nibbles: a row has `tables` bytes of scales a group, and the sum of a group of
+ * activations goes in `times`. */
+__attribute__((always_inline)) static inline void
+dot_nibbles(const uint8_t *const *row, uint32_t n, const sf_bfp *x, float *out, int32_t times,
+            uint32_t tables,
+            void (*rows)(const uint8_t *const *, int64_t *, const sf_v6m_part *, uint32_t)) {
     int32_t wide[CHUNK * WIDE4];
     int64_t acc[SF_TILE];
     for (uint32_t r = 0; r < n; r++) {
@@ -84,16 +90,36 @@ void sf_armv6m_dot_q4(const uint8_t *const *row, uint32_t n, const sf_bfp *x, fl
         for (uint32_t g = from; g < from + CHUNK && g < x->groups; g++) {
             sf_v6m_pairs(x->q + g * SF_GROUP, end);
             end[SF_GROUP / 2u] = 32 - x->k[g];
-            end[SF_GROUP / 2u + 1u] = x->sum[g] >> x->k[g];
+            end[SF_GROUP / 2u + 1u] = times * (x->sum[g] >> x->k[g]);
             end += WIDE4;
         }
         const sf_v6m_part part = {wide, end, from * (SF_GROUP / 2u),
-                                  x->groups * (SF_GROUP / 2u) + 4u * from};
-        sf_v6m_rows4(row, acc, &part, n);
+                                  x->groups * (SF_GROUP / 2u) + tables * from};
+        rows(row, acc, &part, n);
     }
     for (uint32_t r = 0; r < n; r++) {
         out[r] = sf_sum_to_float(acc[r], x->s);
     }
+}
+
+void sf_armv6m_dot_q4(const uint8_t *const *row, uint32_t n, const sf_bfp *x, float *out) {
+    dot_nibbles(row, n, x, out, 1, 4, sf_v6m_rows4);
+}
+
+void sf_armv6m_dot_s4(const uint8_t *const *row, uint32_t n, const sf_bfp *x, float *out) {
+    dot_nibbles(row, n, x, out, -8, 2, sf_v6m_rows_s4);
+}
+
+static void s4_group(const uint8_t *const *col, const int32_t *t, uint32_t n, uint32_t at,
+                     int32_t first, int32_t *y) {
+    for (uint32_t i = 0; i < SF_GROUP / 2u; i += 4u) {
+        sf_v6m_axpy_s4(col, t, n, at + i, y + i, first);
+    }
+}
+
+void sf_armv6m_axpy_s4(const uint8_t *const *col, const int32_t *a, uint32_t n, uint32_t dim,
+                       uint32_t shift, int32_t *acc) {
+    sf_s4_columns(col, a, n, dim, shift, acc, s4_group);
 }
 
 /* Sixteen columns at a time: their sums have 16 bits. */

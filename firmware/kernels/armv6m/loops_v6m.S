@@ -221,17 +221,15 @@
 /* A word of nibbles masked with 0x000F000F is a pair of weights a + b * 2^16. Times a pair of
  * activations y + x * 2^16 this has a*x + b*y in its upper half: two products in one
  * multiplication. Eight pairs stay below 2^15 in both halves, so low and high nibbles have sums of
- * their own, r12 and lr. A group of x is 16 pairs, 32 - k and the sum of the activations, which m is
- * the factor of. */
-    function sf_v6m_rows4
-    open_rows
+ * their own, r12 and lr. A group of x is 16 pairs, 32 - k and a sum of the activations. */
+    .macro open_nibbles     /* the mask to r11 */
     movs r7, #15
     lsls r2, r7, #16
     orrs r7, r2
     mov r11, r7
-6:
-    open_row
-0:
+    .endm
+
+    .macro group_of_nibbles /* of r0 and r1, its sum to r4 */
     mov r7, r11
     movs r2, #128
     lsls r2, r2, #8         /* rounds the halves to the nearest: the lower one is signed */
@@ -262,6 +260,16 @@
     mov r5, lr
     asrs r5, r5, #16
     adds r4, r4, r5
+    .endm
+
+/* The sum of the activations is what m is the factor of. */
+    function sf_v6m_rows4
+    open_rows
+    open_nibbles
+6:
+    open_row
+0:
+    group_of_nibbles
     mov r2, r10
     ldmia r2!, {r3}
     mov r10, r2
@@ -295,6 +303,40 @@
     ldmia r1!, {r4}
     mov r3, lr
     lsrs r3, r3, #16
+    times_any_half
+    b 7b
+9:
+    close_rows
+
+/* One half a group, and the sum of the activations is minus eight times theirs. */
+    function sf_v6m_rows_s4
+    open_rows
+    open_nibbles
+6:
+    open_row
+0:
+    group_of_nibbles
+    mov r2, r10
+    ldrh r3, [r2]
+    adds r2, #2
+    mov r10, r2
+    ldmia r1!, {r5, r6}
+    adds r4, r4, r6
+    mov r12, r4
+    times_half r4, r3, 17, r7
+    raise 8f
+7:
+    add_to_sum
+    ldr r2, [sp, #20]
+    cmp r1, r2
+    beq 9f
+    b 0b
+9:
+    close_row
+    beq 9f
+    b 6b
+8:
+    mov r4, r12
     times_any_half
     b 7b
 9:
@@ -540,6 +582,77 @@
     unpack r12, 4
     unpack lr, 68
     close_sums
+
+/* r0 col, r1 t, r2 n, r3 at, [sp] y, [sp + 4] what the sums begin with. They are in r6 to r9, r12 and
+ * lr, r10 and r11. */
+    .macro one_nibble sum, at
+    lsls r4, r2, #28 - \at
+    lsrs r4, r4, #28
+    muls r4, r3
+    add \sum, r4
+    .endm
+
+    .macro to_memory a, b, c, d, at
+    ldr r1, [r0, #\at]
+    add r1, \a
+    str r1, [r0, #\at]
+    ldr r1, [r0, #\at + 4]
+    add r1, \b
+    str r1, [r0, #\at + 4]
+    ldr r1, [r0, #\at + 8]
+    add r1, \c
+    str r1, [r0, #\at + 8]
+    ldr r1, [r0, #\at + 12]
+    add r1, \d
+    str r1, [r0, #\at + 12]
+    .endm
+
+    function sf_v6m_axpy_s4
+    push {r4, r5, r6, r7, lr}
+    mov r4, r8
+    mov r5, r9
+    mov r6, r10
+    mov r7, r11
+    push {r4, r5, r6, r7}
+    movs r5, r3
+    lsls r2, r2, #2
+    adds r2, r2, r0
+    ldr r6, [sp, #40]
+    push {r2}
+    movs r7, r6
+    mov r8, r6
+    mov r9, r6
+    mov r10, r6
+    mov r11, r6
+    mov r12, r6
+    mov lr, r6
+1:
+    ldmia r0!, {r2}
+    ldr r2, [r2, r5]
+    ldmia r1!, {r3}
+    one_nibble r6, 0
+    one_nibble r10, 4
+    one_nibble r7, 8
+    one_nibble r11, 12
+    one_nibble r8, 16
+    one_nibble r12, 20
+    one_nibble r9, 24
+    lsrs r4, r2, #28
+    muls r4, r3
+    add lr, r4
+    ldr r4, [sp]
+    cmp r0, r4
+    bne 1b
+    add sp, #4
+    ldr r0, [sp, #36]
+    to_memory r6, r7, r8, r9, 0
+    to_memory r10, r11, r12, lr, 64
+    pop {r4, r5, r6, r7}
+    mov r8, r4
+    mov r9, r5
+    mov r10, r6
+    mov r11, r7
+    pop {r4, r5, r6, r7, pc}
 
 /* IEEE single multiplication in place of libgcc's, at half its cycles. Operands or results that are
  * zero, subnormal, infinite or not numbers go to sf_v6m_multiply_rest. */

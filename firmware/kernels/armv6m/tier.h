@@ -14,8 +14,10 @@
     X(armv6m, quantize8)                                                                           \
     X(armv6m, dot_q4)                                                                              \
     X(armv6m, dot_q8)                                                                              \
+    X(armv6m, dot_s4)                                                                              \
     X(armv6m, axpy_q4)                                                                             \
     X(armv6m, axpy_q8)                                                                             \
+    X(armv6m, axpy_s4)                                                                             \
     X(armv6m, scale_q4)                                                                            \
     X(armv6m, scale_q8)                                                                            \
     X(armv6m, rmsnorm)                                                                             \

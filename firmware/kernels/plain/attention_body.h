@@ -1,14 +1,29 @@
 /* Attention around the dot products and the mixing of a tier: `dots` and `mix` as in attention.c,
  * and SF_NAME(kernel), its name of a kernel. */
 
+#ifndef SF_OWN_SOFTMAX
+/* A tier may do the first positions of scale_scores and weigh its own way: how many it did. */
+static inline uint32_t some_scores(const sf_attn *a, uint32_t n, uint32_t factor, int32_t *score,
+                                   int32_t *best) {
+    (void)a, (void)n, (void)factor, (void)score, (void)best;
+    return 0;
+}
+static inline uint32_t some_weights(const sf_attn *a, uint32_t n, uint32_t left, int32_t best,
+                                    int32_t *score, uint32_t *total) {
+    (void)a, (void)n, (void)left, (void)best, (void)score, (void)total;
+    return 0;
+}
+#endif
+
 /* From dot products to scores; returns the largest. */
 static int32_t scale_scores(const sf_attn *a, uint32_t n, uint32_t factor,
                             int32_t *restrict score) {
-    const int8_t *restrict e = a->ks + a->first * a->estride;
     const uint32_t step = a->estride;
     const int32_t least = a->k_least;
     int32_t best = INT32_MIN;
-    for (uint32_t t = 0; t < n; t++, e += step) {
+    uint32_t t = some_scores(a, n, factor, score, &best);
+    const int8_t *restrict e = a->ks + (a->first + t) * step;
+    for (; t < n; t++, e += step) {
         const uint32_t far = (uint32_t)(*e - least);
         score[t] = (int32_t)(((int64_t)score[t] * (far > 31u ? 0u : factor >> far)) >> 32);
         best = score[t] > best ? score[t] : best;
@@ -20,11 +35,12 @@ static int32_t scale_scores(const sf_attn *a, uint32_t n, uint32_t factor,
 static uint32_t weigh(const sf_attn *a, uint32_t n, uint32_t left, int32_t best,
                       int32_t *restrict score) {
     const uint32_t headroom = sf_headroom(n), shift = sf_coefficient_shift(headroom);
-    const int8_t *restrict e = a->vs + a->first * a->estride;
     const uint32_t step = a->estride;
     const int32_t least = a->v_least;
     uint32_t total = 0;
-    for (uint32_t t = 0; t < n; t++, e += step) {
+    uint32_t t = some_weights(a, n, left, best, score, &total);
+    const int8_t *restrict e = a->vs + (a->first + t) * step;
+    for (; t < n; t++, e += step) {
         uint32_t x = (uint32_t)best - (uint32_t)score[t];
         x = x > SF_X_LIMIT >> left ? SF_X_LIMIT : x << left;
         const uint32_t down = (x >> 12) + headroom;

@@ -28,6 +28,31 @@ void SF_NAME(rmsnorm)(const float *x, const float *w, uint32_t n, float eps, flo
     }
 }
 
+void SF_NAME(layernorm)(const float *x, const float *w, const float *b, uint32_t n, float eps,
+                        float *out) {
+    uint32_t top = 0;
+    for (uint32_t i = 0; i < n; i++) {
+        const uint32_t bits = sf_bits(x[i]) & 0x7FFFFFFFu;
+        top = bits > top ? bits : top;
+    }
+    const int32_t s = sf_norm_exponent(top);
+    int64_t sum = 0, squares = 0;
+    for (uint32_t i = 0; i < n; i++) {
+        const int32_t q = sf_rint(x[i] * sf_pow2(s));
+        sum += q;
+        squares += (int64_t)q * q;
+    }
+    const uint64_t spread = (uint64_t)((int64_t)n * squares - sum * sum);
+    const float mean = sf_sum_to_float(sum, -(24 + SF_SHIFT_SPAN)) / (float)n * sf_pow2(-s);
+    const float variance = sf_whole(spread) / (float)n / (float)n * sf_pow2(-2 * s);
+    const float inverse = 1.0f / sqrtf(variance + eps);
+    for (uint32_t i = 0; i < n; i++) {
+        const float y = (x[i] - mean) * inverse;
+        const float scaled = y * w[i];
+        out[i] = scaled + b[i];
+    }
+}
+
 float SF_NAME(sigmoid)(float x) {
     float t = __builtin_fabsf(x) * 94548.46f; /* log2(e) * 65536 */
     uint32_t e;
@@ -71,9 +96,22 @@ void SF_NAME(gelu_tanh)(const float *x, uint32_t n, float *out) {
     }
 }
 
-void SF_NAME(relu)(const float *x, uint32_t n, float *out) {
+void SF_NAME(gelu)(const float *x, uint32_t n, float *out) {
+    /* The normal distribution as a sigmoid of an odd polynomial. */
     for (uint32_t i = 0; i < n; i++) {
-        out[i] = x[i] > 0.0f ? x[i] : 0.0f;
+        const float square = x[i] * x[i];
+        const float z = square < 49.0f ? square : 49.0f;
+        float p = z * -7.0304013e-4f;
+        p = (p + 7.4011322e-2f) * z;
+        p = p + 1.5950158f;
+        out[i] = x[i] * SF_NAME(sigmoid)(x[i] * p);
+    }
+}
+
+void SF_NAME(relu)(const float *x, uint32_t n, float *out) {
+    for (uint32_t i = 0; i < n; i++) { /* in integers, for cores without floats */
+        const uint32_t b = sf_bits(x[i]);
+        out[i] = sf_from_bits(b - 1u < 0x7F800000u ? b : 0u);
     }
 }
 

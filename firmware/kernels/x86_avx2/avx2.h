@@ -69,8 +69,44 @@ SF_INLINE uintptr_t sf_behind(const uint8_t *const *row, uint32_t n) {
                      ((uintptr_t)row[1] - (uintptr_t)row[0])
                : 0u;
 }
+/* What a kernel asks for, in the order of memory, a share of its bytes with each of its steps; into
+ * the second cache, for the first has no room for the rows at hand and those behind them. A thread
+ * that works on a part of each row asks for that part. */
+typedef struct {
+    uintptr_t at, end, share;
+    uintptr_t stop, stride, skip; /* the end of a part, and the way to the next */
+} sf_next;
+
+/* What lies behind `count` of the n rows, for so many steps: so many bytes of each, or 0 for all
+ * and what lies between them, which is wanted next where a neuron's rows and column are neighbours.
+ */
+SF_INLINE sf_next sf_rows_behind(const uint8_t *const *row, uint32_t n, uint32_t from,
+                                 uint32_t count, uint32_t bytes, uint32_t steps) {
+    const uintptr_t behind = sf_behind(row, n);
+    if (behind == 0u) {
+        return (sf_next){0};
+    }
+    const uintptr_t at = (uintptr_t)row[from] + behind, stride = behind / n;
+    const uint32_t rows = count < n - from ? count : n - from;
+    if (bytes == 0u || stride < bytes + 64u) {
+        return (sf_next){at, at, rows * stride / steps + 1u, UINTPTR_MAX, 0, 0};
+    }
+    const uintptr_t share = (uintptr_t)rows * bytes / steps + 1u;
+    return (sf_next){at, at, share, at + bytes, stride, stride - bytes};
+}
+SF_INLINE void sf_ask(sf_next *next) {
+    for (next->end += next->share; next->at < next->end; next->at += 64u) {
+        _mm_prefetch((const void *)next->at, _MM_HINT_T1);
+        if (next->at + 64u >= next->stop) {
+            next->at = next->stop + next->skip - 64u;
+            next->end += next->skip;
+            next->stop += next->stride;
+        }
+    }
+}
+/* For columns of a list, whose neighbours nobody wants. */
 SF_INLINE void sf_prefetch(const uint8_t *p, uintptr_t behind) {
-    _mm_prefetch((const void *)((uintptr_t)p + behind), _MM_HINT_T0);
+    _mm_prefetch((const void *)((uintptr_t)p + behind), _MM_HINT_T1);
 }
 
 #endif

@@ -22,7 +22,7 @@ SF_INLINE void add16(int32_t *y, __m256i low, __m256i high) {
 /* Sums of at most 16 columns, eight pairs of 2 * 15 * 127, have 16 bits. Bytes j/2 on of a column,
  * for 64 outputs: a lane of 128 bits is a group. */
 SF_INLINE void sixteen_q4(const uint8_t *const *col, const int8_t *h, uint32_t n, uint32_t j,
-                          uintptr_t behind, int32_t *isum) {
+                          sf_next *next, int32_t *isum) {
     __m256i s[4];
     for (uint32_t i = 0; i < 4u; i++) {
         s[i] = _mm256_setzero_si256();
@@ -32,8 +32,7 @@ SF_INLINE void sixteen_q4(const uint8_t *const *col, const int8_t *h, uint32_t n
         const uint8_t *p = col[r] + j / 2u, *q = both ? col[r + 1u] + j / 2u : p;
         const uint32_t second = both ? (uint8_t)h[r + 1u] : 0u;
         const __m256i x = _mm256_set1_epi16((short)((uint8_t)h[r] | second << 8));
-        sf_prefetch(p, behind);
-        sf_prefetch(q, behind);
+        sf_ask(next);
         const __m256i v = sf_load256(p), w = sf_load256(q);
         const __m256i lo = _mm256_unpacklo_epi8(v, w), hi = _mm256_unpackhi_epi8(v, w);
         s[0] = _mm256_add_epi16(s[0], _mm256_maddubs_epi16(sf_low4(lo), x));
@@ -49,12 +48,13 @@ SF_INLINE void sixteen_q4(const uint8_t *const *col, const int8_t *h, uint32_t n
 
 void sf_x86_avx2_axpy_q4(const uint8_t *const *col, const int8_t *h, uint32_t n, uint32_t dim,
                          int32_t *isum) {
-    const uintptr_t behind = sf_behind(col, n);
+    sf_next next =
+        sf_rows_behind(col, n, 0, n, dim / 2u, (n + 1u) / 2u * (dim / (2u * SF_GROUP)) + 1u);
     for (uint32_t from = 0; from < n; from += 16u) {
         const uint32_t some = n - from < 16u ? n - from : 16u;
         uint32_t j = 0;
         for (; j + 2u * SF_GROUP <= dim; j += 2u * SF_GROUP) {
-            sixteen_q4(col + from, h + from, some, j, behind, isum);
+            sixteen_q4(col + from, h + from, some, j, &next, isum);
         }
         for (uint32_t r = from; j < dim && r < from + some; r++) { /* an odd group */
             const __m128i v = sf_load128(col[r] + j / 2u), four = _mm_set1_epi8(15);
@@ -84,7 +84,7 @@ SF_INLINE void add_signed(__m256i v, __m256i w, __m256i x, __m256i *s) {
 
 void sf_x86_avx2_axpy_q8(const uint8_t *const *col, const int8_t *h, uint32_t n, uint32_t dim,
                          int32_t *isum) {
-    const uintptr_t behind = sf_behind(col, n);
+    sf_next next = sf_rows_behind(col, n, 0, n, dim, (n + 1u) / 2u * (dim / SF_GROUP));
     for (uint32_t j = 0; j < dim; j += SF_GROUP) {
         __m256i s[4];
         for (uint32_t i = 0; i < 4u; i++) {
@@ -93,8 +93,7 @@ void sf_x86_avx2_axpy_q8(const uint8_t *const *col, const int8_t *h, uint32_t n,
         for (uint32_t r = 0; r < n; r += 2u) {
             const bool both = r + 1u < n;
             const uint8_t *p = col[r] + j, *q = both ? col[r + 1u] + j : p;
-            sf_prefetch(p, behind);
-            sf_prefetch(q, behind);
+            sf_ask(&next);
             add_signed(sf_load256(p), sf_load256(q), pair16(h[r], both ? h[r + 1u] : 0), s);
         }
         add16(isum + j, s[0], s[1]);
@@ -131,7 +130,7 @@ SF_INLINE void add8_wide(int64_t *acc, __m256i s, __m128i k) {
 
 void sf_x86_avx2_axpy_r8(const uint8_t *const *col, const int8_t *h, uint32_t n, uint32_t dim,
                          uint32_t k, int64_t *acc) {
-    const uintptr_t behind = sf_behind(col, n);
+    sf_next next = sf_rows_behind(col, n, 0, n, dim, (n + 1u) / 2u * (dim / SF_GROUP));
     const __m128i shift = _mm_cvtsi32_si128((int32_t)k);
     for (uint32_t j = 0; j < dim; j += SF_GROUP) {
         __m256i s[4];
@@ -141,8 +140,7 @@ void sf_x86_avx2_axpy_r8(const uint8_t *const *col, const int8_t *h, uint32_t n,
         for (uint32_t r = 0; r < n; r += 2u) {
             const bool both = r + 1u < n;
             const uint8_t *p = col[r] + j, *q = both ? col[r + 1u] + j : p;
-            sf_prefetch(p, behind);
-            sf_prefetch(q, behind);
+            sf_ask(&next);
             add_r8(sf_load256(p), sf_load256(q), pair16(h[r], both ? h[r + 1u] : 0), s);
         }
         for (uint32_t i = 0; i < 2u; i++) { /* outputs 0 to 7 and 16 to 23, then the others */
@@ -154,34 +152,119 @@ void sf_x86_avx2_axpy_r8(const uint8_t *const *col, const int8_t *h, uint32_t n,
     }
 }
 
-/* A group of s4 as signed bytes in their order. */
-SF_INLINE __m256i s4_bytes(const uint8_t *p) {
-    const __m128i v = sf_load128(p), four = _mm_set1_epi8(15);
-    const __m256i u =
-        _mm256_set_m128i(_mm_and_si128(_mm_srli_epi16(v, 4), four), _mm_and_si128(v, four));
-    return _mm256_sub_epi8(u, _mm256_set1_epi8(8));
+/* Factors of a column for eight groups, as sf_s4_factor. */
+SF_INLINE __m256i factors_s4(int32_t a, __m128i halves, uint32_t shift) {
+    const __m256i h = _mm256_cvtepu16_epi32(halves), one = _mm256_set1_epi32(1);
+    const __m256i e = _mm256_and_si256(_mm256_srli_epi32(h, 10), _mm256_set1_epi32(31));
+    const __m256i normal = _mm256_cmpgt_epi32(e, _mm256_setzero_si256()); /* -1 */
+    const __m256i m = _mm256_and_si256(h, _mm256_set1_epi32(0x3FF));
+    const __m256i d = _mm256_or_si256(m, _mm256_and_si256(normal, _mm256_set1_epi32(0x400)));
+    const __m256i sign = _mm256_or_si256(_mm256_slli_epi32(h, 16), one);
+    const __m256i product = _mm256_mullo_epi32(_mm256_set1_epi32(a), _mm256_sign_epi32(d, sign));
+    const __m256i down =
+        _mm256_sub_epi32(_mm256_set1_epi32((int32_t)shift), _mm256_add_epi32(e, normal));
+    const __m256i half = _mm256_sllv_epi32(one, _mm256_sub_epi32(down, one));
+    const __m256i t = _mm256_srav_epi32(_mm256_add_epi32(product, half), down);
+    return _mm256_andnot_si256(_mm256_cmpgt_epi32(down, _mm256_set1_epi32(31)), t);
+}
+
+enum { S4_GROUPS = 32 }; /* of outputs whose factors are at hand */
+
+/* Factors of pairs of columns, and the sums of all of a group. */
+typedef struct {
+    int32_t pair[SF_TILE / 2u][S4_GROUPS], total[S4_GROUPS];
+} s4_factors;
+
+/* Halves of eight groups, or of what is left of them. */
+SF_INLINE __m128i halves_left(const uint8_t *p, uint32_t n) {
+    uint16_t h[8] = {0};
+    if (n >= 8u) {
+        return sf_load128(p);
+    }
+    memcpy(h, p, n * sizeof h[0]);
+    return sf_load128(h);
+}
+
+SF_INLINE void make_factors(const uint8_t *const *scales, const int32_t *a, uint32_t n,
+                            uint32_t groups, uint32_t shift, s4_factors *f) {
+    for (uint32_t g = 0; g < groups; g += 8u) {
+        __m256i total = _mm256_setzero_si256();
+        for (uint32_t r = 0; r < n; r += 2u) {
+            const uint32_t left = groups - g;
+            const __m256i t = factors_s4(a[r], halves_left(scales[r] + 2u * g, left), shift);
+            const __m256i u =
+                r + 1u < n
+                    ? factors_s4(a[r + 1u], halves_left(scales[r + 1u] + 2u * g, left), shift)
+                    : _mm256_setzero_si256();
+            sf_store256(f->pair[r / 2u] + g, _mm256_blend_epi16(t, _mm256_slli_epi32(u, 16), 0xAA));
+            total = _mm256_add_epi32(total, _mm256_add_epi32(t, u));
+        }
+        sf_store256(f->total + g, total);
+    }
+}
+
+/* y[0..31] of two groups, or of one, += the sums of columns from byte `at` on. Words of two columns
+ * side by side give four pairs of nibbles each, of every other output and of those 16 behind. */
+SF_INLINE void pair_of_groups(const uint8_t *const *col, uint32_t n, uint32_t at, bool two,
+                              const s4_factors *f, uint32_t g, uintptr_t ahead, int32_t *y) {
+    const __m256i spread = _mm256_set_epi32(1, 1, 1, 1, 0, 0, 0, 0);
+    const __m256i four = _mm256_set1_epi16(15);
+    __m256i s[2][4];
+    for (uint32_t i = 0; i < 4u; i++) {
+        s[0][i] = s[1][i] = _mm256_setzero_si256();
+    }
+    for (uint32_t r = 0; r < n; r += 2u) {
+        const uint8_t *p = col[r] + at, *q = col[r + 1u < n ? r + 1u : r] + at;
+        if (g % 4u == 0) {
+            sf_prefetch(p, ahead);
+            sf_prefetch(q, ahead);
+        }
+        const __m256i v = two ? sf_load256(p) : _mm256_zextsi128_si256(sf_load128(p));
+        const __m256i w = two ? sf_load256(q) : _mm256_zextsi128_si256(sf_load128(q));
+        const __m256i x = _mm256_permutevar8x32_epi32(
+            _mm256_castsi128_si256(sf_load64(f->pair[r / 2u] + g)), spread);
+        const __m256i t[2] = {_mm256_unpacklo_epi16(v, w), _mm256_unpackhi_epi16(v, w)};
+        for (uint32_t i = 0; i < 2u; i++) {
+            const __m256i nibble[4] = {
+                _mm256_and_si256(t[i], four), _mm256_and_si256(_mm256_srli_epi16(t[i], 4), four),
+                _mm256_and_si256(_mm256_srli_epi16(t[i], 8), four), _mm256_srli_epi16(t[i], 12)};
+            for (uint32_t k = 0; k < 4u; k++) {
+                s[i][k] = _mm256_add_epi32(s[i][k], _mm256_madd_epi16(nibble[k], x));
+            }
+        }
+    }
+    const __m256i first = _mm256_set1_epi32(8 * f->total[g]);
+    const __m256i second = _mm256_set1_epi32(two ? 8 * f->total[g + 1u] : 0);
+    for (uint32_t i = 0; i < 4u; i++) { /* outputs 8 i on */
+        const __m256i even = s[i % 2u][i / 2u], odd = s[i % 2u][i / 2u + 2u];
+        const __m256i lo = _mm256_unpacklo_epi32(even, odd), hi = _mm256_unpackhi_epi32(even, odd);
+        add8(y + 8u * i, _mm256_sub_epi32(_mm256_permute2x128_si256(lo, hi, 0x20), first));
+        if (two) {
+            add8(y + SF_GROUP + 8u * i,
+                 _mm256_sub_epi32(_mm256_permute2x128_si256(lo, hi, 0x31), second));
+        }
+    }
 }
 
 void sf_x86_avx2_axpy_s4(const uint8_t *const *col, const int32_t *a, uint32_t n, uint32_t dim,
                          uint32_t shift, int32_t *acc) {
-    const uintptr_t behind = sf_behind(col, n);
-    for (uint32_t j = 0; j < dim; j += SF_GROUP) {
-        const uint32_t d = dim / 2u + j / 16u;
-        __m256i s[4];
-        for (uint32_t i = 0; i < 4u; i++) {
-            s[i] = _mm256_setzero_si256();
+    const uintptr_t behind = sf_behind(col, n), ahead = behind != 0 ? behind : 256u;
+    const uint8_t *scales[SF_TILE];
+    s4_factors f;
+    for (uint32_t from = 0; from < dim / SF_GROUP; from += S4_GROUPS) {
+        const uint32_t left = dim / SF_GROUP - from, groups = left < S4_GROUPS ? left : S4_GROUPS;
+        for (uint32_t r = 0; r < n; r++) {
+            scales[r] = col[r] + dim / 2u + 2u * from;
         }
-        for (uint32_t r = 0; r < n; r += 2u) {
-            const bool both = r + 1u < n;
-            const uint8_t *p = col[r], *q = both ? col[r + 1u] : p;
-            sf_prefetch(p + j / 2u, behind);
-            sf_prefetch(q + j / 2u, behind);
-            const int32_t t = sf_s4_factor(a[r], sf_load16(p + d), shift);
-            const int32_t u = both ? sf_s4_factor(a[r + 1u], sf_load16(q + d), shift) : 0;
-            add_signed(s4_bytes(p + j / 2u), s4_bytes(q + j / 2u), pair16(t, u), s);
+        make_factors(scales, a, n, groups, shift, &f);
+        for (uint32_t g = 0; g < groups; g += 2u) {
+            const uint32_t at = from + g;
+            if (g + 1u < groups) {
+                pair_of_groups(col, n, at * 16u, true, &f, g, ahead, acc + at * SF_GROUP);
+            } else {
+                pair_of_groups(col, n, at * 16u, false, &f, g, ahead, acc + at * SF_GROUP);
+            }
         }
-        add16(acc + j, s[0], s[1]);
-        add16(acc + j + 16u, s[2], s[3]);
     }
 }
 

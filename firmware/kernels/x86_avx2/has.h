@@ -20,9 +20,11 @@
     X(x86_avx2, scale_q8)                                                                          \
     X(x86_avx2, pick_largest)                                                                      \
     X(x86_avx2, rmsnorm)                                                                           \
+    X(x86_avx2, layernorm)                                                                         \
     X(x86_avx2, sigmoid)                                                                           \
     X(x86_avx2, silu)                                                                              \
     X(x86_avx2, gelu_tanh)                                                                         \
+    X(x86_avx2, gelu)                                                                              \
     X(x86_avx2, relu)                                                                              \
     X(x86_avx2, multiply)                                                                          \
     X(x86_avx2, add)                                                                               \

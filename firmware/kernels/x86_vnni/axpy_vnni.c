@@ -1,6 +1,8 @@
 /* Matrices by columns with AVX-512 VNNI. */
 #include "x86_vnni.h"
 
+#include "x86_avx2/avx2.h"
+
 /* Adds a [lane q][lane i] to y [i][q]: lanes of 128 bits, groups of 32 outputs apart. */
 static inline void add_turned(const __m512i *a, uint32_t live, int32_t *y) {
     const __m512i t0 = _mm512_shuffle_i32x4(a[0], a[1], 0x44);
@@ -26,10 +28,7 @@ void sf_x86_vnni_axpy_q4(const uint8_t *const *col, const int8_t *h, uint32_t n,
         c[r] = col[r < n ? r : 0]; /* times zero */
     }
     memcpy(a, h, n);
-    /* As in sf_x86_vnni_dot_q4: ask for what lies behind. */
-    const uintptr_t behind = n > 1u ? (uintptr_t)col[n - 1u] - (uintptr_t)col[0] +
-                                          ((uintptr_t)col[1] - (uintptr_t)col[0])
-                                    : 0u;
+    sf_next next = sf_rows_behind(col, n, 0, n, dim / 2u, (n + 3u) / 4u * ((dim + 127u) / 128u));
     for (uint32_t j = 0; j < dim; j += 4u * SF_GROUP) {
         const uint32_t left = (dim - j) / SF_GROUP, live = left < 4u ? left : 4u;
         const __mmask64 bytes = UINT64_MAX >> (64u - 16u * live);
@@ -38,9 +37,7 @@ void sf_x86_vnni_axpy_q4(const uint8_t *const *col, const int8_t *h, uint32_t n,
             low[q] = high[q] = _mm512_setzero_si512();
         }
         for (uint32_t r = 0; r < n; r += 4u) {
-            for (uint32_t i = 0; i < 4u; i++) {
-                _mm_prefetch((const void *)((uintptr_t)c[r + i] + j / 2u + behind), _MM_HINT_T0);
-            }
+            sf_ask(&next);
             const __m512i w0 = _mm512_maskz_loadu_epi8(bytes, c[r] + j / 2u);
             const __m512i w1 = _mm512_maskz_loadu_epi8(bytes, c[r + 1u] + j / 2u);
             const __m512i w2 = _mm512_maskz_loadu_epi8(bytes, c[r + 2u] + j / 2u);

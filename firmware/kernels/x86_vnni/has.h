@@ -5,6 +5,7 @@
 #define SF_X86_VNNI_HAS(X)                                                                         \
     X(x86_vnni, dot_q4)                                                                            \
     X(x86_vnni, dot_q8)                                                                            \
+    X(x86_vnni, dot_s4)                                                                            \
     X(x86_vnni, axpy_q4)                                                                           \
     X(x86_vnni, scale_q4)
 

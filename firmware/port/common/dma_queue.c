@@ -4,7 +4,7 @@
 #include "sf_port.h"
 #include "sf_runtime.h"
 
-enum { QUEUE = 16 };            /* a power of two */
+enum { QUEUE = 32 };            /* a power of two */
 #define TICKET_BITS 0x7FFFFFFFu /* SF_NO_TICKET is none of them */
 
 struct transfer {
@@ -67,8 +67,8 @@ static bool lost(sf_ticket ticket) {
 }
 
 int sf_flash_wait(sf_ticket ticket) {
-    uint32_t seen = done;
-    uint64_t since = sf_port_ticks();
+    uint32_t seen = done - 1u; /* the clock starts when there is something to wait for */
+    uint64_t since = 0;
     while (!sf_flash_poll(ticket)) {
         sf_irq_off();
         if (!sf_flash_poll(ticket)) {

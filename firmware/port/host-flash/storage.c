@@ -6,6 +6,7 @@
 #include <fcntl.h>
 #include <stdio.h>
 #include <sys/stat.h>
+#include <unistd.h>
 
 int storage_open(uint32_t *size) {
     struct stat st;
@@ -14,7 +15,10 @@ int storage_open(uint32_t *size) {
         fputs("note: this file system has no O_DIRECT; reads go through the page cache\n", stderr);
         fd = open(host_flash_path, O_RDONLY | O_CLOEXEC);
     }
-    if (fd < 0 || fstat(fd, &st) != 0 || st.st_size > (off_t)UINT32_MAX) {
+    if (fd < 0 || fstat(fd, &st) != 0 || (uint64_t)st.st_size > UINT32_MAX) {
+        if (fd >= 0) {
+            close(fd);
+        }
         return -1;
     }
     *size = (uint32_t)st.st_size;

@@ -1,4 +1,5 @@
-/* The board `host` as a process: sparseflash-device --flash IMAGE [--tcp PORT | --pty]. */
+/* The board `host` as a process: sparseflash-device --flash IMAGE [--tcp PORT | --pty]
+ * [--threads N]. */
 #include "host.h"
 #include "link.h"
 #include "sf_runtime.h"
@@ -20,11 +21,14 @@ int main(int argc, char **argv) {
     const char *image = NULL;
     const char *tcp = NULL;
     bool follow = false;
+    unsigned long threads = 0; /* one for each core */
     for (int i = 1; i < argc; i++) {
         if (strcmp(argv[i], "--flash") == 0 && i + 1 < argc) {
             image = argv[++i];
         } else if (strcmp(argv[i], "--tcp") == 0 && i + 1 < argc) {
             tcp = argv[++i];
+        } else if (strcmp(argv[i], "--threads") == 0 && i + 1 < argc) {
+            threads = strtoul(argv[++i], NULL, 10);
         } else if (strcmp(argv[i], "--follow-stdin") == 0) {
             follow = true;
         } else if (strcmp(argv[i], "--pty") != 0) {
@@ -33,7 +37,7 @@ int main(int argc, char **argv) {
         }
     }
     if (image == NULL) {
-        fprintf(stderr, "usage: %s --flash IMAGE [--tcp PORT | --pty]\n", argv[0]);
+        fprintf(stderr, "usage: %s --flash IMAGE [--tcp PORT | --pty] [--threads N]\n", argv[0]);
         return USAGE;
     }
     if (!host_flash_open(image)) {
@@ -49,6 +53,7 @@ int main(int argc, char **argv) {
                 image);
         return MISMATCH;
     }
+    sf_threads((uint32_t)(threads < 65536u ? threads : 65536u));
     if (follow) {
         host_follow_stdin();
     }

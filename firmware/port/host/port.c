@@ -45,7 +45,7 @@ bool host_flash_open(const char *path) {
         return false;
     }
     bool ok = fstat(fd, &st) == 0;
-    if (ok && (st.st_size <= 0 || st.st_size > (off_t)UINT32_MAX)) {
+    if (ok && (st.st_size <= 0 || (uint64_t)st.st_size > UINT32_MAX)) {
         errno = EFBIG;
         ok = false;
     }
@@ -113,7 +113,8 @@ static bool wait_input(int fd) {
     if (poll(p, 3, 1000) <= 0) {
         return true;
     }
-    if (p[2].revents != 0) { /* one client at a time: another is turned away */
+    /* One client at a time: another is turned away, but not while this one may just be leaving. */
+    if (p[2].revents != 0 && p[0].revents == 0) {
         const int other = accept4(waiting, NULL, NULL, SOCK_CLOEXEC);
         if (other >= 0) {
             close(other);

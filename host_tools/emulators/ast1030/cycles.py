@@ -15,7 +15,7 @@ from sparseflash.device.runners import reply_seconds
 from sparseflash.plan.boards import Board
 
 HERE = Path(__file__).parent
-MARKS = {"S": "sf_step", "L": "sf_count_time", "T": "sf_count_token"}
+MARKS = {"S": "sf_flash_token", "L": "sf_count_time", "T": "sf_count_tokens"}
 LOADS = {"R": "sf_mark_read", "W": "sf_mark_wait"}
 Event = tuple[str, int, int]
 
@@ -88,9 +88,12 @@ def run_tokens(
     plan: bytes,
     prompt: list[int],
     tokens: int,
+    alone: bool = False,
 ) -> tuple[list[Event], dict[str, int], list[int]]:
     """Greedy steps of a flashed marked program: the plugin's events, the device's counters and what
     it answered to each token.
+
+    alone: as the device generates by itself, the prompt in blocks and then with drafts.
 
     Raises:
         ToolError: QEMU is missing, does not take the plugin, or what it saw is not what the
@@ -110,7 +113,9 @@ def run_tokens(
     ):
         device.reset()
         said: list[int] = []
-        for i in range(tokens):
+        if alone:
+            said = [token for token, _ in device.generate(prompt, tokens)]
+        for i in range(0 if alone else tokens):
             said.append(device.step(prompt[i] if i < len(prompt) else said[-1]))
         counters = device.counters()
     events = read_events(out)
@@ -119,14 +124,17 @@ def run_tokens(
 
 
 def check(events: list[Event], counters: dict[str, int]) -> None:
-    """Whether the plugin saw the tokens, reads and bytes that the device counted.
+    """Whether the plugin saw the reads and bytes that the device counted, and no block too many.
 
     Raises:
         ToolError: it did not.
     """
     first = next(i for i, e in enumerate(events) if e[0] == "S")
     reads = [e[2] for e in events[first:] if e[0] == "R"]
-    seen = (sum(e[0] == "T" for e in events), len(reads), sum(reads))
-    counted = tuple(counters[k] for k in ("tokens", "reads", "bytes_read"))
-    if seen != counted:
-        raise ToolError(f"the plugin saw tokens, reads, bytes {seen}; the device counted {counted}")
+    blocks, seen = sum(e[0] == "T" for e in events), (len(reads), sum(reads))
+    counted = tuple(counters[k] for k in ("reads", "bytes_read"))
+    if seen != counted or not 0 < blocks <= counters["tokens"]:
+        raise ToolError(
+            f"the plugin saw reads, bytes {seen} and {blocks} blocks; the device counted {counted} "
+            f"and {counters['tokens']} tokens"
+        )

@@ -6,6 +6,7 @@ The codes are part of the interface; ``docs/EXIT_CODES.md`` lists them.
 
 from __future__ import annotations
 
+import re
 from enum import IntEnum
 
 
@@ -29,12 +30,20 @@ class Exit(IntEnum):
     """The port is missing, silent, or something else answers on it."""
     MISMATCH = 8
     """The device runs another model or plan than the host expects."""
+    FAULT = 70
+    """A fault of the tool itself, that its makers want to hear of."""
 
 
 class SparseflashError(Exception):
-    """Base of every error shown to a user: one sentence and an exit code."""
+    """Base of every error shown to a user: one sentence and an exit code.
+
+    A word of hundreds of characters, which only a damaged file brings, is cut.
+    """
 
     code: Exit = Exit.FAILED
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(re.sub(r"\S{600,}", lambda word: word[0][:80] + "…", message))
 
 
 class UsageError(SparseflashError):

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 from sparseflash.base.errors import ToolError
-from sparseflash.base.files import work
+from sparseflash.base.files import alone, work
 
 PACKAGES = {
     "aarch64-linux-gnu-gcc": "Debian: gcc-aarch64-linux-gnu libc6-dev-arm64-cross",
@@ -29,6 +31,7 @@ PACKAGES = {
     "scp": "Debian: openssh-client",
     "ssh": "Debian: openssh-client",
     "st-flash": "Debian: stlink-tools",
+    "xtensa-esp32s3-elf-gcc": "ESP-IDF: tools/idf_tools.py install xtensa-esp-elf; Debian has none",
 }
 
 
@@ -47,13 +50,14 @@ def run(command: list[str], show: bool = False) -> str:
         ToolError: it is missing or failed; its output is part of the sentence.
     """
     if show:
-        print(" ".join(command), flush=True)
+        print(shlex.join(command), file=sys.stderr, flush=True)
     absent = missing(command[0])
     if absent:
         raise ToolError(absent)
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
-        raise ToolError(f"{command[0]} failed ({done.returncode}):\n{done.stdout}{done.stderr}")
+        said = f"{shlex.join(command)}\n{done.stdout}{done.stderr}"
+        raise ToolError(f"{command[0]} failed ({done.returncode}):\n{said}")
     return done.stdout + done.stderr
 
 
@@ -63,15 +67,21 @@ def node_modules(folder: Path) -> Path:
     Raises:
         ToolError: npm is missing or cannot install them.
     """
+    place = (work() / ".cache" / "npm" / folder.name).resolve()  # npm ci fails through a link
+    with alone(place):
+        _install(folder, place)
+    return place
+
+
+def _install(folder: Path, place: Path) -> None:
     locks = [folder / "package.json", folder / "package-lock.json"]
-    place = work() / ".cache" / "npm" / folder.name
     ready = place / "node_modules" / ".package-lock.json"
     copies = [place / lock.name for lock in locks]
     if ready.is_file() and all(
         c.is_file() and c.read_bytes() == lock.read_bytes() for c, lock in zip(copies, locks)
     ):
-        return place
-    place.mkdir(parents=True, exist_ok=True)
+        return
+    ready.unlink(missing_ok=True)  # it speaks of what was there before
     for copy, lock in zip(copies, locks):
         shutil.copyfile(lock, copy)
     try:
@@ -79,4 +89,3 @@ def node_modules(folder: Path) -> Path:
     except ToolError:
         copies[-1].unlink()  # so that the next use tries again
         raise
-    return place

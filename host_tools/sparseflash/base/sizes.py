@@ -1,7 +1,9 @@
-"""Sizes as people write them: 70000000, 512K, 70M, 1.5G. Decimal, as all printed sizes are."""
+"""Numbers as people write them: sizes (70000000, 512K, 70M, 1.5G, decimal as all printed ones are),
+and values with their error."""
 
 from __future__ import annotations
 
+import math
 import re
 
 from sparseflash.base.errors import UsageError
@@ -21,3 +23,17 @@ def parse_size(option: str, text: str) -> int:
     if size < 1:
         raise UsageError(f"{option} {text!r} is not a size in bytes; write 70000000, 512K or 70M")
     return size
+
+
+def with_error(value: float, error: float, digits: int) -> str:
+    """A value and its standard error, of which one window has none."""
+    plain = f"{value:.{digits}f}"
+    return plain if math.isnan(error) else f"{plain} ± {error:.{digits}f}"
+
+
+def in_units(size: int) -> str:
+    """Bytes of a memory, whose K, M and G are those of its data sheet."""
+    for power, unit in ((30, "GB"), (20, "MB"), (10, "KB")):
+        if size >= 1 << power:
+            return f"{size / (1 << power):.4g} {unit}"
+    return f"{size} B"

@@ -1,88 +1,58 @@
-"""The command line: thin verbs, one file a group of them, imported when they are asked for."""
+"""The command line: thin verbs, one file a group of them (``app``)."""
 
 from __future__ import annotations
 
+import os
 import sys
-from importlib import import_module
-from typing import Annotated, Any, NoReturn
-
-import typer
-from typer.core import TyperGroup
+from typing import Any, NoReturn
 
 from sparseflash import __version__
 from sparseflash.base.errors import Exit, SparseflashError
 from sparseflash.cli import console
 
-VERBS = {
-    "demo": "demo",
-    "fetch": "model",
-    "calibrate": "model",
-    "generate": "build",
-    "build": "build",
-    "flash": "build",
-    "size": "build",
-    "stack": "build",
-    "validate": "device",
-    "bench": "device",
-    "chat": "device",
-    "flash-curve": "device",
-    "perplexity": "measure",
-    "sparsity": "measure",
-    "prices": "measure",
-    "train-predictor": "measure",
-    "distill": "distill",
-    "boards": "device",
-    "models": "model",
-    "export-gguf": "model",
-}
-"""Files of the verbs, in the order of the help."""
-
-
-class Verbs(TyperGroup):
-    """Finds a verb in its file."""
-
-    def list_commands(self, ctx: Any) -> list[str]:
-        return list(VERBS)
-
-    def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        if cmd_name not in VERBS:
-            return None
-        if cmd_name not in self.commands:
-            verbs = import_module(f"sparseflash.cli.{VERBS[cmd_name]}").app
-            self.commands.update(typer.main.get_group(verbs).commands)
-        return self.commands[cmd_name]
-
-
-app = typer.Typer(
-    cls=Verbs, add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True
-)
-
-
-def _version(asked: bool) -> None:
-    if asked:
-        console.say(f"sparseflash {__version__}")
-        raise typer.Exit
-
-
-@app.callback()
-def sparseflash(
-    version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="and stop")
-    ] = False,
-) -> None:
-    """Language models on microcontrollers, reading only the weights each token needs."""
-
 
 def _stop(sentence: str, code: int) -> NoReturn:
+    if console.asked.verbose:
+        import traceback
+
+        traceback.print_exc()
     console.fail(sentence)
     sys.exit(code)
+
+
+def _wrong_options(e: Any) -> NoReturn:
+    """Of the library that reads the options: no verb at all gets the help, the rest a sentence."""
+    said = e.format_message()
+    if type(e).__name__ == "NoArgsIsHelpError":
+        print(said, file=sys.stderr)
+        sys.exit(int(Exit.USAGE))
+    words = e.ctx.command_path if getattr(e, "ctx", None) else "sparseflash"
+    _stop(f"{said.rstrip('.')}; {words} --help says what there is", Exit.USAGE)
 
 
 def main() -> None:
     """Entry point: errors become one sentence and their exit code (docs/EXIT_CODES.md)."""
     try:
-        code = app(standalone_mode=False)
+        _main()
+    except KeyboardInterrupt:  # also while the library of the options is imported
+        sys.exit(130)
+
+
+def _main() -> None:
+    if sys.argv[1:] == ["--version"]:  # without the half second that the options take
+        print(f"sparseflash {__version__}")
+        return
+    console.begin()
+    os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "1")  # the search for them takes its time
+    import typer
+
+    from sparseflash.cli.app import app
+
+    try:
+        code = app(standalone_mode=False, prog_name="sparseflash")
+        console.flush_results()
     except SparseflashError as e:
+        console.flush_results()
         _stop(str(e), int(e.code))
     except (KeyboardInterrupt, typer.Abort):
         sys.exit(130)
@@ -98,7 +68,16 @@ def main() -> None:
         )
     except Exception as e:
         if hasattr(e, "format_message"):  # wrong options
-            _stop(e.format_message(), Exit.USAGE)
-        raise
+            _wrong_options(e)
+        import traceback
+
+        at = traceback.extract_tb(e.__traceback__)[-1]
+        what = " ".join(str(e).split())
+        _stop(
+            f"a fault of sparseflash {__version__} itself: {type(e).__name__} ({what}) in "
+            f"{at.filename.rpartition('/')[2]}:{at.lineno}; please report it with the output of "
+            "the same command and --verbose",
+            Exit.FAULT,
+        )
     # Typer returns the code where a run was interrupted or asked for help.
     sys.exit(code if isinstance(code, int) else 0)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import shlex
-from typing import Annotated, Any
+from dataclasses import asdict
+from typing import Annotated
 
 import typer
 
-from sparseflash.cli import console
+from sparseflash.cli import console, say
 from sparseflash.cli.options import (
     DEFAULT_MODEL,
     AsvdOption,
@@ -19,12 +20,21 @@ from sparseflash.cli.options import (
     PortOption,
     RamOption,
     SparsityOption,
+    examples,
+    verbs,
 )
 
-app = typer.Typer()
+app = verbs()
 
 
-@app.command()
+@app.command(
+    epilog=examples(
+        "generate --model story --board mps2-an386",
+        "generate --board host-flash --ram 70M --sparsity 20",
+        "generate --model story --method h --sparsity 50 --kv-len 128",
+        "generate --model story --board esp32c3 --package esp-idf",
+    )
+)
 def generate(
     model: ModelOption = DEFAULT_MODEL,
     board: BoardOption = "host",
@@ -36,10 +46,18 @@ def generate(
     head: HeadOption = "exact",
     asvd: AsvdOption = 0,
     speculate: Annotated[
-        str, typer.Option("--speculate", help="method whose guess only reads early")
+        str, typer.Option("--speculate", help="method whose prediction only reads early")
+    ] = "",
+    draft: Annotated[
+        int | None,
+        typer.Option(min=0, max=7, help="tokens that greedy decoding drafts; else what gains"),
+    ] = None,
+    package: Annotated[
+        str, typer.Option(help="also a component: cmake, esp-idf, arduino, zephyr, cmsis-pack")
     ] = "",
 ) -> None:
-    """Packs the model, plans it for the board and writes its C."""
+    """Packs a model, plans it for a board, writes its C."""
+    from sparseflash.codegen.package import check_package
     from sparseflash.image.formats import check_order
     from sparseflash.image.screen import head_rows
     from sparseflash.model import recipes
@@ -48,96 +66,67 @@ def generate(
     from sparseflash.plan.plan import warnings
 
     recipe, target, rows = recipes.load_recipe(model), load_board(board), head_rows(head)
-    stages.check_asked(method, sparsity, speculate, asvd)
+    stages.check_asked(method, sparsity, speculate, asvd, target, ram)
     check_order(order)
-    loaded = stages.open_model(recipe)
-    with console.doing("choosing what is dropped") as progress:
+    if package:
+        check_package(package, target)
+    with console.doing(f"reading {model}") as progress:
+        loaded = stages.open_model(recipe)
+        progress("choosing what is dropped")
         setting = stages.setting_on(
             loaded, recipe, target, method, sparsity, kv_len, ram, rows, speculate, asvd, progress
         )
         progress("packing")
         layout = target.raw.get("layout", "joint")
         image = stages.pack_model(loaded, recipe, layout, order, [setting], rows > 0, asvd)
-    plan = stages.plan_and_generate(image, target, setting, recipe, kv_len, ram, rows)
-    sram = {**plan["memory"], **target.reserve, "of the board": target.sram_bytes}
-    lines = [(name, f"{size:,}") for name, size in sram.items()]
-    console.table(("SRAM", "bytes"), lines, f"{model} on {board}")
-    say_placement(plan)
+        plan = stages.plan_and_generate(
+            image, target, setting, recipe, kv_len, ram, rows, loaded, draft
+        )
+        fit = stages.fit_of_plan(
+            image,
+            stages.with_curve(target),
+            plan,
+            lambda b, m: stages.plan_of(image, b, setting, plan["kv_len"], m, rows),
+            ram,
+        )
+    say.fit(fit)
+    say.placement(plan)
     for sentence in warnings(image.formats, target):
-        console.say(f"warning: {sentence}")
+        console.warn(sentence)
     if setting.reason:
         console.say(setting.reason)
     what = f"method {setting.method}" + (f" {setting.percent:g} %" if setting.percent else "")
     console.say(f"flash {image.size:,} of {target.flash_bytes:,} bytes; {what}")
+    figures = {**fit.figures(), "method": setting.method, "sparsity": setting.percent}
+    if package:
+        folder = stages.package_of(loaded, recipe, target, image, plan, package)
+        console.say(f"package {folder}")
+        figures["package"] = str(folder)
+    console.result(figures)
 
 
-def say_placement(plan: dict[str, Any]) -> None:
-    """Where the weights lie, for a board that streams them, and what reading them costs."""
-    from sparseflash.device.bench import computing_seconds
-    from sparseflash.pipeline.places import Places
-
-    placement = plan.get("placement")
-    if not placement:
-        return
-    rows = [
-        (name, f"{k['pinned']:,}", f"{k['streamed']:,}", f"{k['read']:,.0f}")
-        for name, k in [*placement["kinds"].items(), ("total", placement["total"])]
-    ]
-    console.table(("weights", "pinned", "streamed", "read a token"), rows, "placement, bytes")
-    if "ratio" in placement or "ratio_predicted" in placement:
-        say_expected(placement)
-    if "read_seconds" not in placement:
-        console.say("make flash-curve measures what the reads cost on this board")
-        return
-    console.say(
-        f"reading takes {1e3 * placement['read_seconds']:.1f} ms a token by the measured "
-        f"curve; one more megabyte of RAM saves "
-        f"{1e3 * placement['seconds_saved_by_a_megabyte']:.2f} ms"
-    )
-    computing = computing_seconds(Places(plan["name"], plan["board"]).target / "bench.json")
-    if computing is None:
-        console.say("make bench measures what computing takes beside it, and so the stalls")
-    else:
-        stall = max(0.0, placement["read_seconds"] - computing)
-        console.say(
-            f"the last bench computed for {1e3 * computing:.1f} ms a token beside its waits: "
-            f"expect stalls of {1e3 * stall:.1f} ms at the least"
-        )
-
-
-def say_expected(placement: dict[str, Any]) -> None:
-    """What the planner chose, and what it loses."""
-    if "ratio_predicted" not in placement:
-        console.say("nothing is dropped, so perplexity is that of dense")
-        return
-    names = {"qkv": "q, k, v", "o": "o", "gate": "gate", "up": "up", "down": "down"}
-    whole = ", ".join(f"{n} of {placement[f'whole_{k}']:g}" for k, n in names.items())
-    guessed = f"; a predictor picks in {placement['guessed']:g}" if "guessed" in placement else ""
-    console.say(f"of {placement['layers']:g} layers these stay whole: {whole}{guessed}")
-    if "ratio" not in placement:
-        console.say(
-            f"perplexity is expected at {placement['ratio_predicted']:.3f} of dense, by prices "
-            "measured on calibration text; METHOD=planned measures it on other text"
-        )
-        return
-    console.say(
-        f"perplexity {placement['ratio']:.4f} ± {placement['ratio_error']:.4f} of dense on text "
-        "that calibration did not see; the model of the loss predicted "
-        f"{placement['ratio_predicted']:.4f}, and with one more megabyte of RAM at the same bytes "
-        f"{placement['ratio_predicted_with_a_megabyte']:.4f}"
-    )
-
-
-@app.command()
+@app.command(epilog=examples("build --model story --board mps2-an386", "build --verbose"))
 def build(model: ModelOption = DEFAULT_MODEL, board: BoardOption = "host") -> None:
-    """Compiles what generate wrote."""
-    from sparseflash.pipeline import stages
+    """Compiles what generate wrote.
+
+    --verbose shows the compiler's commands.
+    """
+    from sparseflash.pipeline import device
     from sparseflash.plan.boards import load_board
 
-    console.say(f"firmware {stages.build_board(load_board(board), model)}")
+    with console.doing(f"compiling for {board}"):
+        path = device.build_board(load_board(board), model, console.asked.verbose)
+    console.say(f"firmware {path}")
+    console.result({"firmware": str(path), "bytes": path.stat().st_size})
 
 
-@app.command()
+@app.command(
+    epilog=examples(
+        "flash --model story",
+        "flash --model story --board pico --runner uf2 --drive /media/me/RPI-RP2",
+        "flash --model story --board nucleo-h743zi2 --dry-run",
+    )
+)
 def flash(
     model: ModelOption = DEFAULT_MODEL,
     board: BoardOption = "host",
@@ -145,45 +134,55 @@ def flash(
     port: PortOption = None,
     host: Annotated[str, typer.Option(help="user@machine of runner ssh")] = "",
     drive: Annotated[str, typer.Option(help="folder of the drive of runner uf2")] = "",
-    dry_run: bool = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="only print the commands")] = False,
 ) -> None:
-    """Builds, and puts image and firmware on the board; --dry-run only prints the commands."""
-    from sparseflash.pipeline import stages
+    """Builds, and puts image and firmware on the board."""
+    from sparseflash.pipeline import device
     from sparseflash.pipeline.places import Places
     from sparseflash.plan.boards import load_board
 
-    target = load_board(board)
+    target, places = load_board(board), Places(model, board)
     asked = {"port": port or "", "host": host, "drive": drive}
     target.settings(runner)
-    if not dry_run:
-        stages.build_board(target, model)
-    commands = stages.flash_board(target, model, runner, asked, dry_run)
-    for command in commands if dry_run else ():
+    device.check_generated(places)
+    with console.doing(f"compiling for {board}") as progress:
+        if not dry_run:
+            device.build_board(target, model, console.asked.verbose)
+        progress(f"flashing {board}")
+        commands = device.flash_board(target, model, runner, asked, dry_run)
+    for command in commands if dry_run or console.asked.verbose else ():
         console.say(shlex.join(command))
-    place = board if commands else Places(model, board).flashed
-    console.say(f"{'would flash' if dry_run else 'flashed'} {place}")
+    place = board if commands else places.flashed
+    image = places.planned_image()
+    console.say(f"{'would flash' if dry_run else 'flashed'} {place} with {image.name}")
+    lines = [shlex.join(c) for c in commands]
+    console.result({"image": str(image), "to": str(place), "dry_run": dry_run, "commands": lines})
 
 
-@app.command()
+@app.command(epilog=examples("size --model story --board pico"))
 def size(model: ModelOption = DEFAULT_MODEL, board: BoardOption = "host") -> None:
     """Bytes of the built program by part and section."""
     from sparseflash.codegen.footprint import SECTIONS
-    from sparseflash.pipeline import stages
+    from sparseflash.pipeline import device
     from sparseflash.plan.boards import load_board
 
-    found = stages.program_sizes(load_board(board), model)
+    with console.doing(f"compiling for {board}"):
+        found = device.program_sizes(load_board(board), model)
     rows = [(part, *(f"{row.get(s, 0):,}" for s in SECTIONS)) for part, row in found.items()]
     console.table(("part", *SECTIONS), rows, f"{model} on {board}, bytes")
+    console.result(found)
 
 
-@app.command()
+@app.command(epilog=examples("stack --model story --board pico"))
 def stack(model: ModelOption = DEFAULT_MODEL, board: BoardOption = "host") -> None:
-    """The deepest stack of the built program, against the board's limit."""
-    from sparseflash.pipeline import stages
+    """The deepest stack of the program, against its limit."""
+    from sparseflash.pipeline import device
     from sparseflash.plan.boards import load_board
 
-    found = stages.program_stack(load_board(board), model)
+    with console.doing(f"compiling for {board}"):
+        found = device.program_stack(load_board(board), model)
     console.say(" -> ".join(f.rpartition(":")[2] for f in found.path))
     console.say(
         f"{found.bytes:,} bytes of {found.limit:,}, {found.interrupt:,} of them for an interrupt"
     )
+    console.result(asdict(found))

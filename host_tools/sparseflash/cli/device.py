@@ -1,99 +1,134 @@
-"""Verbs that talk to a device: validate, bench, chat, boards, flash-curve."""
+"""Verbs that measure and check a device: validate, bench, flash-curve."""
 
 from __future__ import annotations
 
+import re
+import sys
+from collections.abc import Iterator
 from typing import Annotated
 
 import typer
 
 from sparseflash.base.errors import SparseflashError
 from sparseflash.cli import console
-from sparseflash.cli.options import DEFAULT_MODEL, BoardOption, Count, ModelOption, PortOption
+from sparseflash.cli.options import (
+    DEFAULT_MODEL,
+    BoardOption,
+    ModelOption,
+    PortOption,
+    ThreadsOption,
+    examples,
+    verbs,
+)
 
-app = typer.Typer()
+app = verbs()
+HASH = re.compile(r"[0-9a-f]{32,}")
 
 
-@app.command()
+@app.command(
+    epilog=examples(
+        "validate --model story", "validate --model story --board pico --port /dev/ttyACM0"
+    )
+)
 def validate(
     model: ModelOption = DEFAULT_MODEL,
     board: BoardOption = "host",
     port: PortOption = None,
-    positions: Count = 64,
+    positions: Annotated[
+        int, typer.Option(min=1, help="tokens of a fixed text; at most what the KV cache holds")
+    ] = 64,
 ) -> None:
-    """Compares logits and every layer of the device with the reference, bit by bit.
+    """Compares a device with the reference, bit by bit.
 
-    At most as many positions as its KV cache holds.
+    Logits, and seven sites of every layer.
     """
-    from sparseflash.device.validate import validate as run
-    from sparseflash.pipeline import stages
+    from sparseflash.pipeline import device
 
-    with stages.session(model, board, port) as session:
-        ids = stages.validation_ids(model, min(positions, session.plan["kv_len"]))
-        with console.bar("validating", len(ids)) as progress:
-            rows = session.plan.get("head_rows", 0)
-            device, image = session.device, session.image
-            found = run(device, image, ids, session.thresholds, progress, rows)
-    if found is not None:
-        raise SparseflashError(f"the device differs from the reference at {found}")
-    n = image.spec.n_layers
-    console.say(f"validated {len(ids)} positions: logits and 7 sites of {n} layers are bit-equal")
+    with console.bar(f"validating {model} on {board}", 1) as progress:
+        found = device.validate_board(model, board, port, positions, console.warn, progress)
+    console.result(found)
+    if not found["equal"]:
+        raise SparseflashError(f"the device differs from the reference at {found['difference']}")
+    console.say(
+        f"validated {found['positions']} positions: logits and 7 sites of {found['layers']} "
+        "layers are bit-equal"
+    )
 
 
-@app.command()
+@app.command(
+    epilog=examples(
+        "bench --model story",
+        "bench --model story --board mps2-an386 --tokens 16",
+        "bench --model story --json",
+        "echo 'name% profile%' | sparseflash bench --model story --commands",
+    )
+)
 def bench(
     model: ModelOption = DEFAULT_MODEL,
     board: BoardOption = "host",
     port: PortOption = None,
-    tokens: Count = 64,
-    repetitions: Count = 3,
+    threads: ThreadsOption = 0,
+    tokens: Annotated[int, typer.Option(min=1, help="of each repetition")] = 64,
+    repetitions: Annotated[int, typer.Option(min=1, help="of which the median counts")] = 3,
+    commands: Annotated[
+        bool, typer.Option("--commands", help="obey MLPerf Tiny's runner on the standard input")
+    ] = False,
 ) -> None:
-    """Tokens a second, bytes a token, time by stage: table, JSON and CSV."""
-    from sparseflash.pipeline import stages
+    """Tokens a second, bytes a token, time by stage.
 
-    with console.doing("benchmarking"):
-        result = stages.bench_board(model, board, port, tokens, repetitions)
+    --json prints a list as llama-bench does, prefill first and then decode, with our own figures
+    behind its names. --commands takes the commands of MLPerf Tiny's runner, each with its % at the
+    end, and answers as a device does; `help%` lists them.
+    """
+    from sparseflash.device.bench import as_llama_bench
+    from sparseflash.pipeline import device
+
+    if commands:
+        for line in device.obey(model, board, port, tokens, _typed(), console.warn):
+            print(line, flush=True)
+        return
+    with console.bar(f"measuring {model} on {board}", 1) as progress:
+        result = device.bench_board(
+            model, board, port, tokens, repetitions, console.warn, progress, threads
+        )
     rows = [
-        (name, f"{value:,.3f}" if isinstance(value, float) else str(value))
+        (name.replace("_", " "), bench_figure(value))
         for name, value in result.items()
-        if value is not None
+        if value is not None and not isinstance(value, list)
     ]
     console.table(("figure", "value"), rows, f"{model} on {board}")
+    console.result(as_llama_bench(result))
 
 
-@app.command()
-def chat(
-    message: Annotated[str, typer.Argument()] = "",
-    model: ModelOption = DEFAULT_MODEL,
-    board: BoardOption = "host",
-    port: PortOption = None,
-    most: Count = 120,
-    temperature: Annotated[float, typer.Option(min=0, help="0 is greedy")] = 0.0,
-    top_p: Annotated[float, typer.Option(min=0, max=1)] = 0.9,
-    seed: Annotated[int, typer.Option(min=0)] = 1,
-    raw: Annotated[bool, typer.Option("--raw", help="without the model's chat template")] = False,
-) -> None:
-    """Talks to the device; with a message, one question and its answer."""
-    from sparseflash.device.chat import Chat
-    from sparseflash.pipeline import stages
-
-    words, ends = stages.open_tokenizer(model)
-    with stages.session(model, board, port) as session:
-        talk = Chat(session.device, words, ends, raw, console.warn)
-        while text := message or console.ask("> "):
-            for piece in talk.ask(text, most, temperature, top_p, seed):
-                console.write(piece)
-            console.write(b"\n")
-            if message:
-                return
+def bench_figure(value: float | str) -> str:
+    """Whole numbers from a thousand on, four digits below; a hash by its beginning."""
+    if isinstance(value, str):
+        return f"{value[:16]}…" if HASH.fullmatch(value) else value
+    return f"{value:,.0f}" if isinstance(value, int) or abs(value) >= 1000 else f"{value:.4g}"
 
 
-@app.command("flash-curve")
+def _typed() -> Iterator[str]:
+    """Commands of the standard input, without the % that ends each."""
+    command = ""
+    while character := sys.stdin.read(1):
+        if character == "%":
+            yield command.strip()
+            command = ""
+        else:
+            command += character
+
+
+@app.command("flash-curve", epilog=examples("flash-curve --board host-flash"))
 def flash_curve(model: ModelOption = DEFAULT_MODEL, board: BoardOption = "host-flash") -> None:
-    """Measures what a read of the flash costs by its size; plans use it from then on."""
-    from sparseflash.pipeline import stages
+    """Measures what a read of the flash costs by its size.
+
+    Plans of the board use it from then on.
+    """
+    from sparseflash.pipeline import device
     from sparseflash.plan.boards import load_board
 
-    path, curve = stages.measure_curve(load_board(board), model)
+    with console.doing("reading blocks of many sizes"):
+        path, curve = device.measure_curve(load_board(board), model)
     rows = [
         (f"{size:,}", f"{1e6 * seconds:.1f}", f"{size / seconds / 1e6:,.0f}")
         for size, seconds in zip(curve["bytes"], curve["seconds"], strict=True)
@@ -101,15 +136,4 @@ def flash_curve(model: ModelOption = DEFAULT_MODEL, board: BoardOption = "host-f
     title = f"{board}, depth {curve['depth']}"
     console.table(("bytes", "microseconds a read", "MB/s"), rows, title)
     console.say(f"rows closer than {curve['gap']:,} bytes share a read; {path}")
-
-
-@app.command()
-def boards() -> None:
-    """Lists the boards."""
-    from sparseflash.plan.boards import board_ids, load_board
-
-    rows = [
-        (b.id, f"{b.sram_bytes:,}", f"{b.flash_bytes:,}", b.description)
-        for b in map(load_board, board_ids())
-    ]
-    console.table(("board", "SRAM", "flash", "what it is"), rows)
+    console.result({**curve, "path": str(path)})

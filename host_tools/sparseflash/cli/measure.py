@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Annotated
@@ -12,29 +14,39 @@ from sparseflash.cli import console
 from sparseflash.cli.options import (
     DEFAULT_MODEL,
     AsvdOption,
-    Count,
     CountOrDefault,
     HeadOption,
     ModelOption,
     TextOption,
+    examples,
     numbers,
+    verbs,
 )
 
-app = typer.Typer()
+app = verbs()
 
 
-@app.command()
+@app.command(
+    epilog=examples(
+        "perplexity --model story --text my.txt",
+        "perplexity --methods h,cats --sparsities 30,50 --tokens 4096",
+    )
+)
 def perplexity(
     model: ModelOption = DEFAULT_MODEL,
     text: TextOption = None,
     tokens: CountOrDefault = 0,
     window: CountOrDefault = 0,
-    sparsities: str = "50",
-    methods: str = "h,cats,paper-gate-up",
+    sparsities: Annotated[str, typer.Option(help="percents, with commas")] = "50",
+    methods: Annotated[str, typer.Option(help="names, with commas")] = "h,cats,paper-gate-up",
     head: HeadOption = "exact",
     asvd: AsvdOption = 0,
 ) -> None:
-    """Perplexity, KL, same top token and bytes of dense and sparse variants, and a plot."""
+    """Perplexity and bytes a token of sparse variants.
+
+    Beside dense, with KL, the share of equal top tokens, and a plot.
+    """
+    from sparseflash.base.sizes import with_error
     from sparseflash.pipeline import stages
 
     wanted = [(m, s) for m in methods.split(",") for s in numbers("--sparsities", sparsities)]
@@ -45,21 +57,22 @@ def perplexity(
     lines = [
         (
             r.name,
-            f"{r.perplexity:.3f} ± {r.error:.3f}",
-            f"{r.ratio:.4f} ± {r.ratio_error:.4f}",
+            with_error(r.perplexity, r.error, 3),
+            with_error(r.ratio, r.ratio_error, 4),
             f"{r.kl:.4f}",
             f"{100 * r.same_top:.1f} %",
             f"{r.bytes / 1e6:.2f}" if r.bytes else "-",
         )
         for r in rows
     ]
-    columns = ("variant", "perplexity", "ratio to fp32", "KL", "same top", "MB a token")
+    columns = ("variant", "perplexity", "ratio to fp32", "KL", "same top", "MB/token")
     console.table(columns, lines)
     what = f"{about['text']}, {about['tokens']} tokens of {about['window']}"
     console.say(f"{folder / 'perplexity.png'}, .csv, .json: {what}")
+    console.result({**about, "variants": [asdict(r) for r in rows]})
 
 
-@app.command()
+@app.command(epilog=examples("sparsity --model story --text my.txt --windows 8 --methods h,cats"))
 def sparsity(
     model: ModelOption = DEFAULT_MODEL,
     text: TextOption = None,
@@ -71,7 +84,7 @@ def sparsity(
     predict: Annotated[bool, typer.Option(help="how well active neurons are told")] = True,
     device: Annotated[str, typer.Option(help="torch's name of it: cpu, cuda")] = "cpu",
 ) -> None:
-    """Every sparsity method on one page: perplexity, bytes a token, plots."""
+    """Every sparsity method on one page, with plots."""
     from sparseflash.model import recipes
     from sparseflash.pipeline import stages
     from sparseflash.pipeline.places import Places
@@ -93,14 +106,18 @@ def sparsity(
         )
     console.say(page)
     console.say(f"{folder / 'sparsity.md'}, .csv, .json, .png and three more plots")
+    console.result(json.loads((folder / "sparsity.json").read_text(encoding="utf-8")))
 
 
-@app.command()
+@app.command(epilog=examples("prices --model smollm2-135m"))
 def prices(
     model: ModelOption = DEFAULT_MODEL,
     out: Annotated[Path | None, typer.Option("--out", help="a copy, to keep with a recipe")] = None,
 ) -> None:
-    """Measures what drops of a model cost, for --method auto; half an hour of one CPU for 135M."""
+    """Measures what drops cost, for --method auto.
+
+    Half an hour of one CPU for a model of 135 million weights.
+    """
     from sparseflash.base.files import write_bytes
     from sparseflash.model import recipes
     from sparseflash.pipeline import stages
@@ -111,20 +128,23 @@ def prices(
     if out is not None:
         write_bytes(out, path.read_bytes())
     console.say(f"prices {out or path}")
+    console.result({"path": str(out or path)})
 
 
-@app.command("train-predictor")
+@app.command(
+    "train-predictor", epilog=examples("train-predictor --model smollm2-135m --out predictor.npz")
+)
 def train_predictor(
     out: Annotated[Path, typer.Option("--out", help="the .npz to write")],
     model: ModelOption = DEFAULT_MODEL,
     rank: Annotated[int, typer.Option(min=32, help="a multiple of 32")] = 128,
-    ahead: Annotated[bool, typer.Option(help="guess from the input of attention")] = False,
-    steps: Count = 1200,
+    ahead: Annotated[bool, typer.Option(help="predict from the input of attention")] = False,
+    steps: Annotated[int, typer.Option(min=1, help="of training")] = 1200,
     write: Annotated[int, typer.Option(min=0, help="tokens that the model writes")] = 1_048_576,
     device: Annotated[str, typer.Option(help="torch's name of it")] = "cuda",
-    seed: int = 1,
+    seed: Annotated[int, typer.Option(help="of the draws")] = 1,
 ) -> None:
-    """Trains a low-rank predictor of the FFN's neurons; wants a GPU."""
+    """Trains a predictor of active neurons; wants a GPU."""
     from sparseflash.model import recipes
     from sparseflash.model.torch_model import check_device
     from sparseflash.pipeline import stages

@@ -12,7 +12,29 @@ from sparseflash.base.sizes import parse_size
 
 DEFAULT_MODEL = "smollm2-135m"
 
-BoardOption = Annotated[str, typer.Option("--board", help="a folder of firmware/port")]
+
+def verbs() -> typer.Typer:
+    """A group of verbs in a file."""
+    return typer.Typer(rich_markup_mode=None)
+
+
+def examples(*lines: str) -> str:
+    """The end of a verb's help."""
+    whole = [line if "sparseflash " in line else f"sparseflash {line}" for line in lines]
+    return "\b\nExamples:\n" + "\n".join(f"  {line}" for line in whole)
+
+
+def _boards(incomplete: str) -> list[str]:
+    """For the shell's completion."""
+    from sparseflash.plan.boards import board_ids
+
+    return [b for b in board_ids() if b.startswith(incomplete)]
+
+
+def _models(incomplete: str) -> list[str]:
+    from sparseflash.model.recipes import recipe_names
+
+    return [m for m in recipe_names() if m.startswith(incomplete)]
 
 
 def _named(model: str) -> str:
@@ -22,9 +44,24 @@ def _named(model: str) -> str:
     return resolve(model)
 
 
+BoardOption = Annotated[
+    str,
+    typer.Option(
+        "--board",
+        help="as the verb boards lists them: a folder of firmware/port",
+        autocompletion=_boards,
+    ),
+]
 MODEL_HELP = "a recipe of models/, a .gguf, a safetensors folder, a llama2.c .bin, a hub id"
-ModelOption = Annotated[str, typer.Option("--model", help=MODEL_HELP, callback=_named)]
-PortOption = Annotated[str | None, typer.Option("--port", help="serial port or pyserial URL")]
+ModelOption = Annotated[
+    str, typer.Option("--model", help=MODEL_HELP, callback=_named, autocompletion=_models)
+]
+ThreadsOption = Annotated[
+    int, typer.Option("--threads", min=0, help="of the process of a Linux board; 0: one a core")
+]
+PortOption = Annotated[
+    str | None, typer.Option("--port", help="serial port or pyserial URL; not for emulators")
+]
 MethodOption = Annotated[
     str,
     typer.Option(
@@ -39,14 +76,17 @@ SparsityOption = Annotated[
         help="percent: below the threshold, by default 30; with auto fewer streamed bytes",
     ),
 ]
-KvOption = Annotated[int | None, typer.Option("--kv-len", min=1, help="positions of KV cache")]
+KvOption = Annotated[
+    int | None,
+    typer.Option("--kv-len", min=1, help="positions of KV cache; default: the board's"),
+]
 RamOption = Annotated[
     int | None,
     typer.Option(
         "--ram",
         parser=partial(parse_size, "--ram"),
         metavar="SIZE",
-        help="to stay within: 512K, 70M",
+        help="to stay within, on a board that streams its weights: 512K, 70M",
     ),
 ]
 AsvdOption = Annotated[
@@ -54,7 +94,6 @@ AsvdOption = Annotated[
 ]
 HeadOption = Annotated[str, typer.Option("--head", help="exact, screened or rows to screen for")]
 TextOption = Annotated[str | None, typer.Option("--text", help="a declared text or a file")]
-Count = Annotated[int, typer.Option(min=1)]
 CountOrDefault = Annotated[int, typer.Option(min=0, help="0: the recipe's")]
 
 

@@ -10,7 +10,9 @@ from pathlib import Path
 from sparseflash.base.errors import ToolError, TooSmallError
 from sparseflash.base.files import root, whole, work
 from sparseflash.base.programs import run
+from sparseflash.base.progress import each
 from sparseflash.plan.boards import Board, load_cpu
+from sparseflash.plan.kept import plan_digest, read_plan
 
 STRICT = [
     "-std=c11",
@@ -48,14 +50,21 @@ def includes(tier: str) -> list[str]:
     return [f"-I{fw / place}" for place in places]
 
 
-def kernel_objects(cc: str, flags: list[str], tier: str, tiers: dict[str, list[str]]) -> list[Path]:
-    """Plain C, the choice of a tier and each tier at run time, compiled with its own flags.
+def kernel_objects(
+    cc: str,
+    flags: list[str],
+    tier: str,
+    tiers: dict[str, list[str]],
+    headers: list[Path] | None = None,
+) -> dict[Path, Path]:
+    """Objects of plain C, of the choice of a tier and of each tier at run time, by their sources.
 
-    ``flags`` for one machine alone (-march, -mcpu) are not for the tiers. Kernels know nothing of
-    a model, so their objects are kept by the digest of all sources and of the command.
+    ``flags`` for one machine alone (-march, -mcpu) are not for the ``tiers``. ``headers``: folders
+    of a board's own. Kernels know nothing of a model, so their objects, and the call graphs beside
+    them, are kept by the digest of all sources and of the flags.
     """
     fw = root() / "firmware"
-    places = [fw / "include", fw / "kernels"]
+    places = [fw / "include", fw / "kernels", *(headers or [])]
     files = sorted(
         p for place in places for p in place.rglob("*") if p.suffix in (".c", ".h", ".S")
     )
@@ -64,16 +73,20 @@ def kernel_objects(cc: str, flags: list[str], tier: str, tiers: dict[str, list[s
     common = [f for f in own if not f.startswith(("-march=", "-mcpu="))]
     wanted = [(source, own) for source in tier_sources(tier)]
     wanted += [(s, [*common, *more]) for name, more in tiers.items() for s in kernel_sources(name)]
-    out = []
-    for source, used in wanted:
-        command = [cc, *STRICT, *used, *includes(tier), "-c", str(source)]
+    out = {}
+    for source, used in each("compiling kernels", wanted):
         key = sources.copy()
-        key.update("\0".join(command).encode())
+        name = str(source.relative_to(fw))
+        key.update("\0".join([cc, *STRICT, *used, tier, name]).encode())
         target = work() / "build" / "kernels" / f"{source.stem}-{key.hexdigest()[:16]}.o"
         if not target.is_file():
+            found = [*(f"-I{place}" for place in headers or []), *includes(tier)]
             with whole(target) as temporary:
-                run([*command, "-o", str(temporary)])
-        out.append(target)
+                run([cc, *STRICT, *used, *found, "-c", str(source), "-o", str(temporary)])
+                graph = temporary.with_suffix(".ci")
+                if graph.is_file():
+                    graph.replace(target.with_suffix(".ci"))
+        out[source] = target
     return out
 
 
@@ -81,7 +94,10 @@ def _command(
     cc: str, flags: list[str], tier: str, sources: list[Path], gen: Path, target: Path, show: bool
 ) -> None:
     libraries = [] if "-c" in flags else ["-lm"]
-    command = [cc, *STRICT, *flags, f"-I{gen}", *includes(tier), *map(str, sources)]
+    plan = gen / "plan.json"
+    digest = plan_digest(read_plan(plan)).hex() if plan.is_file() else ""
+    asked = [f"-DSF_PLAN_ASKED=0x{digest[:16]}ull"] if digest else []
+    command = [cc, *STRICT, *flags, *asked, f"-I{gen}", *includes(tier), *map(str, sources)]
     run([*command, "-o", str(target), *libraries], show)
 
 
@@ -95,7 +111,7 @@ def _compile(
     show: bool,
 ) -> Path:
     """A program or library of a machine with an operating system, with every tier of it."""
-    objects = kernel_objects(cc, flags, *tier)
+    objects = kernel_objects(cc, flags, *tier).values()
     with whole(target) as temporary:
         _command(cc, flags, tier[0], [*sources, *objects], gen, temporary, show)
     return target
@@ -124,19 +140,23 @@ def build_firmware(board: Board, gen: Path, target: Path, show: bool = False) ->
         return _compile(chain["cc"], flags, (board.tier, board.tiers), sources, gen, target, show)
 
     graphs = ["-fcallgraph-info=su,da"] if chain["cc"].endswith("gcc") else []
-    own = [f"-I{(board.folder / place).resolve()}" for place in chain.get("includes", [])]
-    shutil.rmtree(target.parent / "objects", ignore_errors=True)
+    headers = [(board.folder / place).resolve() for place in chain.get("includes", [])]
+    flags = [*chain.get("machine", []), *chain["cflags"], *graphs]
+    folder = target.parent / "objects"
+    shutil.rmtree(folder, ignore_errors=True)
     objects = []
-    kernels = root() / "firmware" / "kernels"
-    for source in [*sources, *tier_sources(board.tier)]:
+    for source in each("compiling files", sources):
         part = "model" if source.parent == gen else source.parent.name
-        stem = source.stem
-        if source.is_relative_to(kernels):
-            part, stem = "kernels", f"{source.parent.name}-{stem}"
-        objects.append(target.parent / "objects" / part / f"{stem}.o")
+        objects.append(folder / part / f"{source.stem}.o")
         objects[-1].parent.mkdir(parents=True, exist_ok=True)
-        flags = [*chain.get("machine", []), *chain["cflags"], *own, *graphs, "-c"]
-        _command(chain["cc"], flags, board.tier, [source], gen, objects[-1], show)
+        own = [*flags, *(f"-I{place}" for place in headers), "-c"]
+        _command(chain["cc"], own, board.tier, [source], gen, objects[-1], show)
+    (folder / "kernels").mkdir()
+    for source, kept in kernel_objects(chain["cc"], flags, board.tier, {}, headers).items():
+        objects.append(folder / "kernels" / f"{source.parent.name}-{source.stem}.o")
+        shutil.copyfile(kept, objects[-1])
+        if kept.with_suffix(".ci").is_file():
+            shutil.copyfile(kept.with_suffix(".ci"), objects[-1].with_suffix(".ci"))
     script = [f"-Wl,-T,{gen / 'board.ld'}", f"-Wl,-Map,{target}.map"]
     link = [
         chain.get("ld", chain["cc"]),
@@ -160,7 +180,8 @@ def build_firmware(board: Board, gen: Path, target: Path, show: bool = False) ->
             f"{held.length:,}: shorten the KV cache (--kv-len) or choose a smaller model"
         ) from e
     if "objcopy" in chain:
-        run([chain["objcopy"], "-O", "binary", str(target), f"{target}.bin"], show)
+        with whole(Path(f"{target}.bin")) as temporary:
+            run([chain["objcopy"], "-O", "binary", str(target), str(temporary)], show)
     return target
 
 
@@ -176,10 +197,13 @@ def build_library(
 
     With ``flash``, C that answers reads, the weights are streamed from it.
     """
-    port = root() / "firmware" / "port" / "library" / "port.c"
-    sources = [gen / "sf_model.c", *runtime_sources("stream" if flash else "map"), port]
+    port = root() / "firmware" / "port"
+    sources = [gen / "sf_model.c", *runtime_sources("stream" if flash else "map")]
+    sources.append(port / "library" / "port.c")
     if flash:
         sources.append(flash)
     flags = flags if flags is not None else ["-O3"]
     tier, tiers, _ = load_cpu("native", {})
-    return _compile(cc, [*flags, "-shared", "-fPIC"], (tier, tiers), sources, gen, target, show)
+    return _compile(
+        cc, [*flags, "-shared", "-fPIC", "-pthread"], (tier, tiers), sources, gen, target, show
+    )

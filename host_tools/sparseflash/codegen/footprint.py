@@ -26,12 +26,22 @@ _EDGE = re.compile(r'^edge: \{ sourcename: "([^"]+)" targetname: "([^"]+)"')
 _BYTES = re.compile(r"\\n(\d+) bytes \((static|dynamic|dynamic,bounded)\)")
 
 
+def check_bare(board: Board) -> None:
+    """Refuses a board with an operating system, whose sections and stack are not the program's."""
+    if not board.memories:
+        raise UsageError(
+            f"board {board.id} has an operating system, which gives memory and stack as they are "
+            "asked for; take a microcontroller, as --board mps2-an386"
+        )
+
+
 def sizes(board: Board, elf: Path) -> dict[str, dict[str, int]]:
     """Bytes by part of the program (kernels, model, library, ...) and output section."""
+    check_bare(board)
     text = Path(f"{elf}.map").read_text()
     start = text.find("Linker script and memory map")
-    if not board.memories or start < 0:
-        raise UsageError(f"board {board.id} has no memory map, so its sizes are not counted")
+    if start < 0:
+        raise InputError(f"{elf}.map: the linker of board {board.id} wrote no memory map")
     out: dict[str, dict[str, int]] = defaultdict(lambda: defaultdict(int))
     section = ""
     # A long name stands on a line of its own.
@@ -131,8 +141,7 @@ def stack(board: Board, elf: Path) -> Stack:
     Raises:
         SparseflashError: recursion, a frame of unknown size, or more than the board reserves.
     """
-    if not board.memories:
-        raise UsageError(f"board {board.id} has an operating system's stack; nothing to check")
+    check_bare(board)
     frames, calls = _compiled(elf.parent / "objects")
     objdump = board.toolchain["objcopy"].replace("objcopy", "objdump")
     linked, jumps = _library(elf, objdump)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import traceback
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +12,13 @@ import numpy as np
 
 from sparseflash import __version__
 from sparseflash.base.errors import InputError
-from sparseflash.base.files import root, write_text
+from sparseflash.base.files import root, whole_folder, write_json, write_text
 from sparseflash.image.grids import grid
 from sparseflash.plan.boards import Board
 from sparseflash.plan.kept import plan_digest
 from sparseflash.plan.memory import PART_BYTES
 
-ACTIVATIONS = {"silu": "sf_silu", "gelu_tanh": "sf_gelu_tanh", "relu": "sf_relu"}
+ACTIVATIONS = {"silu": "sf_silu", "gelu_tanh": "sf_gelu_tanh", "relu": "sf_relu", "gelu": "sf_gelu"}
 
 
 def c_float(value: float) -> str:
@@ -35,7 +36,7 @@ def c_bytes(value: str) -> str:
 
 def part_name(kind: str) -> str:
     """The C name of a kind of part."""
-    return "SF_PART_" + kind.replace("guess", "predictor").upper()
+    return "SF_PART_" + kind.upper()
 
 
 def context(plan: dict[str, Any]) -> dict[str, Any]:
@@ -52,8 +53,11 @@ def context(plan: dict[str, Any]) -> dict[str, Any]:
         "column_grids": sorted(g for g in columns if grid(g).tables(1)),
         "block_scaled": sorted(g for g in columns if grid(g).tables(64) > 1),
         "own_scaled": sorted(g for g in columns if not grid(g).tables(1)),
+        "column_group": {g: grid(g).column_bytes(32) for g in sorted(columns)},
+        "table_output": {g: grid(g).table_bytes(32) // 32 for g in sorted(columns)},
         "input_columns": bool(inputs),
         "activation": ACTIVATIONS[plan["model"]["activation"]],
+        "entry": "GATE" if plan["model"]["gated"] else "UP",
         "part_bytes": PART_BYTES,
         "proxy_bits": int(plan["predictor_grid"].removeprefix("proxy") or 0)
         if plan["predictor_grid"].startswith("proxy")
@@ -63,8 +67,13 @@ def context(plan: dict[str, Any]) -> dict[str, Any]:
 
 def environment(folder: Path | None = None) -> jinja2.Environment:
     """The templates of ``folder``, by default codegen_templates."""
+    return _environment(folder or root() / "codegen_templates")
+
+
+@cache  # it keeps the compiled templates, and looks whether their files changed
+def _environment(folder: Path) -> jinja2.Environment:
     env = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(folder or root() / "codegen_templates"),
+        loader=jinja2.FileSystemLoader(folder),
         undefined=jinja2.StrictUndefined,
         line_statement_prefix="%%",
         trim_blocks=True,
@@ -121,12 +130,20 @@ def render(
     return out
 
 
-def generate(plan: dict[str, Any], folder: Path, board: Board | None = None) -> list[Path]:
-    """Writes sf_model.[ch] of ``plan`` into ``folder``; returns the paths.
+def generate(
+    plan: dict[str, Any], folder: Path, board: Board | None = None, words: str = ""
+) -> list[Path]:
+    """The set of ``plan`` in ``folder``: sf_model.[ch] and plan.json; returns the paths of the C.
 
-    With a ``board`` that has a memory map, also its sf_board.h and board.ld.
+    With a ``board`` that has a memory map, also its sf_board.h and board.ld. words: the tokenizer
+    as ``Tokenizer.kept`` writes it, for a host that talks to the device. The folder appears as one,
+    and its files carry one digest that the compiler compares.
     """
     texts = render(plan, board)
-    for name, text in texts.items():
-        write_text(folder / name, text)
+    with whole_folder(folder) as new:
+        for name, text in texts.items():
+            write_text(new / name, text)
+        write_json(new / "plan.json", plan)
+        if words:
+            write_text(new / "tokenizer.json", words)
     return [folder / name for name in texts]

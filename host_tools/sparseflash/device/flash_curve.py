@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from sparseflash.base.errors import InputError
+from sparseflash.base.progress import each
 
 SIZES = tuple(1 << k for k in range(12, 21))
 
@@ -57,7 +58,7 @@ def measure(path: Path, depth: int, repetitions: int = 3) -> dict[str, Any]:
         if blocks < 64:
             raise InputError(f"{path}: too small to measure; generate a larger model")
         seconds = []
-        for size in SIZES:
+        for size in each("reading blocks of many sizes", SIZES):
             count = max(32, min(512, (16 << 20) // size))
             runs = [_reads(fd, size, count, depth, blocks) for _ in range(repetitions)]
             seconds.append(statistics.median(runs))

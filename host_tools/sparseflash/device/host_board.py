@@ -82,8 +82,11 @@ def start_host_device(
     image: Path,
     transport: Literal["pty", "tcp"] = "pty",
     launcher: Sequence[str] = (),
+    threads: int = 0,
 ) -> HostProcess:
     """Starts ``exe`` with ``image`` as its flash, under ``launcher`` when its CPU is not ours.
+
+    threads: how many compute; 0: one for each core.
 
     Raises:
         ToolError: the program is missing or does not start.
@@ -93,10 +96,11 @@ def start_host_device(
     if absent:
         raise ToolError(absent)
     way = ["--pty"] if transport == "pty" else ["--tcp", "0"]
+    more = ["--follow-stdin", *(["--threads", str(threads)] if threads else [])]
     log = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the process
     try:
         process = subprocess.Popen(
-            [*launcher, str(exe), "--flash", str(image), *way, "--follow-stdin"],
+            [*launcher, str(exe), "--flash", str(image), *way, *more],
             stdin=subprocess.PIPE,  # its end tells the process that we are gone
             stdout=subprocess.PIPE,
             stderr=log,

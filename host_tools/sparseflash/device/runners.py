@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from sparseflash.base.errors import ToolError, TooSmallError, UsageError
-from sparseflash.base.files import emulators, write_bytes
+from sparseflash.base.files import emulators, whole, write_bytes
 from sparseflash.base.programs import missing, node_modules, run
 from sparseflash.device.emulator import EmulatorProcess, start_emulator
 from sparseflash.device.host_board import HostProcess, start_host_device
+from sparseflash.device.ports import find_drive, find_port
 from sparseflash.device.rp2040 import seal
 from sparseflash.device.uf2 import uf2_bytes
 from sparseflash.plan.boards import Board
@@ -72,6 +73,7 @@ class Files:
     firmware: Path
     image: Path
     plan: Path
+    tokenizer: Path | None = None
 
 
 def runner_commands(
@@ -101,12 +103,14 @@ def runner_commands(
     templates = settings.get("commands") or COMMANDS.get(runner)
     if templates is None:
         raise UsageError(f"runner {runner!r} of board {board.id} has no commands; see runners.py")
+    if "port" not in values and any("{port}" in a for c in templates for a in c):
+        values["port"] = find_port(board)
     try:
         return [[str(a).format(**values) for a in c] for c in templates]
     except KeyError as e:
         name = str(e.args[0])
         raise UsageError(
-            f"runner {runner!r} of board {board.id} needs {name.upper()}=; give it to make flash"
+            f"runner {runner!r} of board {board.id} needs --{name}; give it to sparseflash flash"
         ) from None
 
 
@@ -122,15 +126,6 @@ def _addresses(board: Board) -> dict[str, str]:
         "address": f"{board.memory('code').origin:#010x}",
         "image_address": f"{board.flash['base']:#010x}",
     }
-
-
-def find_drive(label: str) -> Path | None:
-    """Where the USB drive of a boot loader is mounted."""
-    places = ("/media/*", "/run/media/*", "/media", "/mnt", "/Volumes")
-    for place in places:
-        for info in sorted(Path("/").glob(f"{place[1:]}/{label}/INFO_UF2.TXT")):
-            return info.parent
-    return None
 
 
 def write_uf2(board: Board, files: Files) -> Path:
@@ -155,12 +150,13 @@ def write_uf2(board: Board, files: Files) -> Path:
 def _put(source: Path, target: Path, size: int = 0) -> None:
     """Copies and reads back; the rest up to ``size`` is zeros."""
     data = source.read_bytes()
-    write_bytes(target, data)
-    if target.read_bytes() != data:
-        raise ToolError(f"{target} does not read back what was written; check the disk")
-    shutil.copymode(source, target)
-    if size > len(data):
-        os.truncate(target, size)
+    with whole(target) as temporary:
+        temporary.write_bytes(data)
+        if temporary.read_bytes() != data:
+            raise ToolError(f"{target} does not read back what was written; check the disk")
+        shutil.copymode(source, temporary)
+        if size > len(data):
+            os.truncate(temporary, size)
 
 
 def flash_files(
@@ -204,15 +200,21 @@ def flash_files(
         if "uf2" in board.raw:
             write_uf2(board, files)
         for command in commands:
-            if "Mismatched byte" in run(command, show=True):  # pyocd says it, and exits with 0
+            if "Mismatched byte" in run(command):  # pyocd says it, and exits with 0
                 raise ToolError(f"{command[0]}: the board does not hold what was written to it")
     _put(files.image, flashed / "model.sfm")
+    if files.tokenizer is not None and files.tokenizer.is_file():
+        _put(files.tokenizer, flashed / "tokenizer.json")
+    else:
+        (flashed / "tokenizer.json").unlink(missing_ok=True)
     _put(files.plan, flashed / "plan.json")
     return commands
 
 
-def start_board(board: Board, flashed: Path) -> HostProcess | EmulatorProcess | None:
-    """The process of a board that is one; None for hardware."""
+def start_board(
+    board: Board, flashed: Path, threads: int = 0
+) -> HostProcess | EmulatorProcess | None:
+    """The process of a board that is one, with ``threads`` (0: one a core); None for hardware."""
     settings = board.settings()
     if board.runner == "process":
         launcher = list(settings.get("launcher", []))
@@ -221,6 +223,7 @@ def start_board(board: Board, flashed: Path) -> HostProcess | EmulatorProcess | 
             flashed / "model.sfm",
             "tcp" if launcher else "pty",
             launcher=launcher,
+            threads=threads,
         )
     if board.runner == "emulator":
         padded = flashed / "flash.img"

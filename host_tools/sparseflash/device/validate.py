@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from sparseflash.device.link.client import Device
-from sparseflash.image.reference import SITES, Reference
+from sparseflash.image.formats import SITES
+from sparseflash.image.reference import Reference
 from sparseflash.image.sfm import Image
 
 
@@ -37,9 +38,15 @@ def validate(
     thresholds: np.ndarray,
     progress: Any = None,
     head_rows: int = 0,
+    active: list[float] | None = None,
 ) -> Difference | None:
-    """Compares every site of every layer and all logits of ``ids`` bit by bit."""
+    """Compares every site of every layer and all logits of ``ids`` bit by bit.
+
+    active: is given the share of active neurons of each layer, over ``ids``.
+    """
     want = Reference(image).run(ids, thresholds, head_rows=head_rows)
+    if active is not None:
+        active += [float(np.count_nonzero(s["h"]) / s["h"].size) for s in want.sites]
     hashes = want.hashes()
     device.reset()
     device.trace(True)

@@ -16,7 +16,7 @@ import numpy as np
 
 from sparseflash.base.errors import InputError
 from sparseflash.base.files import write_arrays
-from sparseflash.image.formats import FACTORED, Formats, Ranks, shape_of
+from sparseflash.image.formats import FACTORED, Formats, shape_of
 from sparseflash.image.grids import Blocks, row_bytes, unpack_rows
 from sparseflash.model.spec import Model, ModelSpec
 
@@ -41,9 +41,6 @@ class Factors:
         """0 for a projection that stays whole."""
         return len(self.rows[layer, name][0]) if (layer, name) in self.rows else 0
 
-    def ranks(self, layers: int) -> Ranks:
-        return tuple(tuple(self.rank(i, n) for n in FACTORED) for i in range(layers))
-
     @property
     def digest(self) -> str:
         """Of the rows, 16 hexadecimal digits."""
@@ -59,11 +56,6 @@ class Factors:
         b, a = self.rows[layer, name]
         return unpack_rows(b, shape_of(spec, name)[1], fmt), unpack_rows(a, len(b), fmt)
 
-    def formats(self, formats: Formats, layers: int) -> Formats:
-        """Those of an image that stores the factors."""
-        ranks = self.ranks(layers)
-        return replace(formats, layout="split", ranks=ranks, factors=self.digest)
-
     def multiplied_out(self, model: Model, formats: Formats) -> Model:
         """The model in float that has A B in place of the projections; ``source`` names them."""
         layers = []
@@ -73,7 +65,7 @@ class Factors:
                 if self.rank(i, name):
                     b, a = self.blocks(model.spec, i, name, formats.grid_of(name))
                     changes[f"{name}_proj"] = a.float32() @ b.float32()
-            layers.append(replace(layer, **changes))  # type: ignore[arg-type]
+            layers.append(replace(layer, **changes))
         return replace(model, layers=layers, source=model.source | {"factors": self.digest})
 
     def save(self, path: Path) -> None:

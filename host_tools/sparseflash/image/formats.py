@@ -1,8 +1,8 @@
-"""Plain types of the image: what a person chooses for each part, and the shapes of projections."""
+"""Plain types of the image: what a person chooses, and the shapes of projections."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from sparseflash.base.errors import UsageError
 from sparseflash.model.spec import ModelSpec
@@ -14,15 +14,15 @@ MATRICES = ("qkv", "o", "gate", "up")
 BITS = (1, 2, 3, 4)
 """Of a proxy."""
 FACTORED = ("q", "k", "v", "o", "gate", "up")
-"""Projections that can be stored so; columns of down_proj are read for live neurons."""
+"""Projections that can be stored so; columns of down_proj are read for active neurons."""
 SITES = ("attn_in", "q", "attn", "ffn_in", "h", "ffn_out", "residual")
 """Tensors of a layer that a device hashes and hands out, in this order."""
 INPUTS = ("q", "k", "v", "o", "xg", "xu")
 """Inputs of projections that a threshold can drop."""
-THRESHOLDS = ("gate", "act", "up", "h", "down", "guess", *INPUTS)
+THRESHOLDS = ("gate", "act", "up", "h", "down", "predictor", *INPUTS)
 """What each threshold of a layer compares with, in this order."""
-Ranks = tuple[tuple[int, ...], ...]
-"""By layer, in the order of FACTORED; 0 is a whole matrix."""
+MET = {"q": "q", "k": "k", "v": "v", "o": "o", "xg": "gate", "xu": "up", "h": "down"}
+"""Projection whose columns the entries of an input, or of h, meet."""
 BY_ROWS = (
     "projections in two factors are stored by rows in the split layout; drop no inputs of matrices "
     "with them"
@@ -37,6 +37,11 @@ def shape_of(spec: ModelSpec, name: str) -> tuple[int, int]:
     return outputs.get(name, spec.ffn_dim), inputs.get(name, spec.dim)
 
 
+def width_of(spec: ModelSpec, site: str) -> int:
+    """Entries of an input or of h: columns of its projection of MET."""
+    return spec.ffn_dim if site == "h" else shape_of(spec, MET[site])[1]
+
+
 def check_order(order: str) -> None:
     """Refuses what is not of ORDERS."""
     if order not in ORDERS:
@@ -45,7 +50,7 @@ def check_order(order: str) -> None:
 
 @dataclass(frozen=True)
 class Formats:
-    """Grid of each part: attention, FFN, embedding and head."""
+    """What a person chooses of an image: the grid of each part, and how it lies in flash."""
 
     attn: str = "q4"
     ffn: str = "q4"
@@ -55,58 +60,9 @@ class Formats:
     down column in a plane each, for flash that is read in large blocks."""
     order: str = "file"
     """Neurons as in the source (``file``), or ``coactivation`` within their group of 32."""
-    head_proxy: str = ""
-    """``q4`` stores the head a second time on that grid, for a screened head."""
-    guess: int = 0
-    """Bits of the proxies of gate and up that choose neurons before they are read; 0 has none."""
-    signs: bool = False
-    """Signs of gate choose the neurons of a ReLU model instead."""
-    rank: int = 0
-    """Rank of the predictor that chooses neurons before they are read; 0 has none."""
-    ahead: bool = False
-    """It reads the normed input of attention, not of the FFN."""
-    predictor: str = ""
-    """Its digest, so that an image of another one is packed again."""
-    guessed: tuple[bool, ...] = ()
-    """Layers that have such a proxy or predictor; empty when all have."""
-    down: str = "columns"
-    """down_proj by ``columns``, so that those of dropped neurons are not read, or by ``rows``."""
-    columns: tuple[str, ...] = ()
-    """By layer, which of MATRICES are stored by columns, with spaces between (``"qkv gate"``), for
-    methods that drop their inputs; empty when no layer has any."""
-    ranks: Ranks = ()
-    """Projections stored as two factors; empty when none is."""
-    factors: str = ""
-    """Digest of those factors, so that an image of others is packed again."""
-
-    def with_gate_by_columns(self, layers: int) -> Formats:
-        """Those of a model with thresholds on the inputs of gate: its columns are read alone."""
-        lines = self.columns or ("",) * layers
-        return replace(self, columns=tuple(" ".join(sorted({*x.split(), "gate"})) for x in lines))
+    screened: bool = False
+    """The head is stored a second time on q4, for a screened head."""
 
     def grid_of(self, name: str) -> str:
         """Grid of a projection: q, k, v, o, gate, up or down."""
         return self.attn if name in "qkvo" else self.ffn
-
-    def rank_of(self, layer: int, name: str) -> int:
-        """Rank of a projection; 0 for a whole matrix."""
-        factored = self.ranks and name in FACTORED
-        return self.ranks[layer][FACTORED.index(name)] if factored else 0
-
-    @property
-    def most_rank(self) -> int:
-        """Of the predictor and of all factors."""
-        return max([self.rank, *(max(r) for r in self.ranks)])
-
-    @property
-    def guesses(self) -> bool:
-        """Neurons are chosen before they are read."""
-        return self.guess > 0 or self.rank > 0 or self.signs
-
-    def guesses_in(self, layer: int) -> bool:
-        """Whether a layer's neurons can be chosen before they are read."""
-        return self.guesses and (not self.guessed or self.guessed[layer])
-
-    def by_columns(self, layer: int, matrix: str) -> bool:
-        """Whether a layer stores one of MATRICES by columns."""
-        return bool(self.columns) and matrix in self.columns[layer].split()

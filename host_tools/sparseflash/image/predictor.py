@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import io
-import json
 import zipfile
 import zlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,9 +19,10 @@ from typing import Any
 import numpy as np
 
 from sparseflash.base.errors import InputError, UnsupportedError
-from sparseflash.base.files import write_arrays, write_json
-from sparseflash.image.grids import GROUP, HALF_LIMIT, Blocks, row_bytes, unpack_rows
-from sparseflash.model.spec import ModelSpec
+from sparseflash.base.files import parse_json, write_arrays, write_json
+from sparseflash.image.bfp import GROUP
+from sparseflash.image.grids import HALF_LIMIT, Blocks, row_bytes, unpack_rows
+from sparseflash.model.spec import Layer, ModelSpec
 
 NAMES = ("b", "gate", "up")
 
@@ -30,7 +31,8 @@ NAMES = ("b", "gate", "up")
 class Predictor:
     """Packed q4 rows of every layer, uint8 (layers, rows, row bytes).
 
-    ``b`` has ``rank`` rows of dim weights; ``gate`` and ``up`` have ffn rows of rank weights.
+    ``b`` has ``rank`` rows of dim weights; ``gate`` and ``up`` have ffn rows of rank weights, and
+    gate has none where the model has no gate.
     """
 
     b: np.ndarray
@@ -51,13 +53,20 @@ class Predictor:
             h.update(getattr(self, name).tobytes())
         return h.hexdigest()[:16]
 
-    def blocks(self, layer: int, dim: int) -> tuple[Blocks, Blocks, Blocks]:
-        """B (rank, dim), A_gate and A_up (ffn, rank)."""
+    def blocks(self, layer: int, dim: int) -> tuple[Blocks, Blocks | None, Blocks]:
+        """B (rank, dim), A_gate and A_up (ffn, rank); no A_gate without a gate."""
         return (
             unpack_rows(self.b[layer], dim, "q4"),
-            unpack_rows(self.gate[layer], self.rank, "q4"),
+            unpack_rows(self.gate[layer], self.rank, "q4") if self.gate.shape[1] else None,
             unpack_rows(self.up[layer], self.rank, "q4"),
         )
+
+    def parts(self, layer: Layer, i: int) -> Iterator[tuple[str, str, np.ndarray, int]]:
+        """Role, grid, stored rows and inputs."""
+        yield "predictor_b", "q4", self.b[i], layer.up_proj.shape[1]
+        if layer.gate_proj is not None:
+            yield "predictor_gate", "q4", self.gate[i], self.rank
+        yield "predictor_up", "q4", self.up[i], self.rank
 
     def check(self, spec: ModelSpec, where: str) -> None:
         """Raises UnsupportedError or InputError when it is not one of such a model."""
@@ -65,7 +74,8 @@ class Predictor:
         if not rank or rank % GROUP:
             raise UnsupportedError(f"{where}: rank {rank} is not a multiple of {GROUP}")
         n, small = spec.n_layers, row_bytes(rank, "q4")
-        shapes = [(n, rank, row_bytes(spec.dim, "q4"))] + 2 * [(n, spec.ffn_dim, small)]
+        gate = (n, spec.ffn_dim if spec.gated else 0, small)
+        shapes = [(n, rank, row_bytes(spec.dim, "q4")), gate, (n, spec.ffn_dim, small)]
         found = [getattr(self, name).shape for name in NAMES]
         if found != shapes:
             raise InputError(
@@ -100,7 +110,7 @@ def load_predictor(path: Path, spec: ModelSpec, model_sha256: str, sha256: str =
     """
     try:
         data = path.read_bytes()
-        about = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+        about = parse_json(path.with_suffix(".json").read_text(encoding="utf-8"))
         if sha256 and hashlib.sha256(data).hexdigest() != sha256:
             raise InputError(f"{path}: SHA-256 is not that of the recipe; restore the file")
         with np.load(io.BytesIO(data), allow_pickle=False) as z:
@@ -124,4 +134,6 @@ def load_predictor(path: Path, spec: ModelSpec, model_sha256: str, sha256: str =
 
 def predictor_bytes(spec: ModelSpec, rank: int) -> float:
     """Bytes of a layer's predictor, all of which a token reads."""
-    return rank * row_bytes(spec.dim, "q4") + 2.0 * spec.ffn_dim * row_bytes(rank, "q4")
+    return rank * row_bytes(spec.dim, "q4") + (
+        2.0 if spec.gated else 1.0
+    ) * spec.ffn_dim * row_bytes(rank, "q4")

@@ -1,4 +1,4 @@
-"""k-bit copies of gate_proj and up_proj that guess h before a row is read (docs/SPEC.md).
+"""k-bit copies of gate_proj and up_proj that predict h before a row is read (docs/SPEC.md).
 
 Prox, arXiv 2607.27591: neurons are chosen by a low-bit proxy, survivors are computed exactly. A
 weight is d*q in groups of 32 with a binary16 d; q is -1 or 1 with 1 bit, and within
@@ -8,10 +8,15 @@ few tried that has the least squared error.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import dataclass
+
 import numpy as np
 
+from sparseflash.base.errors import UnsupportedError
 from sparseflash.image.bfp import GROUP
-from sparseflash.model.spec import Q8Blocks
+from sparseflash.image.formats import BITS
+from sparseflash.model.spec import Activation, Layer, ModelSpec, Q8Blocks, as_float32
 
 SCALES = tuple(np.float32(1.0 - 0.05 * i) for i in range(11))
 """Shares of the largest magnitude that are tried as the end of the grid."""
@@ -91,3 +96,50 @@ def agreeing_signs(signs: np.ndarray, x: np.ndarray) -> np.ndarray:
     w = np.unpackbits(signs, axis=-1, bitorder="little").astype(np.float32) * -2 + 1
     v = np.where(x < 0, np.float32(-1), np.float32(1))
     return np.asarray((v @ w.T + np.float32(x.shape[-1])) / 2, np.float32)
+
+
+@dataclass(frozen=True)
+class Proxies:
+    """Copies of gate and up of 1 to 4 bits as an image stores them."""
+
+    bits: int
+    ahead = False
+
+    @property
+    def digest(self) -> str:
+        return f"proxy{self.bits}"
+
+    def check(self, spec: ModelSpec, where: str) -> None:
+        """Raises UnsupportedError for a width that there is not."""
+        if self.bits not in BITS:
+            raise UnsupportedError(f"{where}: proxies of {self.bits} bits; there are {list(BITS)}")
+
+    def parts(self, layer: Layer, i: int) -> Iterator[tuple[str, str, np.ndarray, int]]:
+        """Role, grid, stored rows and inputs."""
+        for role, w in (("gate", layer.gate_proj), ("up", layer.up_proj)):
+            if w is None:
+                continue
+            rows = pack_proxy(proxy_blocks(as_float32(w), self.bits), self.bits)
+            yield f"predictor_{role}", self.digest, rows, w.shape[1]
+
+
+@dataclass(frozen=True)
+class Signs:
+    """Signs of gate as an image stores them."""
+
+    digest = "signs"
+    ahead = False
+
+    def check(self, spec: ModelSpec, where: str) -> None:
+        """Raises UnsupportedError for a gate that is not ReLU."""
+        if spec.activation is not Activation.RELU:
+            raise UnsupportedError(
+                "signs choose the neurons of ReLU gates; take a proxy or a predictor"
+            )
+
+    def parts(self, layer: Layer, i: int) -> Iterator[tuple[str, str, np.ndarray, int]]:
+        """Role, grid, stored rows and inputs."""
+        gated = layer.gate_proj is not None
+        w = layer.gate_proj if layer.gate_proj is not None else layer.up_proj
+        role = "predictor_gate" if gated else "predictor_up"
+        yield role, self.digest, pack_signs(as_float32(w)), w.shape[1]

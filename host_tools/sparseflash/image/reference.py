@@ -7,18 +7,23 @@ order of additions can change a result; floats are only ever elementwise.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
 
+from sparseflash.base.progress import each
 from sparseflash.image.bfp import F32, S_MIN, Bfp, magnitude, pow2, quantize_bfp, quantize_vector
 from sparseflash.image.formats import INPUTS, SITES, THRESHOLDS
 from sparseflash.image.grids import Blocks, linear
 from sparseflash.image.proxy import agreeing_signs
-from sparseflash.image.screen import screened
+from sparseflash.image.screen import largest, screened
 from sparseflash.image.sfm import Image
-from sparseflash.model.spec import Activation
+from sparseflash.model.spec import Activation, ModelSpec, Norm, Position
 
+Sites = dict[str, np.ndarray]
+Product = Callable[[str, str, Blocks, np.ndarray], np.ndarray]
+"""Name of a projection, site of its input, A or the whole matrix, input (T, n)."""
 HASH_MULTIPLIER = 0x01000193
 
 
@@ -30,6 +35,19 @@ def rmsnorm(x: np.ndarray, w: np.ndarray, eps: float) -> np.ndarray:
     mean = (q * q).sum(-1).astype(F32) / F32(n) * pow2(-2 * s)
     inverse = F32(1) / np.sqrt(mean + F32(eps))
     return np.asarray(x * inverse[..., None] * w, F32)
+
+
+def layernorm(x: np.ndarray, w: np.ndarray, b: np.ndarray, eps: float) -> np.ndarray:
+    """(x - mean) / standard deviation * w + b over the last axis."""
+    n = x.shape[-1]
+    s = np.clip(14 - ((magnitude(x).max(-1) >> np.uint32(23)).astype(np.int64) - 127), S_MIN, 60)
+    q = np.rint(x * pow2(s)[..., None]).astype(np.int64)
+    total = q.sum(-1)
+    mean = total.astype(F32) / F32(n) * pow2(-s)
+    spread = n * (q * q).sum(-1) - total * total
+    variance = spread.astype(F32) / F32(n) / F32(n) * pow2(-2 * s)
+    inverse = F32(1) / np.sqrt(variance + F32(eps))
+    return np.asarray((x - mean[..., None]) * inverse[..., None] * w + b, F32)
 
 
 def exp2n(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -54,6 +72,11 @@ def activate(kind: Activation, x: np.ndarray) -> np.ndarray:
         return x * sigmoid(x)
     if kind is Activation.GELU_TANH:
         return x * sigmoid(x * (F32(0.07135481) * (x * x) + F32(1.5957691)))
+    if kind is Activation.GELU:
+        square = x * x
+        z = np.where(square < 49, square, F32(49))
+        p = (z * F32(-7.0304013e-4) + F32(7.4011322e-2)) * z + F32(1.5950158)
+        return x * sigmoid(x * p)
     return np.where(x > 0, x, F32(0))
 
 
@@ -129,6 +152,17 @@ def attend(
     return np.asarray(acc.astype(F32) * unit[:, None], F32)
 
 
+def routes(logits: np.ndarray, spec: ModelSpec) -> tuple[np.ndarray, np.ndarray]:
+    """Of each expert what it counts, float32 (T, experts), and whether it is chosen, bool."""
+    chosen = np.zeros_like(logits, bool)
+    np.put_along_axis(chosen, largest(logits, spec.experts_used), True, -1)
+    below = np.minimum((logits.max(-1, keepdims=True) - logits) * F32(94548.46), F32(2031616))
+    m, e = exp2n(below.astype(np.int64))
+    p = (m << 8) >> e
+    total = np.where(chosen | (not spec.experts_normed), p, 0).sum(-1, keepdims=True)
+    return np.where(chosen, p.astype(F32) / total.astype(F32), F32(0)), chosen
+
+
 def site_hash(x: np.ndarray) -> np.ndarray:
     """h = h * multiplier + word over the float bits of each row: uint32 (T,)."""
     words = np.ascontiguousarray(x, F32).view(np.uint32)
@@ -163,7 +197,7 @@ class Reference:
     def __init__(self, image: Image) -> None:
         self.image = image
         self.spec = image.spec
-        self.vectors, self.final_norm = image.vectors()
+        self.vectors, self.last = image.vectors()
 
     def run(
         self,
@@ -184,38 +218,68 @@ class Reference:
         x = self.image.embed().rows(ids).float32()
         if spec.embed_scale != 1.0:
             x = x * F32(spec.embed_scale)
+        if spec.position is Position.LEARNED:
+            x = x + self.image.blocks("positions").rows(np.arange(t)).float32()
         if thresholds is None:
             thresholds = np.zeros((spec.n_layers, len(THRESHOLDS)), F32)
         inc = self.image.rope()
         out = Run(np.empty(0, F32))
         scale = F32(spec.score_scale * 1.4426950408889634)
-        for i in range(spec.n_layers):
+        for i in each("computing the reference, layers", range(spec.n_layers)):
             site: dict[str, np.ndarray] = {}
             x, alive = self._layer(i, x, thresholds[i], inc[i], scale, t, site)
             out.neurons += alive
             if keep_sites:
                 out.sites.append(site)
-        x = rmsnorm(x[logits_from:], self.final_norm, spec.norm_eps)
-        b = quantize_bfp(x)
+        b = quantize_bfp(self.normed(x[logits_from:], self.last, "final_norm"))
         out.logits = linear(self.image.head())(b)
+        if spec.head_bias:
+            out.logits = out.logits + self.last["head_bias"]
         if head_rows:
             out.logits = screened(linear(self.image.head_proxy())(b), out.logits, head_rows)
         return out
 
-    def guess(self, i: int, site: dict[str, np.ndarray]) -> np.ndarray:
-        """What t_guess of layer ``i`` is compared with, float32 (T, ffn).
+    def predicted(self, i: int, site: dict[str, np.ndarray]) -> np.ndarray:
+        """What t_predictor of layer ``i`` is compared with, float32 (T, ffn).
 
-        The |h| that proxies or the low-rank predictor guess, or how many signs agree.
+        The |h| that proxies or the low-rank predictor expect, or how many signs agree.
         """
         if self.image.predictor_grid == "signs":
             return agreeing_signs(self.image.signs(i), site["ffn_in"])
-        x = quantize_bfp(site["attn_in" if self.image.formats.ahead else "ffn_in"])
+        spec, vec = self.spec, self.vectors[i]
+        x = quantize_bfp(site["attn_in" if self.image.ahead else "ffn_in"])
         if self.image.rank:
-            b, gate, up = self.image.predictor(i)
-            x = quantize_bfp(linear(b)(x))
-        else:
-            gate, up = self.image.guess(i)
-        return np.abs(activate(self.spec.activation, linear(gate)(x)) * linear(up)(x))
+            x = quantize_bfp(linear(self.image.blocks("predictor_b", i))(x))
+        values = {}
+        for m in ("gate", "up") if spec.gated else ("up",):
+            values[m] = linear(self.image.blocks(f"predictor_{m}", i))(x)
+            if spec.ffn_bias:
+                values[m] = values[m] + vec[f"{m}_bias"]
+        if not spec.gated:
+            return np.abs(activate(spec.activation, values["up"]))
+        return np.abs(activate(spec.activation, values["gate"]) * values["up"])
+
+    def kept(self, i: int, site: str, x: np.ndarray, limit: np.float32) -> np.ndarray:
+        """Which entries of an input or h (T, n) of layer ``i`` a threshold leaves, bool.
+
+        The score of an entry is its magnitude, or that times the norm of the column it meets.
+        """
+        score = np.abs(x)
+        if site in self.image.norms:
+            score = score * self.vectors[i][f"{site}_column_norm"]
+        if limit <= 0 or not self.image.top_k:
+            return np.asarray(score >= limit)
+        out = np.zeros(x.shape, bool)
+        np.put_along_axis(out, largest(score, int(limit)), True, -1)
+        return out
+
+    def normed(self, x: np.ndarray, vec: dict[str, np.ndarray], name: str) -> np.ndarray:
+        """x by the norm ``name``; x itself where the model has none."""
+        if name not in vec:
+            return x
+        if self.spec.norm is Norm.LAYER:
+            return layernorm(x, vec[name], vec[f"{name}_bias"], self.spec.norm_eps)
+        return rmsnorm(x, vec[name], self.spec.norm_eps)
 
     def _layer(
         self,
@@ -230,13 +294,13 @@ class Reference:
         spec, vec = self.spec, self.vectors[i]
         eps = spec.norm_eps
         wq, wk, wv, wo = self.image.attention(i)
-        y = rmsnorm(x, vec["attn_norm"], eps)
+        y = self.normed(x, vec, "attn_norm")
         site["attn_in"] = y
         dropped = dict(zip(INPUTS, limit[len(THRESHOLDS) - len(INPUTS) :]))
 
         def masked(site: str, x: np.ndarray) -> Bfp:
-            """The input without the entries below its matrix's threshold."""
-            return quantize_bfp(np.where(np.abs(x) >= dropped[site], x, F32(0)))
+            """The input without the entries that its matrix's threshold drops."""
+            return quantize_bfp(np.where(self.kept(i, site, x, dropped[site]), x, F32(0)))
 
         def product(name: str, site: str, w: Blocks, x: np.ndarray) -> np.ndarray:
             """W x, or A (B x) of a projection in factors."""
@@ -246,10 +310,12 @@ class Reference:
         q, k, v = (product(n, n, w, y) for n, w in zip("qkv", (wq, wk, wv)))
         if spec.attn_bias:
             q, k, v = q + vec["q_bias"], k + vec["k_bias"], v + vec["v_bias"]
+        if spec.qk_norm_whole:
+            q, k = rmsnorm(q, vec["q_norm"], eps), rmsnorm(k, vec["k_norm"], eps)
         q = q.reshape(t, spec.n_heads, spec.head_dim)
         k = k.reshape(t, spec.n_kv_heads, spec.head_dim)
         v = v.reshape(t, spec.n_kv_heads, spec.head_dim)
-        if spec.qk_norm:
+        if spec.qk_norm and not spec.qk_norm_whole:
             q, k = rmsnorm(q, vec["q_norm"], eps), rmsnorm(k, vec["k_norm"], eps)
         cos, sin = rope_angles(inc, np.arange(t))
         q, k = rope(q, cos, sin), rope(k, cos, sin)
@@ -270,37 +336,61 @@ class Reference:
         y = heads.reshape(t, -1)
         site["attn"] = y
         y = product("o", "o", wo, y)
+        if spec.out_bias:
+            y = y + vec["o_bias"]
         if spec.sandwich_norms:
             y = rmsnorm(y, vec["post_attn_norm"], eps)
-        x = x + y
-
-        gate_proj, up_proj, down_proj = self.image.ffn(i)
-        y = rmsnorm(x, vec["ffn_norm"], eps)
+        branch = x + y
+        y = self.normed(x if spec.parallel else branch, vec, "ffn_norm")
         site["ffn_in"] = y
-        to_gate, to_up = (y[:, : spec.gate_width], y[:, spec.dim - spec.up_width :])
-        if spec.own_thresholds:
-            to_gate = np.where(np.abs(y) >= vec["x_threshold"], y, F32(0))
-        gate, up = product("gate", "xg", gate_proj, to_gate), product("up", "xu", up_proj, to_up)
-        act = activate(spec.activation, gate)
-        h = act * up
-        alive = np.abs(act) >= F32(spec.act_threshold)
-        if spec.own_thresholds:
-            alive &= (np.abs(act) >= vec["act_threshold"]) & (np.abs(h) >= vec["h_threshold"])
-        alive &= (
-            (np.abs(gate) >= limit[0])
-            & (np.abs(act) >= limit[1])
-            & (np.abs(up) >= limit[2])
-            & (np.abs(h) >= limit[3])
-        )
+        y, active = self._ffn(i, y, limit, product, site)
+        x = branch + y
+        site["residual"] = x
+        return x, active
+
+    def _ffn(
+        self, i: int, x: np.ndarray, limit: np.ndarray, product: Product, site: Sites
+    ) -> tuple[np.ndarray, int]:
+        """What the FFN of layer ``i`` adds, from its normed input (T, dim); neurons that did."""
+        spec, vec = self.spec, self.vectors[i]
+        gate_proj, up_proj, down_proj = self.image.ffn(i)
+        up = product("up", "xu", up_proj, x[:, spec.dim - spec.up_width :])
+        if spec.ffn_bias:
+            up = up + vec["up_bias"]
+        if gate_proj is None:
+            h = activate(spec.activation, up)
+            active = np.ones_like(h, bool)
+        else:
+            to_gate = x[:, : spec.gate_width]
+            if spec.own_thresholds:
+                to_gate = np.where(np.abs(x) >= vec["x_threshold"], x, F32(0))
+            gate = product("gate", "xg", gate_proj, to_gate)
+            if spec.ffn_bias:
+                gate = gate + vec["gate_bias"]
+            act = activate(spec.activation, gate)
+            active = np.abs(act) >= F32(spec.act_threshold)
+            if spec.experts:
+                logits = linear(self.image.blocks("router", i))(quantize_bfp(x))
+                neurons = spec.ffn_dim // spec.experts
+                weight, chosen = (v.repeat(neurons, -1) for v in routes(logits, spec))
+                act, active = act * weight, active & chosen
+            h = act * up
+            if spec.own_thresholds:
+                active &= np.abs(act) >= vec["act_threshold"]
+                active &= np.abs(h) >= vec["h_threshold"]
+            active &= (np.abs(gate) >= limit[0]) & (np.abs(act) >= limit[1])
+            active &= np.abs(up) >= limit[2]
         if limit[5] > 0:
-            alive &= self.guess(i, site) >= limit[5]
-        h = np.where(alive, h, F32(0))
+            active &= self.predicted(i, site) >= limit[5]
+        if limit[3] > 0:
+            active = self.kept(i, "h", np.where(active, h, F32(0)), limit[3])
+        h = np.where(active, h, F32(0))
         site["h"] = h
         y = linear(down_proj)(quantize_bfp(h))
+        if spec.ffn_bias:
+            y = y + vec["down_bias"]
         y = np.where(np.abs(y) >= limit[4], y, F32(0))
         site["ffn_out"] = y
         if spec.sandwich_norms:
-            y = rmsnorm(y, vec["post_ffn_norm"], eps)
-        x = x + y
-        site["residual"] = x
-        return x, int(alive.sum())
+            y = rmsnorm(y, vec["post_ffn_norm"], spec.norm_eps)
+        return y, int(active.sum())

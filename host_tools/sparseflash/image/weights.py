@@ -1,6 +1,6 @@
 """The table of weights of an image: where each matrix lies, and on which grid (docs/SPEC.md).
 
-``sfm.pack`` writes it; the reader, the reference, the placement, the plan and the C tables read
+``pack.py`` writes it; the reader, the reference, the placement, the plan and the C tables read
 it, and nothing else computes where weights lie.
 """
 
@@ -21,10 +21,10 @@ MATRICES |= {"gate": "ffn_gate", "up": "ffn_up", "down": "ffn_down"}
 ROLES = (
     *("embed", "head", "head_proxy"),
     *(f"{m}{part}" for m in MATRICES for part in ("_b", "", "_scales")),
-    *("guess_b", "guess_gate", "guess_up"),
+    *("predictor_b", "predictor_gate", "predictor_up"),
+    *("positions", "router"),
 )
-"""What a row of the table is for; ``_b`` is B of a matrix A B, ``_scales`` are tables of columns,
-``guess`` is a predictor."""
+"""What a row of the table is for; ``_b`` is B of a matrix A B, ``_scales`` tables of columns."""
 GRID_CODES = {name: g.code for name, g in GRIDS.items()}
 GRID_CODES |= {f"proxy{bits}": 16 + bits for bits in BITS} | {"signs": 32}
 
@@ -34,14 +34,16 @@ def name_of(role: str, layer: int) -> str:
     first, _, rest = role.partition("_")
     if first in MATRICES:
         return f"blk.{layer}.{MATRICES[first]}" + (f".{rest}" if rest else "")
-    if first == "guess":
+    if first == "router":
+        return f"blk.{layer}.ffn_router"
+    if first == "predictor":
         return f"blk.{layer}.predictor.{rest}"
     return role
 
 
 def is_ffn(role: str) -> bool:
     """Counts as FFN bytes: gate, up, down and what predicts."""
-    return role.split("_", maxsplit=1)[0] in ("gate", "up", "down", "guess")
+    return role.split("_", maxsplit=1)[0] in (*("gate", "up", "down", "predictor", "router"),)
 
 
 @dataclass(frozen=True)

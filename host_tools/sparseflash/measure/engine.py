@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,9 @@ import numpy as np
 from sparseflash.base.errors import MismatchError, SparseflashError
 from sparseflash.image.formats import SITES, THRESHOLDS
 from sparseflash.image.sfm import Image
+
+NEXT = 8
+"""SF_NEXT of sf_runtime.h."""
 
 
 class Counters(ctypes.Structure):
@@ -32,7 +36,21 @@ class Counters(ctypes.Structure):
             "bytes_early",
             "bytes_early_used",
             "bytes_missed",
+            "drafted",
+            "taken",
         )
+    ]
+
+
+class Info(ctypes.Structure):
+    """sf_info of sf_runtime.h."""
+
+    _fields_ = [
+        *((n, ctypes.c_char_p) for n in ("board", "model")),
+        *((n, ctypes.POINTER(ctypes.c_uint8)) for n in ("model_sha", "plan_digest")),
+        *((n, ctypes.c_uint32) for n in ("vocab", "dim", "ffn_dim", "n_layers", "n_heads")),
+        *((n, ctypes.c_uint32) for n in ("n_kv_heads", "head_dim", "kv_len", "block")),
+        *((n, ctypes.c_uint32) for n in ("arena_bytes", "ticks_per_second")),
     ]
 
 
@@ -46,13 +64,18 @@ class Engine:
         lib = self._lib
         lib.sf_logits.restype = ctypes.POINTER(ctypes.c_float)
         lib.sf_tap_values.restype = ctypes.POINTER(ctypes.c_float)
+        lib.sf_get_info.restype = ctypes.POINTER(Info)
         lib.sf_get_counters.restype = ctypes.POINTER(Counters)
         lib.sf_trace_hash.restype = ctypes.c_uint32
+        lib.sf_use_tier.restype = ctypes.c_bool
         lib.sf_library_image(
             self._data.ctypes.data_as(ctypes.c_void_p), ctypes.c_uint32(self._data.size)
         )
         if lib.sf_init():
             raise MismatchError(f"{library} was generated for another image than {image.path}")
+        self.info: Info = lib.sf_get_info().contents
+        self.most: int = self.info.block
+        """Most tokens that go through the layers together."""
 
     def reset(self) -> None:
         self._lib.sf_reset()
@@ -70,10 +93,52 @@ class Engine:
         code = self._lib.sf_step(ctypes.c_uint32(token), ctypes.c_bool(logits))
         if code:
             raise SparseflashError(f"sf_step({token}) answered {code}")
-        if not logits:
-            return None
+        return self.logits() if logits else None
+
+    def prefill(self, tokens: Sequence[int], logits: bool = True) -> np.ndarray | None:
+        """Runs tokens, weights read once a block; float32 (vocab,) of the last when asked."""
+        ids = np.ascontiguousarray(tokens, np.uint32)
+        code = self._lib.sf_prefill(
+            ids.ctypes.data_as(ctypes.c_void_p), ctypes.c_uint32(ids.size), ctypes.c_bool(logits)
+        )
+        if code:
+            raise SparseflashError(f"sf_prefill of {ids.size} tokens answered {code}")
+        return self.logits() if logits else None
+
+    def block(self, tokens: Sequence[int]) -> np.ndarray:
+        """Runs tokens together, at most ``most`` of them; float32 (tokens, vocab)."""
+        self.prefill(tokens, False)
+        out = np.empty((len(tokens), self.image.spec.vocab), np.float32)
+        code = self._lib.sf_block_logits(out.ctypes.data_as(ctypes.c_void_p))
+        if code:
+            raise SparseflashError(f"sf_block_logits answered {code}")
+        return out
+
+    def greedy(self, token: int, most: int) -> list[int]:
+        """Runs a token and drafts: 1 to ``most`` that follow, all but the last have run."""
+        out, n = (ctypes.c_uint32 * NEXT)(), ctypes.c_uint32()
+        code = self._lib.sf_greedy(
+            ctypes.c_uint32(token), ctypes.c_uint32(most), out, ctypes.byref(n)
+        )
+        if code:
+            raise SparseflashError(f"sf_greedy({token}) answered {code}")
+        return list(out[: n.value])
+
+    def rewind(self, position: int) -> None:
+        self._lib.sf_rewind(ctypes.c_uint32(position))
+
+    def logits(self) -> np.ndarray:
+        """float32 (vocab,) of the last token that ran with them."""
         n = self.image.spec.vocab
         return np.ctypeslib.as_array(self._lib.sf_logits(), (n,)).copy()
+
+    def threads(self, n: int) -> None:
+        """Starts a pool of ``n`` threads, 0: one for each core; once."""
+        self._lib.sf_threads(ctypes.c_uint32(n))
+
+    def use_tier(self, name: str) -> bool:
+        """Takes a tier of kernels by its name; False where this CPU does not run it."""
+        return bool(self._lib.sf_use_tier(name.encode()))
 
     def trace(self, on: bool) -> None:
         self._lib.sf_trace_enable(ctypes.c_bool(on))

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from sparseflash.base.files import write_json, write_text
+from sparseflash.base.files import write_csv, write_json
 from sparseflash.image.sfm import Image
 from sparseflash.measure.engine import Engine
 from sparseflash.measure.stats import (
@@ -28,10 +28,16 @@ from sparseflash.measure.stats import (
 from sparseflash.model.spec import Model
 from sparseflash.model.torch_model import TorchModel
 
+DECODED = 64
+
 
 @dataclass
 class Row:
-    """One variant. Bytes are weight bytes read for a token, from the runtime's counters."""
+    """One variant. Bytes are weight bytes read for a token, from the runtime's counters.
+
+    Tokens go through the layers in blocks. The last ``DECODED`` of each window go one by one, as
+    when a device writes them; bytes and neurons are those.
+    """
 
     name: str
     method: str
@@ -46,6 +52,7 @@ class Row:
     bytes: float
     neurons: float
     tokens: int
+    ffn_bytes: float = 0.0
 
 
 def float_logits(
@@ -77,22 +84,26 @@ def _open(library: Path, image: Path) -> None:
 def _window(
     job: tuple[int, np.ndarray],
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, dict[str, int]]:
-    """Loss, KL and same top of every predicted token of a window, and the counters it cost."""
+    """Loss, KL and same top of every predicted token of a window, and counters of its last."""
     index, thresholds = job
     engine: Engine = _state["engine"]
-    ids = _state["windows"][index]
+    ids, want = _state["windows"][index], _state["want"][index]
     engine.set_thresholds(thresholds)
     engine.reset()
-    engine.counters(clear=True)
+    one_by_one = max(0, len(ids) - DECODED)
     loss, kl, top = [], [], []
-    for i, token in enumerate(ids):
-        got = engine.step(int(token))
-        assert got is not None
-        if i + 1 < len(ids):
-            want = _state["want"][index, i][None].astype(np.float32)
-            loss.append(token_nll(got[None], ids[i + 1 : i + 2]))
-            kl.append(token_kl(want, got[None]))
-            top.append(same_top(want, got[None]))
+    at = 0
+    while at < len(ids):
+        if at == one_by_one:
+            engine.counters(clear=True)
+        n = min(engine.most, one_by_one - at) if at < one_by_one else 1
+        for got in engine.block(ids[at : at + n])[:, None]:  # a row, so that it stays in cache
+            if at + 1 < len(ids):
+                right = want[at][None].astype(np.float32)
+                loss.append(token_nll(got, ids[at + 1 : at + 2]))
+                kl.append(token_kl(right, got))
+                top.append(same_top(right, got))
+            at += 1
     return np.concatenate(loss), np.concatenate(kl), np.concatenate(top), engine.counters()
 
 
@@ -109,10 +120,25 @@ def measure(
 
     workers: processes that run the C; 0 takes the CPUs that this one may use.
     """
-    want, base = float_logits(model, windows, progress)
-    p = perplexity(base)
-    count = sum(len(b) for b in base)
-    rows = [Row("fp32", "fp32", 0.0, p.value, p.error, 1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, count)]
+    floats = float_logits(model, windows, progress)
+    p = perplexity(floats[1])
+    count = sum(len(b) for b in floats[1])
+    first = Row("fp32", "fp32", 0.0, p.value, p.error, 1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, count)
+    return [first, *measure_c(floats, image, library, windows, variants, progress, workers)]
+
+
+def measure_c(
+    floats: tuple[np.ndarray, list[np.ndarray]],
+    image: Image,
+    library: Path,
+    windows: np.ndarray,
+    variants: list[tuple[str, float, np.ndarray]],
+    progress: Callable[[], None] = lambda: None,
+    workers: int = 0,
+) -> list[Row]:
+    """Those of the C alone, against what :func:`float_logits` gave for the same windows."""
+    want, base = floats
+    rows = []
     _state.update(want=want, windows=windows)
     context = multiprocessing.get_context("fork")
     with ProcessPoolExecutor(
@@ -149,7 +175,8 @@ def measure(
                     float(np.mean([np.mean(t) for t in tops])),
                     total["bytes"] / total["tokens"],
                     total["neurons"] / total["tokens"] / image.spec.n_layers,
-                    count,
+                    p.nll.tokens,
+                    total["bytes_ffn"] / total["tokens"],
                 )
             )
     return rows
@@ -159,8 +186,7 @@ def write_report(rows: list[Row], folder: Path, about: dict[str, Any]) -> None:
     """perplexity.json, .csv and .png in ``folder``."""
     data = [asdict(r) for r in rows]
     write_json(folder / "perplexity.json", {"about": about, "rows": data})
-    names = list(data[0])
-    lines = [",".join(names)] + [",".join(str(d[n]) for n in names) for d in data]
-    write_text(folder / "perplexity.csv", "\n".join(lines) + "\n")
+    write_csv(folder / "perplexity.csv", data)
     points = [dict(d, group=d["method"]) for d in data if d["bytes"]]
-    plot_perplexity(points, folder / "perplexity.png")
+    title = f"{about['model']} on {about['text']}, {about['tokens']:,} tokens"
+    plot_perplexity(points, folder / "perplexity.png", title)

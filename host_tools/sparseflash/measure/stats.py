@@ -104,13 +104,14 @@ def perplexity_ratio(windows: Sequence[np.ndarray], base: Sequence[np.ndarray]) 
     return perplexity([np.asarray(w, np.float64) - np.asarray(b, np.float64) for w, b in pairs])
 
 
-def plot_perplexity(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
+def plot_perplexity(rows: Sequence[Mapping[str, Any]], path: Path, title: str = "") -> None:
     """PNG of perplexity against bytes read a token; the same rows give the same bytes.
 
     Args:
         rows: each with ``name``, ``bytes`` (read a token), ``perplexity``, and optionally
             ``error`` (one standard error) and ``group`` (rows of a group share a line).
         path: written whole or not at all.
+        title: names the model, the text and its tokens.
     """
     import matplotlib
 
@@ -135,6 +136,8 @@ def plot_perplexity(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
                 offset = (5, 5)
                 label = str(r["name"])
                 axes.annotate(label, (a, b), xytext=offset, textcoords="offset points", fontsize=8)
+        axes.margins(x=0.12, y=0.1)  # names of the points stay inside
+        axes.set_title(title, fontsize=9)
         axes.set_xlabel("weight bytes read a token, MB")
         axes.set_ylabel("perplexity (bars: one standard error)")
         axes.grid(alpha=0.3)

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 from typing import Any
 
 from sparseflash.base.errors import InputError, SparseflashError, UnsupportedError
+from sparseflash.base.files import parse_json
 
 
 def read_json(path: Path) -> dict[str, Any]:
     """The object in a file. Raises InputError when there is none."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = parse_json(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise InputError(f"{path}: missing; give a folder with config.json") from None
     except (OSError, ValueError) as e:
@@ -57,6 +57,26 @@ def weight_files(folder: Path) -> tuple[list[Path], dict[str, str] | None]:
         f"{folder}: neither model.safetensors nor model.safetensors.index.json is there{beside}; "
         "save the checkpoint there"
     )
+
+
+_PART = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.gguf")
+
+
+def parts_of(path: Path) -> list[Path]:
+    """All files of a split GGUF by their names, or the one file.
+
+    Raises:
+        InputError: a part is missing.
+    """
+    m = _PART.fullmatch(path.name)
+    if not m:
+        return [path]
+    count = int(m[3])
+    parts = [path.with_name(f"{m[1]}-{i:05d}-of-{count:05d}.gguf") for i in range(1, count + 1)]
+    for p in parts:
+        if not p.is_file():
+            raise InputError(f"{p}: this part of the split GGUF is missing; put all parts together")
+    return parts
 
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w-]*/[A-Za-z0-9][\w.-]*(/[\w./-]+\.gguf)?(?<!\.bin)")

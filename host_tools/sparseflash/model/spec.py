@@ -91,8 +91,13 @@ class ModelSpec:
     parallel: bool = False
     """Attention and FFN read the same residual and add to it together (GPT-NeoX, Phi-2)."""
     attn_bias: bool = False
-    """Bias on q, k, v (Qwen2); with ``out_bias`` also on o and the FFN."""
+    """Bias on q, k, v (Qwen2)."""
     out_bias: bool = False
+    """Bias on o."""
+    ffn_bias: bool = False
+    """Bias on every matrix of the FFN."""
+    head_bias: bool = False
+    """Bias on the logits (Phi)."""
     embed_scale: float = 1.0
     """Embedding rows are multiplied by this (Gemma: sqrt(dim))."""
     attn_scale: float = 0.0
@@ -102,14 +107,36 @@ class ModelSpec:
     act_threshold: float = 0.0
     """The model was trained so that a neuron counts only where abs(act(gate)) reaches this."""
     active_share: float = 1.0
-    """Of the neurons, a token, in a model with thresholds of its own; plans expect it."""
+    """Of the neurons, a token, in a model with experts or its own thresholds; plans expect it."""
     own_thresholds: bool = False
     """The model was trained with thresholds of its own: every layer has ``thresholds``."""
+    experts: int = 0
+    """The FFN's neurons are those of so many experts, one after the other; 0: there are none."""
+    experts_used: int = 0
+    """Experts that a token uses: those with the largest outputs of the router."""
+    experts_normed: bool = True
+    """The router's softmax is over the chosen experts, else over all."""
     tied_head: bool = True
     bos_id: int = -1
     eos_ids: tuple[int, ...] = ()
     """Ids that end a generation."""
     chat_template: str = ""
+
+    @classmethod
+    def of_plain(cls, d: dict[str, Any]) -> ModelSpec:
+        """From what ``asdict`` made and JSON kept."""
+        d = dict(d)
+        d["layers"] = tuple(LayerSpec(**x) for x in d["layers"])
+        d["eos_ids"] = tuple(d["eos_ids"])
+        d["activation"] = Activation(d["activation"])
+        d["norm"] = Norm(d["norm"])
+        d["position"] = Position(d["position"])
+        return cls(**d)
+
+    @property
+    def trained_mask(self) -> bool:
+        """The model drops neurons by itself."""
+        return self.own_thresholds or self.act_threshold > 0
 
     @property
     def q_dim(self) -> int:
@@ -272,6 +299,7 @@ class Layer:
     up_proj: Matrix  # (ffn_dim, dim)
     down_proj: Matrix  # (dim, ffn_dim)
     gate_proj: Matrix | None = None  # (ffn_dim, dim)
+    router: Matrix | None = None  # (experts, dim)
     q_norm: np.ndarray | None = None  # (head_dim,), or (q_dim,) over all heads
     k_norm: np.ndarray | None = None  # (head_dim,), or (kv_dim,)
     post_attn_norm: np.ndarray | None = None  # (dim,)
@@ -280,6 +308,7 @@ class Layer:
     k_bias: np.ndarray | None = None
     v_bias: np.ndarray | None = None
     o_bias: np.ndarray | None = None
+    gate_bias: np.ndarray | None = None
     up_bias: np.ndarray | None = None
     down_bias: np.ndarray | None = None
     attn_norm_bias: np.ndarray | None = None
@@ -312,6 +341,8 @@ class Words(Protocol):
         raw: bool = False,
         warn: Callable[[str], None] | None = None,
     ) -> list[int]: ...
+
+    def kept(self) -> str: ...
 
 
 @dataclass

@@ -14,9 +14,11 @@ from tokenizers import Tokenizer as Engine
 
 from sparseflash.base.errors import InputError, UnsupportedError
 from sparseflash.model.chat_template import holds, render, text_of
+from sparseflash.model.pieces import engine_of, read_model
 from sparseflash.model.pretokenizers import arrange, has_start
 
 NORMAL, UNKNOWN, CONTROL, USER, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
+"""Kinds of tokens in a GGUF and in a SentencePiece file."""
 SPACE = "\u2581"
 TURN_ENDS = ("<|im_end|>", "<|eot_id|>", "<end_of_turn>", "<|endoftext|>", "<|end_of_text|>")
 """Special tokens that end an answer whatever the metadata says."""
@@ -166,6 +168,48 @@ class Tokenizer:
             )
         return self.encode(text, bos=raw or not self._template)
 
+    def kept(self) -> str:
+        """The tokenizer as text, for a host that has it without the model's weights."""
+        return json.dumps(
+            {
+                "engine": self._engine.to_str(),
+                "texts": [t.decode("latin-1") for t in self._texts],
+                "used": self._used,
+                "special": self.special,
+                "template": self._template,
+                "bos_id": self.bos_id,
+                "eos_id": self.eos_id,
+                "add_bos": self.add_bos,
+                "strip": self._strip,
+                "leads": self._leads,
+                "names": self.names,
+            }
+        )
+
+    @classmethod
+    def from_kept(cls, kept: str, where: str = "known.json") -> Tokenizer:
+        """From :meth:`kept` in a file ``where``. Raises InputError when it is damaged."""
+        try:
+            raw = json.loads(kept)
+            texts = [t.encode("latin-1") for t in raw["texts"]]
+            return cls(
+                Engine.from_str(raw["engine"]),
+                texts[: raw["used"]],
+                raw["special"],
+                vocab=len(texts),
+                chat_template=raw["template"],
+                bos_id=raw["bos_id"],
+                eos_id=raw["eos_id"],
+                add_bos=raw["add_bos"],
+                strip_first_space=raw["strip"],
+                leads=raw["leads"],
+                names=raw["names"],
+            )
+        except Exception as e:  # the tokenizers package raises Exception itself
+            raise InputError(
+                f"{where}: no kept tokenizer; run sparseflash generate and flash again"
+            ) from e
+
     @classmethod
     def from_gguf(cls, get: Callable[..., Any], vocab: int = 0) -> Tokenizer:
         """From GGUF metadata; ``get(key, default)`` reads it.
@@ -232,7 +276,7 @@ class Tokenizer:
             engine = Engine.from_file(str(path))
             _add_tokens(engine, config)
         except Exception as e:  # the tokenizers package raises plain Exception
-            why = " ".join(str(e).split())
+            why = " ".join(str(e).split())[:200]
             raise InputError(f"{path}: not a readable tokenizer ({why}); download it again") from e
         parts = json.dumps([raw.get("pre_tokenizer"), raw.get("decoder")])
         byte_level = '"ByteLevel"' in parts
@@ -241,6 +285,41 @@ class Tokenizer:
             raise UnsupportedError(
                 f"{path}: only byte-level BPE and SentencePiece (BPE or unigram) are supported"
             )
+        return cls._of_engine(engine, byte_level, path, spec, config)
+
+    @classmethod
+    def from_tokenizer_model(
+        cls, path: Path, spec: Facts | None = None, config: dict[str, Any] | None = None
+    ) -> Tokenizer:
+        """From SentencePiece's ``tokenizer.model``; the rest as from_tokenizer_json.
+
+        Raises:
+            InputError: missing or damaged. UnsupportedError: words, characters or suffixes.
+        """
+        config = {"add_bos_token": True, "tokenizer_class": "LlamaTokenizer"} | (config or {})
+        model = read_model(path)
+        tokens, types = [p.piece for p in model.pieces], [int(p.type) for p in model.pieces]
+        prefix = bool(model.normalizer_spec.add_dummy_prefix)
+        # As in a GGUF: user tokens are found after the space, which the text then brings.
+        leads = prefix and USER in types
+        engine = engine_of(model, _merges, prefix and not leads)
+        _recognise(engine, tokens, types, normalized=not prefix or leads)
+        _add_tokens(engine, config)
+        for name, i in (
+            ("bos_token", model.trainer_spec.bos_id),
+            ("eos_token", model.trainer_spec.eos_id),
+        ):
+            if 0 <= i < len(tokens) and not config.get(name):
+                config[name] = tokens[i]
+        found = cls._of_engine(engine, False, path, spec, config)
+        found._leads, found._strip = leads, prefix
+        return found
+
+    @classmethod
+    def _of_engine(
+        cls, engine: Any, byte_level: bool, path: Path, spec: Facts | None, config: dict[str, Any]
+    ) -> Tokenizer:
+        """What every tokenizer file of a folder becomes."""
         known = engine.get_vocab(with_added_tokens=True)
         size = max(known.values(), default=-1) + 1
         if size > MOST_TOKENS:

@@ -94,6 +94,7 @@ class _Weights:
     up_proj: Tensor
     down_proj: Tensor
     gate_proj: Tensor | None
+    router: Tensor | None
     q_norm: Tensor | None
     k_norm: Tensor | None
     post_attn_norm: Tensor | None
@@ -102,6 +103,7 @@ class _Weights:
     k_bias: Tensor | None
     v_bias: Tensor | None
     o_bias: Tensor | None
+    gate_bias: Tensor | None
     up_bias: Tensor | None
     down_bias: Tensor | None
     attn_norm_bias: Tensor | None
@@ -319,9 +321,9 @@ class TorchModel:
         up = self._linear(hooks.matrix_in(i, "up", to_up), w.up_proj, w.up_bias)
         up = hooks.matrix_out(i, "up", up)
         if w.gate_proj is not None:
-            gate = self._linear(hooks.matrix_in(i, "gate", to_gate), w.gate_proj)
+            gate = self._linear(hooks.matrix_in(i, "gate", to_gate), w.gate_proj, w.gate_bias)
             gate = hooks.matrix_out(i, "gate", gate)
-            h = self._masked(i, activate(spec.activation, gate), up)
+            h = self._masked(i, gate, self._routed(i, y, activate(spec.activation, gate)), up)
         else:
             gate = up
             h = activate(spec.activation, up)
@@ -338,14 +340,39 @@ class TorchModel:
             return y[..., :split], y[..., split:]
         return (y if own is None else y * (y.abs() >= own[0])), y
 
-    def _masked(self, i: int, act: Tensor, up: Tensor) -> Tensor:
+    def _routed(self, i: int, y: Tensor, act: Tensor) -> Tensor:
+        """act (B, T, ffn_dim) times what the router, from y, lets the neurons' expert count."""
+        router, spec = self.layers[i].router, self.spec
+        if router is None:
+            return act
+        share = self._linear(y, router).float().softmax(-1)
+        top, index = share.topk(spec.experts_used, dim=-1)
+        if spec.experts_normed:
+            top = top / top.sum(-1, keepdim=True)
+        weight = torch.zeros_like(share).scatter(-1, index, top).to(act.dtype)
+        return act * weight.repeat_interleave(spec.ffn_dim // spec.experts, -1)
+
+    def trained_mask(self, i: int, gate: Tensor, h: Tensor) -> tuple[Tensor, Tensor] | None:
+        """Neurons (..., ffn_dim) whose up the model was trained to need, and those of them whose
+        down; None where it was trained with all.
+
+        gate, h: as a hook gets them, h with or without this mask.
+        """
+        own, spec = self.layers[i].thresholds, self.spec
+        if own is None and not spec.act_threshold:
+            return None
+        act = activate(spec.activation, gate).abs()
+        up = act >= spec.act_threshold
+        if own is None:
+            return up, up
+        up = up & (act >= own[1])
+        return up, up & (h.abs() >= own[2])
+
+    def _masked(self, i: int, gate: Tensor, act: Tensor, up: Tensor) -> Tensor:
         """act * up where the thresholds that the model was trained with keep it."""
-        own, h = self.layers[i].thresholds, act * up
-        if self.spec.act_threshold:
-            h = h * (act.abs() >= self.spec.act_threshold)
-        if own is not None:
-            h = h * ((act.abs() >= own[1]) & (h.abs() >= own[2]))
-        return h
+        h = act * up
+        kept = self.trained_mask(i, gate, h)
+        return h if kept is None else h * kept[1]
 
     @torch.no_grad()
     def neurons(self, i: int, x: Tensor) -> Tensor:
@@ -356,8 +383,9 @@ class TorchModel:
         up = self._linear(to_up, w.up_proj, w.up_bias)
         if w.gate_proj is None:
             return activate(self.spec.activation, up)
-        gate = self._linear(to_gate, w.gate_proj)
-        return self._masked(i, activate(self.spec.activation, gate), up)
+        gate = self._linear(to_gate, w.gate_proj, w.gate_bias)
+        act = self._routed(i, y, activate(self.spec.activation, gate))
+        return self._masked(i, gate, act, up)
 
     # Whole sequences ------------------------------------------------------
 

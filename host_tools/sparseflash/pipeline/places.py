@@ -1,8 +1,8 @@
 """Paths of the artefacts, under ``build/``.
 
-build/models/<model>/    model.sfm, calibration.npz and .json, prices.npz, libsparseflash.so,
-                         perplexity.*
-build/<board>/<model>/   plan.json, gen/, firmware, flashed/, bench.*
+build/models/<model>/    model.sfm, known.json, calibration.npz and .json, prices.npz,
+                         libsparseflash.so, perplexity.*
+build/<board>/<model>/   gen/ (the C, plan.json, tokenizer.json), firmware, flashed/, bench.*
 """
 
 from __future__ import annotations
@@ -36,6 +36,11 @@ class Places:
         names = ["model", *([layout] * (layout != "joint")), *(["screened"] * screened)]
         return self.folder / ".".join([*names, *([f"asvd{asvd:g}"] * (asvd > 0)), "sfm"])
 
+    @property
+    def known(self) -> Path:
+        """What the model is without its weights."""
+        return self.folder / "known.json"
+
     def planned_image(self) -> Path:
         """The image that the plan was made for."""
         return self.folder / str(read_plan(self.plan)["image"]["file"])
@@ -54,8 +59,17 @@ class Places:
         return work() / "build" / self.board / self.model
 
     @property
+    def generated(self) -> Path:
+        """The C, plan.json and tokenizer.json of one ``generate``."""
+        return self.target / "gen"
+
+    @property
     def plan(self) -> Path:
-        return self.target / "plan.json"
+        return self.generated / "plan.json"
+
+    def plans(self) -> list[Path]:
+        """Of the model on all boards."""
+        return sorted((work() / "build").glob(f"*/{self.model}/gen/plan.json"))
 
     @property
     def firmware(self) -> Path:

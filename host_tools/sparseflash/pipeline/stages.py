@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,30 +16,30 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sparseflash import __version__
-from sparseflash.base.errors import InputError, MismatchError, UnsupportedError, UsageError
-from sparseflash.base.files import root, write_csv, write_json
-from sparseflash.codegen import footprint
-from sparseflash.codegen.build import build_firmware, build_library
+from sparseflash.base.errors import InputError, TooSmallError, UnsupportedError, UsageError
+from sparseflash.base.files import alone, root
+from sparseflash.codegen.build import build_library
 from sparseflash.codegen.generate import generate
-from sparseflash.device.bench import bench
-from sparseflash.device.flash_curve import measure as flash_curve
-from sparseflash.device.runners import Files, flash_files
-from sparseflash.device.session import Session
+from sparseflash.codegen.package import Example, package_name, write_package
 from sparseflash.image.factors import Factors
-from sparseflash.image.formats import BY_ROWS, INPUTS, THRESHOLDS, Formats
+from sparseflash.image.formats import BY_ROWS, INPUTS, THRESHOLDS, shape_of
+from sparseflash.image.pack import pack
 from sparseflash.image.screen import head_rows
-from sparseflash.image.sfm import Image, pack
+from sparseflash.image.sfm import Image
 from sparseflash.measure.engine import Engine, dense_thresholds
 from sparseflash.model import recipes
+from sparseflash.model.checkpoint import hub_path
+from sparseflash.model.known import files_digest, known_model
 from sparseflash.model.load import load_model
 from sparseflash.model.load.delta import apply_delta
 from sparseflash.model.recipes import Recipe, delta_path, fetch, fetch_tokenizer
-from sparseflash.model.spec import Model, Words
+from sparseflash.model.spec import Model, ModelSpec
 from sparseflash.pipeline.places import Places, curve_path
 from sparseflash.plan.boards import Board, load_board
-from sparseflash.plan.kept import read_plan
+from sparseflash.plan.fit import Fit, fit_of, step_worth, token_figures
+from sparseflash.plan.kept import plan_digest
 from sparseflash.plan.placement import use_of
-from sparseflash.plan.plan import make_plan
+from sparseflash.plan.plan import check_ram, make_plan, working_memory
 from sparseflash.plan.planner import check_streams, choose, propose, streams
 from sparseflash.sparsity import registry
 from sparseflash.sparsity.calibrate import Calibration, calibrate
@@ -49,6 +50,7 @@ from sparseflash.sparsity.setting import (
     Setting,
     check_method,
     formats_for,
+    needs_for,
     thresholds_of,
 )
 from sparseflash.sparsity.texts import (
@@ -68,10 +70,22 @@ if TYPE_CHECKING:
 
 
 def open_model(recipe: Recipe) -> Model:
-    """Downloads if needed and loads; the model takes the recipe's name."""
-    model = load_model(fetch(recipe), fetch_tokenizer(recipe))
-    if recipe.delta is not None:
-        model = apply_delta(model, delta_path(recipe.delta), recipe.delta.budget)
+    """Downloads if needed; the model takes the recipe's name.
+
+    Files that were read before are checked, and read again when their weights are asked for.
+    """
+    path, words, delta = fetch(recipe), fetch_tokenizer(recipe), recipe.delta
+    changes = None if delta is None else delta_path(delta)
+    budget = 0 if delta is None else delta.budget
+
+    def read() -> Model:
+        model = load_model(path, words)
+        return model if changes is None else apply_delta(model, changes, budget)
+
+    found = hub_path(str(path)) if recipe.source.kind == "hub" else path
+    found = found.parent if found.suffix == ".safetensors" else found
+    digest = f"{files_digest(found, words, changes)} {budget}"
+    model = known_model(Places(recipe.name).known, digest, read)
     model.name = recipe.name
     return model
 
@@ -85,33 +99,33 @@ def pack_model(
     screened: bool = False,
     asvd: float = 0.0,
 ) -> Image:
-    """model.sfm, or a twin of it, written when the source or the formats changed.
+    """model.sfm, or a twin of it, written when the source, the formats or the needs changed.
 
     asvd: percent of the projections' bytes that whole matrices and factors take; 0: no factors.
     """
     layout = "split" if asvd else layout
     path = Places(recipe.name).image_of(layout, screened, asvd)
-    proxy = "q4" if screened else ""
-    formats = replace(formats_for(recipe, settings), layout=layout, order=order, head_proxy=proxy)
+    formats = replace(formats_for(recipe, layout, order), screened=screened)
+    needs = needs_for(recipe, settings)
+    if model.spec.experts:
+        needs = needs.for_experts()
     if model.spec.own_thresholds:
-        formats = formats.with_gate_by_columns(model.spec.n_layers)
-    predictor = factors = None
+        needs = needs.with_gate_by_columns(model.spec.n_layers)
     if asvd:
-        factors = factors_for(model, recipe, asvd)
-        formats = factors.formats(formats, model.spec.n_layers)
-    for m in (s.guess for s in settings):
-        if m and m.rank and predictor is None:
-            predictor = study_of(model, recipe, asvd).predictor(m)
-            formats = replace(formats, ahead=predictor.ahead, predictor=predictor.digest)
+        needs = replace(needs, factors=factors_for(model, recipe, asvd))
+    for m in (s.predicting for s in settings):
+        if m and m.rank and needs.predictor is None:
+            needs = replace(needs, predictor=study_of(model, recipe, asvd).predictor(m))
     if path.is_file():
         try:
             image = Image(path)
-            if image.source == model.source and image.formats == formats:
+            same = image.formats == formats and image.needs == needs.plain()
+            if same and image.source == model.source and image.spec == model.spec:
                 return image
         except InputError:
             pass
     permutation = neuron_order(model, recipe) if order != "file" else None
-    pack(model, path, formats, permutation, predictor, factors)
+    pack(model, path, formats, needs, permutation)
     return Image(path)
 
 
@@ -149,12 +163,22 @@ def calibrated(model: Model, recipe: Recipe) -> Calibration:
     return result
 
 
+PROJECTIONS = ("q", "k", "v", "o", "gate", "up", "down")
 PLANNED = ("auto", "planned")
 """Methods that look at the board: auto by kept prices, planned by measuring all anew."""
 
 
-def check_asked(method: str, percent: float | None, speculate: str = "", asvd: float = 0.0) -> None:
+def check_asked(
+    method: str,
+    percent: float | None,
+    speculate: str = "",
+    asvd: float = 0.0,
+    board: Board | None = None,
+    ram: int | None = None,
+) -> None:
     """Refuses, before anything is loaded, what no device runs."""
+    if board is not None:
+        check_ram(board, ram)
     named = "marginal" if method in PLANNED else method
     check_method(named, PERCENT if percent is None else percent)
     if method in PLANNED and (speculate or asvd):
@@ -185,6 +209,11 @@ def setting_on(
     return setting_for(model, recipe, method, percent, speculate, asvd, progress)
 
 
+def dense_setting(model: Model) -> Setting:
+    """The setting that drops nothing."""
+    return Setting("dense", 0.0, {}, np.zeros((model.spec.n_layers, len(THRESHOLDS)), np.float32))
+
+
 def setting_for(
     model: Model,
     recipe: Recipe,
@@ -196,30 +225,32 @@ def setting_for(
 ) -> Setting:
     """The method's levels and thresholds at ``percent``, from the recipe's calibration.
 
-    speculate: a method whose guess says what to read early.
+    speculate: a method whose prediction says what to read early.
     asvd: as pack_model's; calibration then runs with the factors in place.
     """
     check_method(method, percent)
     m, n = registry.method(method), model.spec.n_layers
+    m.check(model.spec, model.name)
     if speculate:
-        if not registry.method(speculate).guess or m.guess or not {*NEURONS} & {*m.sites}:
+        if not registry.method(speculate).predicts or m.predicts or not {*NEURONS} & {*m.sites}:
             raise UsageError(
                 f"--speculate {speculate} for method {method}: give it a prox, svd or lowrank "
                 "method, and a method that drops neurons by their true values, as cats and h do"
             )
         found = setting_for(model, recipe, method, percent, asvd=asvd, progress=progress)
-        guess = THRESHOLDS.index("guess")
+        at = THRESHOLDS.index("predictor")
         early = setting_for(
             model, recipe, speculate, percent, asvd=asvd, progress=progress
         ).thresholds
-        found.thresholds[:, guess] = early[:, guess]
+        found.thresholds[:, at] = early[:, at]
         return replace(found, speculate=speculate)
     out = np.zeros((n, len(THRESHOLDS)), np.float32)
-    if not percent or not (m.sites or m.guess):
+    if not percent or not (m.sites or m.predicts):
         return Setting(method, 0.0, {}, out)
     if asvd and {*m.sites} & {*INPUTS}:
         raise UnsupportedError(BY_ROWS)
-    if not m.guess and m.budget == "uniform" and not {*m.sites} & {*INPUTS}:
+    plain = m.budget == "uniform" and m.score == "magnitude"
+    if plain and not m.predicts and not {*m.sites} & {*INPUTS}:
         calibration = calibrated(in_factors(model, recipe, asvd)[0], recipe)
         levels = {s: np.full(n, percent / 100) for s in m.sites}
         for site in m.sites:
@@ -239,17 +270,18 @@ def factors_for(model: Model, recipe: Recipe, percent: float) -> Factors:
 
     if not 0 < percent < 100:
         raise UsageError(f"--asvd {percent:g} is out of range; give 0 or up to below 100 percent")
+    if model.spec.experts or not model.spec.gated:
+        what = "experts" if model.spec.experts else "no gate"
+        raise UsageError(f"--asvd is for gated FFNs and {model.name} has {what}; leave it out")
     return asvd(study_of(model, recipe), percent / 100)
 
 
-def in_factors(model: Model, recipe: Recipe, percent: float) -> tuple[Model, Formats]:
-    """The model with ASVD's factors multiplied out, and the formats of its image; 0: as it is."""
-    formats = formats_for(recipe)
+def in_factors(model: Model, recipe: Recipe, percent: float) -> tuple[Model, Factors | None]:
+    """The model with ASVD's factors multiplied out, and the factors; 0: as it is."""
     if not percent:
-        return model, formats
+        return model, None
     factors = factors_for(model, recipe, percent)
-    formats = factors.formats(formats, model.spec.n_layers)
-    return factors.multiplied_out(model, formats), formats
+    return factors.multiplied_out(model, formats_for(recipe)), factors
 
 
 def study_folder(recipe: Recipe, asvd: float = 0.0) -> Path:
@@ -266,16 +298,17 @@ def study_of(
     from sparseflash.sparsity.study import Study
 
     ids, _ = calibration_tokens(model, recipe)
-    model, formats = in_factors(model, recipe, asvd)
+    model, factors = in_factors(model, recipe, asvd)
     progress("calibrating")
     return Study(
         model,
-        formats,
+        formats_for(recipe),
         ids,
         ids[:0],
         study_folder(recipe, asvd),
         calibrated(model, recipe),
         progress=progress,
+        factors=factors,
         trained=recipe.predictors,
     )
 
@@ -296,7 +329,7 @@ def open_study(
     from sparseflash.sparsity.study import Study
 
     recipe = recipes.load_recipe(model_name)
-    model, formats = in_factors(open_model(recipe), recipe, asvd)
+    model, factors = in_factors(open_model(recipe), recipe, asvd)
     calibration = calibrated(model, recipe)
     ids, _ = calibration_tokens(model, recipe)
     tested = evaluation_windows(model, recipe, text)
@@ -304,15 +337,30 @@ def open_study(
     tested = spread(tested, windows) if windows > 0 else tested
     return Study(
         model,
-        formats,
+        formats_for(recipe),
         ids,
         tested,
         study_folder(recipe, asvd),
         calibration,
         TorchModel(model, device=device),
         progress,
+        factors,
         recipe.predictors,
     )
+
+
+def positions_of(spec: ModelSpec, recipe: Recipe, board: Board, kv_len: int | None) -> int:
+    """Positions of the KV cache: as asked for, or what suits model and board.
+
+    Raises:
+        UsageError: more than the model was made for.
+    """
+    if kv_len is not None and kv_len > spec.context:
+        raise UsageError(
+            f"--kv-len {kv_len} is more than {recipe.name} was made for; "
+            f"give --kv-len {spec.context} or less"
+        )
+    return kv_len or min(recipe.kv_len, board.kv_len_default, spec.context)
 
 
 def with_curve(board: Board) -> Board:
@@ -337,7 +385,7 @@ def prices_of(model: Model, recipe: Recipe) -> Prices | None:
     from sparseflash.sparsity.prices import Prices
 
     digest = prices_digest(model, recipe)
-    kept = (Places(recipe.name).prices, recipes.root() / "models" / f"{recipe.name}.prices.npz")
+    kept = (Places(recipe.name).prices, root() / "models" / f"{recipe.name}.prices.npz")
     for path in kept:
         if path.is_file() and (found := Prices.load(path, digest)) is not None:
             return found
@@ -376,7 +424,7 @@ def dense_plan(
     """The plan of a board that streams when nothing is dropped."""
     none = np.zeros((model.spec.n_layers, len(THRESHOLDS)), np.float32)
     image = pack_model(model, recipe, "split", screened=head_rows > 0)
-    positions = kv_len or min(recipe.kv_len, board.kv_len_default)
+    positions = positions_of(model.spec, recipe, board, kv_len)
     return make_plan(image, board, none, positions, ram=ram, head_rows=head_rows)
 
 
@@ -444,11 +492,12 @@ def planned_for(
     """
     from sparseflash.sparsity.budgets.marginal import model_of
     from sparseflash.sparsity.evaluate import ratio_of
-    from sparseflash.sparsity.predict.guessed import guessed
+    from sparseflash.sparsity.predict.priced import priced
     from sparseflash.sparsity.prices import Prices
 
     marginal = registry.method("marginal")
     check_method(marginal.name, percent)
+    marginal.check(model.spec, model.name)
     check_streams(board)
     board = with_curve(board)
     dense = dense_plan(model, recipe, board, kv_len, ram, head_rows)
@@ -458,14 +507,14 @@ def planned_for(
     study = study_of(model, recipe, progress=progress)
     prices = Prices(*model_of(study, marginal), thresholds={})
     named = [m for m in map(registry.method, recipe.predictors) if not study.ahead(m)]
-    prices.guesses = [guessed(study, m) for m in named]
+    prices.predictions = [priced(study, m) for m in named]
     progress("choosing what stays in RAM")
     found = propose(model.spec, study.formats, board, dense, percent, prices)
     rules = study.rules(marginal, found.levels)
     if found.predictor is not None:
-        guesses = study.rules(found.predictor, found.levels)
+        predictions = study.rules(found.predictor, found.levels)
         for i, level in enumerate(found.levels["proxy"]):
-            rules[i].proxy = guesses[i].proxy if level > 0 else None
+            rules[i].proxy = predictions[i].proxy if level > 0 else None
     progress("measuring the plan")
     ratio, error = ratio_of(study.runner, rules, held_out_windows(model, recipe))
     return Setting(
@@ -479,19 +528,16 @@ def planned_for(
     )
 
 
-def plan_and_generate(
+def plan_of(
     image: Image,
     board: Board,
     setting: Setting,
-    recipe: Recipe,
-    kv_len: int | None = None,
+    positions: int,
     ram: int | None = None,
     head_rows: int = 0,
+    draft: int | None = None,
 ) -> dict[str, Any]:
-    """plan.json and the C of a board."""
-    places = Places(recipe.name, board.id)
-    positions = kv_len or min(recipe.kv_len, board.kv_len_default)
-    board = with_curve(board)
+    """The plan of a setting on a board."""
     plan = make_plan(
         image,
         board,
@@ -503,110 +549,133 @@ def plan_and_generate(
         head_rows,
         setting.speculate,
         setting.use or use_of(setting.levels),
+        draft,
     )
     plan["placement"] |= setting.expected
-    generate(plan, places.target / "gen", board)
-    write_json(places.plan, plan)
     return plan
 
 
-def check_image(places: Places) -> None:
-    """Whether model.sfm is sound and the one that the plan was made for."""
-    image, plan = Image(places.planned_image()), read_plan(places.plan)
-    if image.sha256.hex() != plan["model_sha"]:
-        raise MismatchError(
-            f"{places.plan} was made for another image than {image.path}; run make generate again"
-        )
-
-
-def build_board(board: Board, model: str, show: bool = True) -> Path:
-    """The firmware of a board, from what ``generate`` wrote."""
-    places = Places(model, board.id)
-    if not places.plan.is_file():
-        raise UsageError(f"nothing is generated for {model} on {board.id}; run make generate first")
-    return build_firmware(board, places.target / "gen", places.firmware, show)
-
-
-def flash_board(
+def plan_and_generate(
+    image: Image,
     board: Board,
-    model: str,
-    runner: str | None = None,
-    asked: dict[str, str] | None = None,
-    dry: bool = False,
-) -> list[list[str]]:
-    """Puts image and firmware on the board and verifies them; returns the commands of it."""
-    places = Places(model, board.id)
-    if not dry:
-        check_image(places)
-    image = places.image if dry else places.planned_image()
-    files = Files(places.firmware, image, places.plan)
-    return flash_files(board, files, places.flashed, runner, asked, dry)
-
-
-def session(model: str, board_id: str, port: str | None = None) -> Session:
-    """The device of a board under what was flashed on it: its process, or the one on ``port``."""
-    return Session(load_board(board_id), Places(model, board_id).flashed, model, port)
-
-
-def open_tokenizer(model: str) -> tuple[Words, tuple[int, ...]]:
-    """The tokenizer of a recipe's model, and the ids that end an answer."""
-    loaded = open_model(recipes.load_recipe(model))
-    if loaded.tokenizer is None:
-        raise UsageError(f"{model} has no tokenizer, so it cannot chat; give another MODEL")
-    return loaded.tokenizer, loaded.spec.eos_ids
-
-
-def validation_ids(model: str, positions: int) -> np.ndarray:
-    """Tokens of a fixed text, and random ones when the model has no tokenizer."""
-    loaded = open_model(recipes.load_recipe(model))
-    if loaded.tokenizer is None:
-        return np.random.default_rng(1).integers(0, loaded.spec.vocab, positions)
-    words = "Once upon a time, a small board read only the weights it needed. " * 40
-    return np.array(loaded.tokenizer.encode(words)[:positions])
-
-
-def bench_board(
-    model: str, board_id: str, port: str | None, tokens: int, repetitions: int
+    setting: Setting,
+    recipe: Recipe,
+    kv_len: int | None = None,
+    ram: int | None = None,
+    head_rows: int = 0,
+    model: Model | None = None,
+    draft: int | None = None,
 ) -> dict[str, Any]:
-    """bench.json and .csv: what the device does in a second, and what it reads."""
-    with session(model, board_id, port) as opened:
-        ids = [int(i) for i in validation_ids(model, 16)]
-        time_model = "clock" if port else str(opened.board.settings().get("time", "clock"))
-        result = bench(opened.device, ids, tokens, repetitions, time_model)
-        plan = opened.plan
-    result |= {"version": __version__, "method": plan["method"], "sparsity": plan["sparsity"]}
-    result |= {"head_rows": plan.get("head_rows", 0)}
-    result |= {"model_sha": plan["model_sha"], "seed": "greedy"}
-    folder = Places(model, board_id).target
-    write_json(folder / "bench.json", result)
-    write_csv(folder / "bench.csv", [result])
-    return result
+    """The C of a board, plan.json and, of ``model``, the tokenizer, as one folder."""
+    places = Places(recipe.name, board.id)
+    positions = positions_of(image.spec, recipe, board, kv_len)
+    board = with_curve(board)
+    plan = plan_of(image, board, setting, positions, ram, head_rows, draft)
+    words = model.tokenizer.kept() if model is not None and model.tokenizer is not None else ""
+    with alone(places.target):
+        generate(plan, places.generated, board, words)
+    return plan
 
 
-def measure_curve(board: Board, model: str) -> tuple[Path, dict[str, Any]]:
-    """flash_curve.json: what a read of the board's flash costs by its size."""
-    if "stream" not in board.raw or board.kind != "process":
-        raise UsageError(f"board {board.id} does not stream from a disk; host-flash does")
-    image = Places(model, board.id).image
-    if not image.is_file():
-        raise UsageError(f"{image} is missing; run make generate BOARD={board.id} first")
-    curve = flash_curve(image, int(board.raw["stream"]["ring_buffers"]))
-    write_json(curve_path(board), curve)
-    return curve_path(board), curve
+def package_of(
+    model: Model,
+    recipe: Recipe,
+    board: Board,
+    image: Image,
+    plan: dict[str, Any],
+    ecosystem: str,
+) -> Path:
+    """The generated C as a component, with the recipe's prompt in its example."""
+    words = model.tokenizer
+    asked = [{"role": "user", "content": recipe.prompt}]
+    tokens = [int(t) for t in words.chat(asked)] if words is not None else [1]
+    example = Example(recipe.prompt if words is not None else "", tokens)
+    folder = Places(recipe.name, board.id).target / "packages" / ecosystem
+    target = folder / package_name(plan["name"])
+    return write_package(plan, board, ecosystem, Path(image.path), target, example)
 
 
-def program_sizes(board: Board, model: str) -> dict[str, dict[str, int]]:
-    """Bytes by section of each part of the built program, and of all."""
-    build_board(board, model, show=False)
-    rows = footprint.sizes(board, Places(model, board.id).firmware)
-    total = {s: sum(r.get(s, 0) for r in rows.values()) for s in footprint.SECTIONS}
-    return {**rows, "total": total}
+def planned_fit(
+    model: Model,
+    recipe: Recipe,
+    board: Board,
+    setting: Setting,
+    kv_len: int | None = None,
+    ram: int | None = None,
+    head_rows: int = 0,
+) -> Fit:
+    """How the model would lie on a board under a setting, whether it fits or not."""
+    layout = board.raw.get("layout", "joint")
+    image = pack_model(model, recipe, layout, settings=[setting], screened=head_rows > 0)
+    board = with_curve(board)
+    positions = positions_of(model.spec, recipe, board, kv_len)
+
+    def plan_on(other: Board, memory: int | None) -> dict[str, Any]:
+        return plan_of(image, other, setting, positions, memory, head_rows)
+
+    try:
+        plan = plan_on(board, ram)
+    except (TooSmallError, UnsupportedError) as e:
+
+        def needs(count: int) -> dict[str, int]:
+            return working_memory(image, board, count, head_rows)
+
+        return fit_of(image, board, positions, needs(positions), str(e), needs)
+    return fit_of_plan(image, board, plan, plan_on, ram)
 
 
-def program_stack(board: Board, model: str) -> footprint.Stack:
-    """The deepest stack of the built program."""
-    build_board(board, model, show=False)
-    return footprint.stack(board, Places(model, board.id).firmware)
+def fit_of_plan(
+    image: Image,
+    board: Board,
+    plan: dict[str, Any],
+    again: Callable[[Board, int | None], dict[str, Any]],
+    ram: int | None = None,
+) -> Fit:
+    """The fit report of a plan. again: the same on another board within other RAM."""
+    fit = fit_of(image, board, plan["kv_len"], plan["memory"])
+    fit.token = token_figures(plan, board, last_bench(plan), plan_digest(plan).hex())
+    fit.step = step_worth(image, board, plan, again, ram)
+    return fit
+
+
+def last_bench(plan: dict[str, Any]) -> dict[str, Any] | None:
+    """The last bench.json of the plan's model and board; None when there is none."""
+    path = Places(plan["name"], plan["board"]).target / "bench.json"
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def facts_of(model: Model, recipe: Recipe) -> dict[str, Any]:
+    """What a model is, as plain data."""
+    s, words = model.spec, model.tokenizer
+    names = PROJECTIONS if s.gated else [n for n in PROJECTIONS if n != "gate"]
+    weights = s.n_layers * sum(math.prod(shape_of(s, n)) for n in names)
+    weights += s.vocab * s.dim * (1 if s.tied_head else 2)
+    made = sorted(p.parent.parent.parent.name for p in Places(recipe.name).plans())
+    return {
+        "model": recipe.name,
+        "title": recipe.title,
+        "licence": recipe.licence,
+        "family": s.family,
+        "weights": weights,
+        "layers": s.n_layers,
+        "dim": s.dim,
+        "ffn_dim": s.ffn_dim,
+        "heads": s.n_heads,
+        "kv_heads": s.n_kv_heads,
+        "vocabulary": s.vocab,
+        "context": s.context,
+        "activation": s.activation.value,
+        "formats": recipe.formats,
+        "tokenizer": words is not None,
+        "chat_template": bool(s.chat_template),
+        "source": recipe.source.kind,
+        "sha256": model.source.get("sha256", ""),
+        "generated_for": made,
+    }
 
 
 def perplexity_of(
@@ -635,6 +704,7 @@ def perplexity_of(
     asked = [setting_for(loaded, recipe, m, s, asvd=asvd) for m, s in wanted]
     image = pack_model(loaded, recipe, settings=asked, screened=rows_of_head > 0, asvd=asvd)
     host_engine(image, recipe, ids.shape[1], rows_of_head)
+    progress(0)  # the time left is that of the windows
     variants: list[tuple[str, float, np.ndarray]] = [("dense", 0.0, dense_thresholds(image))]
     variants += [(s.method, s.percent, s.thresholds) for s in asked]
     folder, done = Places(model).folder, 0
@@ -673,8 +743,8 @@ def export_gguf(model: str, out: Path, method: str, percent: float, order: bool)
         raise UsageError(f"{model} comes from {source.name}, not from a GGUF file")
     loaded = open_model(recipe)
     setting = setting_for(loaded, recipe, method, percent)
-    guess = setting.guess
-    predictor = recipe.predictors.get(guess.name) if guess and guess.rank else None
+    m = setting.predicting
+    predictor = recipe.predictors.get(m.name) if m and m.rank else None
     keys = SparseKeys(
         method,
         setting.percent,
@@ -693,5 +763,6 @@ def host_engine(
     folder = Places(recipe.name).folder
     positions, dense = kv_len or recipe.kv_len, dense_thresholds(image)
     plan = make_plan(image, load_board("host"), dense, positions, head_rows=head_rows)
-    generate(plan, folder / "gen")
-    return Engine(build_library(folder / "gen", folder / "libsparseflash.so"), image)
+    with alone(folder):
+        generate(plan, folder / "gen")
+        return Engine(build_library(folder / "gen", folder / "libsparseflash.so"), image)

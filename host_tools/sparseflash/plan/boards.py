@@ -5,7 +5,9 @@ from __future__ import annotations
 
 import platform
 import re
+from copy import deepcopy
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ import yaml
 
 from sparseflash.base.errors import InputError, UsageError
 from sparseflash.base.files import parse_yaml, root
+from sparseflash.plan.board_file import check, check_complete
 
 
 @dataclass(frozen=True)
@@ -116,23 +119,80 @@ def _yaml(path: Path) -> dict[str, Any]:
     return raw
 
 
+@cache
+def _cpus_file(path: Path) -> dict[str, Any]:
+    return _yaml(path)
+
+
+def _cpus(name: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """cpus.yaml, and a CPU of it. Raises InputError when there is no such CPU."""
+    path = root() / "firmware" / "port" / "cpus.yaml"
+    raw = _cpus_file(path)
+    if name not in raw["cpus"]:
+        raise InputError(f"{path} has no CPU {name!r}; it has {', '.join(raw['cpus'])}")
+    return raw, deepcopy(raw["cpus"][name])
+
+
+def bare_cpus() -> list[str]:
+    """CPUs whose boards have defaults, so that one file makes a board."""
+    cpus = _cpus_file(root() / "firmware" / "port" / "cpus.yaml")["cpus"]
+    return [name for name, cpu in cpus.items() if "board" in cpu]
+
+
+def uart_drivers() -> list[str]:
+    """What ``uart.driver`` of a board may be."""
+    found = (root() / "firmware" / "port" / "common").glob("uart_*.c")
+    return sorted(p.stem.removeprefix("uart_") for p in found)
+
+
 def load_cpu(name: str, own: dict[str, Any]) -> tuple[str, dict[str, list[str]], dict[str, Any]]:
     """Tier, tiers at run time and toolchain of a CPU; lists of ``own`` follow those of the CPU.
 
     Raises:
         InputError: no such CPU.
     """
-    path = root() / "firmware" / "port" / "cpus.yaml"
-    raw = _yaml(path)
-    if name not in raw["cpus"]:
-        raise InputError(f"{path} has no CPU {name!r}; it has {', '.join(raw['cpus'])}")
-    chain = dict(raw["cpus"][name])
+    raw, chain = _cpus(name)
+    chain.pop("board", None)
     tier = str(chain.pop("tier"))
     if tier == "native":
         tier = native_tier()
     for key, value in own.items():
         chain[key] = [*chain.get(key, []), *value] if isinstance(value, list) else value
     return tier, raw["run_time"].get(tier, {}), chain
+
+
+def _completed(raw: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """A board file with what its CPU gives a board that does not say otherwise.
+
+    Sources are then those of the CPU, the driver of the UART, and every file of the folder.
+    """
+    given = _cpus(str(raw["cpu"]))[1].get("board", {})
+    emulator, usual = given.get("emulator", {}), list(given.get("sources", []))
+    out = {k: v for k, v in given.items() if k != "emulator"} | raw
+    if usual and "sources" not in raw:
+        uart = raw.get("uart", {})
+        shared = [*usual, *raw.get("uses", [])]
+        if "driver" in uart:
+            if str(uart["driver"]) not in uart_drivers():
+                raise InputError(
+                    f"{folder / 'board.yaml'}: no UART driver {uart['driver']!r}; there are "
+                    f"{', '.join(uart_drivers())}"
+                )
+            shared.append(f"uart_{uart['driver']}.c")
+        own = sorted(p.name for p in folder.iterdir() if p.suffix in (".c", ".S"))
+        shared += [] if "init.c" in own else ["no_init.c"]
+        common = root() / "firmware" / "port" / "common"
+        out["sources"] = [*own, *(str(common / s) for s in shared)]
+    settings = raw.get("runners", {}).get("emulator") or {}
+    if "machine" in settings and emulator:
+        at = hex(int(raw["flash"]["base"]))
+        words = {"{machine}": str(settings["machine"]), "{image_address}": at}
+        command = list(emulator["command"])
+        for word, value in words.items():
+            command = [a.replace(word, value) for a in command]
+        filled = {**emulator, "command": command, **settings}
+        out["runners"] = raw["runners"] | {"emulator": filled}
+    return out
 
 
 def _memory(raw: dict[str, Any]) -> Memory:
@@ -155,9 +215,13 @@ def load_board(name: str) -> Board:
     folder = root() / "firmware" / "port" / name
     path = folder / "board.yaml"
     if not path.is_file():
-        raise UsageError(f"no board {name!r} under firmware/port; there are {board_ids()}")
+        known = ", ".join(board_ids())
+        raise UsageError(f"no board {name!r} under firmware/port; there are {known}")
     raw = _yaml(path)
+    check(path, raw)
     try:
+        raw = _completed(raw, folder)
+        check_complete(path, raw)
         memories = tuple(_memory(m) for m in raw.get("memories", []))
         tier, tiers, chain = load_cpu(str(raw["cpu"]), raw.get("toolchain", {}))
         data = [m.length for m in memories if "data" in m.holds]

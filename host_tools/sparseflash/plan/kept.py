@@ -8,18 +8,21 @@ from pathlib import Path
 from typing import Any
 
 from sparseflash.base.errors import InputError
+from sparseflash.base.files import parse_json
 
 
 def read_plan(path: Path) -> dict[str, Any]:
     """A plan.json. Raises InputError when it is damaged."""
     try:
-        plan = json.loads(path.read_text(encoding="utf-8"))
+        plan = parse_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as e:
-        raise InputError(f"{path}: no readable plan ({e}); run make generate flash again") from e
+        raise InputError(
+            f"{path}: no readable plan ({e}); run sparseflash generate and flash again"
+        ) from e
     if not isinstance(plan, dict) or not {"model_sha", "thresholds", "memory", "image"} <= set(
         plan
     ):
-        raise InputError(f"{path}: not a plan; run make generate flash again")
+        raise InputError(f"{path}: not a plan; run sparseflash generate and flash again")
     return plan
 
 

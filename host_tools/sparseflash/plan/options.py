@@ -19,24 +19,24 @@ from sparseflash.image.grids import column_bytes, row_bytes, table_bytes, tables
 from sparseflash.model.spec import ModelSpec
 from sparseflash.plan.reads import Reading
 from sparseflash.plan.solver import Units
-from sparseflash.sparsity.prices import GRID, KIND, KINDS, Curves, Guessed
+from sparseflash.sparsity.prices import GRID, KIND, KINDS, Curves, PredictorPrices
 from sparseflash.sparsity.registry import Levels
 from sparseflash.sparsity.sites import Use
 
 
 @dataclass(frozen=True)
 class FfnOption:
-    """``held``: what is pinned, of all, gate, up and guess. Indices of GRID for the input (x), act,
-    h, and a predictor's guess; at 0 nothing is dropped."""
+    """``held``: what is pinned, of all, gate, up and predictor. Indices of GRID for the input (x),
+    act, h, and what a predictor predicts; at 0 nothing is dropped."""
 
     held: frozenset[str]
     x: int = 0
     act: int = 0
     h: int = 0
-    guess: int = 0
+    prediction: int = 0
 
 
-def ffn_options(inputs: bool, guess: bool) -> Iterator[FfnOption]:
+def ffn_options(inputs: bool, prediction: bool) -> Iterator[FfnOption]:
     """All that an FFN may do; ``inputs``: columns of gate and up can be left out."""
     none: frozenset[str] = frozenset()
     levels = range(len(GRID))
@@ -50,14 +50,14 @@ def ffn_options(inputs: bool, guess: bool) -> Iterator[FfnOption]:
             yield FfnOption(frozenset({"gate"}), 0, a, s)
     for s in levels:
         yield FfnOption(frozenset({"gate", "up"}), h=s)
-    for g in levels[1:] if guess else ():
-        yield FfnOption(none, guess=g)
-        yield FfnOption(frozenset({"guess"}), guess=g)
+    for g in levels[1:] if prediction else ():
+        yield FfnOption(none, prediction=g)
+        yield FfnOption(frozenset({"predictor"}), prediction=g)
 
 
 def indices(options: list[FfnOption]) -> list[np.ndarray]:
-    """Of the input, act, h and guess, int (options,) each."""
-    return [np.array([getattr(o, n) for o in options]) for n in ("x", "act", "h", "guess")]
+    """Of the input, act, h and prediction, int (options,) each."""
+    return [np.array([getattr(o, n) for o in options]) for n in ("x", "act", "h", "prediction")]
 
 
 @dataclass
@@ -81,11 +81,11 @@ class Options:
         reading: Reading,
         curves: Curves,
         drift: dict[str, np.ndarray],
-        guessed: Guessed | None = None,
+        predicted: PredictorPrices | None = None,
     ) -> None:
         self.spec, self.formats = spec, formats
-        self.reading, self.curves, self.drift, self.guessed = reading, curves, drift, guessed
-        self.ffn = list(ffn_options(self.formats.ffn != "r8", guessed is not None))
+        self.reading, self.curves, self.drift, self.predicted = reading, curves, drift, predicted
+        self.ffn = list(ffn_options(self.formats.ffn != "r8", predicted is not None))
         self.units = {k: self._attention(k) for k in ("attn", "o")} | {"ffn": self._ffn()}
 
     def _columns(self, name: str, kept: np.ndarray) -> np.ndarray:
@@ -122,14 +122,14 @@ class Options:
         spec, c, reading = self.spec, self.curves, self.reading
         x, a, s, g = indices(self.ffn)
         held = {
-            n: np.array([n in o.held for o in self.ffn]) for n in ("all", "gate", "up", "guess")
+            n: np.array([n in o.held for o in self.ffn]) for n in ("all", "gate", "up", "predictor")
         }
         row, column = self._row("gate"), column_bytes(spec.dim, self.formats.ffn)
         rows, columns = spec.ffn_dim * row, spec.ffn_dim * column
         picked, predictor = np.ones((spec.n_layers, len(x))), 0.0
-        if self.guessed is not None:
-            picked = np.where(g > 0, self.guessed.kept[:, g], 1.0)
-            predictor = self.guessed.size
+        if self.predicted is not None:
+            picked = np.where(g > 0, self.predicted.kept[:, g], 1.0)
+            predictor = self.predicted.size
         by_input = {m: self._columns(m, c.kept["x"])[:, x] for m in ("gate", "up")}
         gate = np.where(x > 0, by_input["gate"], rows * reading.share(row, picked))
         up_rows = rows * reading.share(row, np.minimum(c.rows[:, a], picked))
@@ -141,20 +141,20 @@ class Options:
             gate * (free & ~held["gate"])
             + up * (free & ~held["up"])
             + down * free
-            + predictor * ((g > 0) & ~held["guess"])
+            + predictor * ((g > 0) & ~held["predictor"])
         )
         ram = (
             held["all"] * float(2 * rows + columns)
             + held["gate"] * float(rows)
             + held["up"] * float(rows)
-            + held["guess"] * predictor
+            + held["predictor"] * predictor
             + (x > 0) * float(self._tables("gate"))
             + ~self.up_by_rows * float(self._tables("up"))
         )
         cost = {"x": c.cost["x"][:, x], "ffn": c.cost["ffn"][:, a, s]}
         drift = self.drift["x"][:, x] + self.drift["ffn"][:, a, s]
-        if self.guessed is not None:
-            cost[KIND] = self.guessed.cost[:, g]
+        if self.predicted is not None:
+            cost[KIND] = self.predicted.cost[:, g]
         return Units(cost, drift, streamed, ram)
 
     def spell(self, pick: dict[str, np.ndarray]) -> Chosen:
@@ -167,11 +167,11 @@ class Options:
         levels |= {"act": grid[a], "h": grid[s], "proxy": grid[g]}
         up, columns = c.rows[at, a], c.columns[at, a, s]
         use: Use = {"down_scales": c.column_blocks[at, a, s]}
-        if self.guessed is not None:
-            kept = self.guessed.kept[at, g]
+        if self.predicted is not None:
+            kept = self.predicted.kept[at, g]
             use["gate"] = np.where(g > 0, kept, 1.0)
             up, columns = (np.where(g > 0, kept, v) for v in (up, columns))
-            use["down_scales"] = np.where(g > 0, self.guessed.blocks[at, g], use["down_scales"])
+            use["down_scales"] = np.where(g > 0, self.predicted.blocks[at, g], use["down_scales"])
         use |= {"up": up, "down": columns}
         use |= {"xg": c.kept["x"][at, x], "xu": c.kept["x"][at, x]}
         use |= {f"{m}_scales": c.blocks["x"][at, x] for m in ("gate", "up")}

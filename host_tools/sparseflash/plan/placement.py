@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 
-from sparseflash.base.errors import TooSmallError
 from sparseflash.image.formats import FACTORED
 from sparseflash.image.formats import INPUTS as INPUT_SITES
 from sparseflash.image.sfm import Image
@@ -23,6 +22,8 @@ from sparseflash.plan.reads import Reading
 from sparseflash.sparsity.sites import Use
 
 PIN_ALIGN = 64
+BY_TOKEN = ("embed", "positions")
+"""Parts of which a token reads one row."""
 
 
 @dataclass(frozen=True)
@@ -61,13 +62,16 @@ def kinds_of(image: Image) -> tuple[str, ...]:
     there = {w.role for w in image.weights.values()}
     factored = any(f"{m}_b" in there for m in FACTORED)
     rows = {w.role for w in image.weights.values() if not w.columns}
-    ahead = image.formats.ahead
-    guess: list[str] = [k for k in ("guess_b", "guess_gate", "guess_up") if k in there]
-    out: list[str] = [*(guess if ahead else [])]
+    ahead = image.ahead
+    predictor = [k for k in ("predictor_b", "predictor_gate", "predictor_up") if k in there]
+    out: list[str] = [*(predictor if ahead else [])]
     out += ["qkv"] * ("q" in rows and not factored)
     for m in FACTORED:
-        if m == "gate" and not ahead:
-            out += guess
+        if m == "gate":
+            out += ["router"] * ("router" in there)
+            out += [] if ahead else predictor
+            if "gate" not in there:
+                continue
         together = m in ("q", "k", "v") and not factored
         columns = any(w.role == m and w.columns for w in image.weights.values())
         out += [f"{m}_b"] * factored + [m] * (not together or columns)
@@ -139,7 +143,8 @@ def parts_of(image: Image, use: Use | None = None, head_rows: int = 0) -> list[P
                 out.append(Part(kind, i, 0, 0, 0, 0, is_ffn(role), grid=grid))
             else:
                 count = sum(image.weight(m, i).count for m in "qkv") if kind == "qkv" else 0
-                usual = s.active_share if kind in ("up", "down") else 1.0
+                neurons = ("gate", "up", "down") if s.experts else ("up", "down")
+                usual = s.active_share if kind in neurons else 1.0
                 out.append(_part(w, kind, i, use, count, usual))
     head = image.weight("embed" if s.tied_head else "head")
     if head_rows:
@@ -147,33 +152,26 @@ def parts_of(image: Image, use: Use | None = None, head_rows: int = 0) -> list[P
     share = head_rows / s.vocab if head_rows else 1.0
     out.append(replace(_part(head, "head", s.n_layers, {}), use=share))
     embed = _part(image.weight("embed"), "embed", s.n_layers, {})
-    return [*out, replace(embed, use=1 / s.vocab)]
+    out.append(replace(embed, use=1 / s.vocab))
+    if image.has("positions"):
+        one = _part(image.weight("positions"), "positions", s.n_layers, {})
+        out.append(replace(one, use=1 / s.context))
+    return out
 
 
 def _padded(size: int) -> int:
     return -(-size // PIN_ALIGN) * PIN_ALIGN
 
 
-def place(
-    parts: list[Part], budget: int, tied: bool, ram: int, board: str, reading: Reading
-) -> list[Part]:
-    """Pins rows into ``budget`` bytes of RAM; the others are streamed as ``reading`` says.
-
-    Raises:
-        TooSmallError: working memory leaves nothing.
-    """
+def place(parts: list[Part], budget: int, tied: bool, reading: Reading) -> list[Part]:
+    """Pins rows into ``budget`` bytes of RAM; the others are streamed as ``reading`` says."""
     parts = [
         replace(p, fetched=float(reading.share(p.bytes, p.use))) if p.rows else p for p in parts
     ]
     groups = [
         [p for p in parts if p.rows and p.kind.endswith("_scales")],
-        [p for p in parts if p.rows and not p.kind.endswith("_scales") and p.kind != "embed"],
+        [p for p in parts if p.rows and not p.kind.endswith("_scales") and p.kind not in BY_TOKEN],
     ]
-    if budget < 0:
-        raise TooSmallError(
-            f"board {board}: of {ram:,} bytes of RAM none are left for weights, working memory "
-            f"alone takes {ram - budget:,}; the least that works is --ram {ram - budget}"
-        )
     need = sum(_padded(p.size) for p in groups[0])
     # Scales are all or nothing: those that are not pinned are read block by block.
     scales = groups[0] if need <= budget else []
@@ -208,7 +206,7 @@ def summary(parts: list[Part]) -> dict[str, Any]:
     """By kind and in total: bytes pinned, bytes streamed, and those a token reads for them."""
     kinds: dict[str, dict[str, float]] = {}
     for p in parts:
-        if p.kind == "embed":
+        if p.kind in BY_TOKEN:
             continue
         k = kinds.setdefault(p.kind, {"pinned": 0, "streamed": 0, "read": 0.0})
         k["pinned"] += p.pinned * p.bytes

@@ -77,9 +77,9 @@ def propose(
 
     found = []
     least = np.inf
-    for guess in (None, *prices.guesses):
-        options = Options(spec, formats, reading, prices.curves, prices.drift.sure(), guess)
-        fits = prices.rises if guess is None else prices.rises | {KIND: guess.rise}
+    for prediction in (None, *prices.predictions):
+        options = Options(spec, formats, reading, prices.curves, prices.drift.sure(), prediction)
+        fits = prices.rises if prediction is None else prices.rises | {KIND: prediction.rise}
         problem = Problem(options.units, fits, budget, goal - head_streams)
         try:
             found.append((solve(problem), options, problem))
@@ -96,8 +96,8 @@ def propose(
     best, options, problem = min(found, key=lambda f: f[0].rise)
     chosen = options.spell(best.pick)
     predictor = None
-    if options.guessed is not None and "proxy" in chosen.levels:
-        predictor = options.guessed.method
+    if options.predicted is not None and "proxy" in chosen.levels:
+        predictor = options.predicted.method
     expected = {"ratio_predicted": float(np.exp(best.rise)), "layers": float(spec.n_layers)}
     if more_ram:
         more = solve(replace(problem, budget=problem.budget + 1e6))
@@ -140,12 +140,17 @@ def choose(
         return None, "0 % is asked for, so nothing is dropped"
     if not total["streamed"]:
         return None, "all weights stay in RAM, so dropping gains nothing and auto stays dense"
+    if spec.experts:
+        return None, (
+            f"the router of {dense['name']} chooses {spec.experts_used} of {spec.experts} experts "
+            "a token, and auto drops nothing more"
+        )
     if prices is None and (spec.own_thresholds or spec.active_share < 1):
         return None, f"{dense['name']} was trained to leave weights unread, and auto drops no more"
     if prices is None:
         return None, (
             f"what drops of {dense['name']} cost is not measured, so auto stays dense; "
-            f"sparseflash prices --model {dense['name']} measures it, METHOD=h drops without it"
+            f"sparseflash prices --model {dense['name']} measures it, --method h drops without it"
         )
     for tried in AUTO_PERCENTS if percent is None else (percent,):
         try:
@@ -169,5 +174,5 @@ def _summary(chosen: Chosen) -> dict[str, float]:
     """Numbers of layers by what stays whole in them, and of those where a predictor picks."""
     out = {f"whole_{k}": float(v.sum()) for k, v in chosen.whole.items()}
     if "proxy" in chosen.levels:
-        out["guessed"] = float((chosen.levels["proxy"] > 0).sum())
+        out["predicted"] = float((chosen.levels["proxy"] > 0).sum())
     return out

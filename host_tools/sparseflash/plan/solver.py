@@ -34,7 +34,7 @@ class Units:
     """Options of a kind of unit, (layers, options) each; the first is pinned and dense."""
 
     cost: dict[str, np.ndarray]
-    """Predicted nats by kind of ``marginal``, or of a guess."""
+    """Predicted nats by kind of ``marginal``, or of a prediction."""
     drift: np.ndarray
     streamed: np.ndarray
     """Bytes read a token."""

@@ -26,9 +26,11 @@ import torch
 from torch import Tensor
 
 from sparseflash.base.errors import UsageError
+from sparseflash.base.progress import each
+from sparseflash.image.bfp import GROUP
 from sparseflash.image.factors import Factors, factor_bytes
 from sparseflash.image.formats import FACTORED, shape_of
-from sparseflash.image.grids import GROUP, Blocks, pack_rows, quantize, row_bytes
+from sparseflash.image.grids import Blocks, pack_rows, quantize, row_bytes
 from sparseflash.sparsity.gradients import OUTPUTS, SEED, walk
 from sparseflash.sparsity.predict.lowrank import PREDICTOR_TOKENS, moments, whitened_factors
 from sparseflash.sparsity.study import Study
@@ -85,8 +87,8 @@ def decompose(study: Study) -> list[dict[str, Cuts]]:
     ids, inputs = _windows(study, PREDICTOR_TOKENS), ("attn_in", "heads", "ffn_in")
     _, second = moments(study.runner, ids, inputs)
     out = []
-    for i, layer in enumerate(study.runner.layers):
-        study.progress(f"singular values, layer {i}")
+    study.progress("singular values")
+    for i, layer in enumerate(each("singular values of layers", study.runner.layers)):
         one = {}
         for name in FACTORED:
             w, moment = getattr(layer, f"{name}_proj"), second[i][INPUT_OF.get(name, "attn_in")]
@@ -107,8 +109,8 @@ def prices(study: Study, full: list[dict[str, Cuts]]) -> list[dict[str, list[flo
             rows[i, name] = torch.from_numpy(b.float32()), torch.from_numpy(a.float32())
     cost = {k: np.zeros(len(b) // GROUP) for k, (b, _) in rows.items()}
     ids, draw = _windows(study, TOKENS), torch.Generator().manual_seed(SEED)
-    for row in ids:
-        study.progress("prices of ranks")
+    study.progress("prices of ranks")
+    for row in each("prices of ranks in windows", ids):
         for branch in walk(runner, row, draw, OUTPUTS):
             for name, grad in branch.grad.items():
                 if (branch.layer, name) not in rows:

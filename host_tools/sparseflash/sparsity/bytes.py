@@ -1,4 +1,4 @@
-"""Weight bytes a token reads, from how much of each matrix lives: the one model of it.
+"""Weight bytes a token reads, from how much of each matrix is active: the one model of it.
 
 A matrix is read by rows, or, in layers where its input is masked, by columns: a column holds the
 integers, and the scales of each group of 32 columns are one table with an entry for each output,
@@ -14,13 +14,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from sparseflash.image.bfp import GROUP
 from sparseflash.image.formats import Formats, shape_of
-from sparseflash.image.grids import GROUP, column_bytes, row_bytes, table_bytes
-from sparseflash.model.spec import ModelSpec
-from sparseflash.sparsity.masks import Reads
+from sparseflash.image.grids import column_bytes, row_bytes, table_bytes
+from sparseflash.image.needs import Needs
+from sparseflash.model.spec import ModelSpec, Position
+from sparseflash.sparsity.reads import Reads
 
 INPUT_SITES = {"qkv": ("q", "k", "v"), "o": ("o",), "gate": ("xg",), "up": ("xu",)}
-"""Sites of the inputs of what an image stores by columns (``sfm.MATRICES``)."""
+"""Sites of the inputs of what an image stores by columns (``formats.MATRICES``)."""
 
 
 @dataclass
@@ -60,7 +62,7 @@ class Bytes:
 
 
 def columns_of(levels: dict[str, np.ndarray]) -> tuple[str, ...]:
-    """``Formats.columns`` for levels (layers,) by site: what loses inputs is stored by columns."""
+    """``Needs.columns`` for levels (layers,) by site: what loses inputs is stored by columns."""
     groups = {m: [s for s in sites if s in levels] for m, sites in INPUT_SITES.items()}
     n = max((len(v) for v in levels.values()), default=0)
     lines = [
@@ -71,9 +73,9 @@ def columns_of(levels: dict[str, np.ndarray]) -> tuple[str, ...]:
 
 
 def bytes_a_token(
-    spec: ModelSpec, formats: Formats, reads: Reads, extra: Extra | None = None
+    spec: ModelSpec, formats: Formats, needs: Needs, reads: Reads, extra: Extra | None = None
 ) -> Bytes:
-    """Bytes of a token from an image of these formats, from sums over ``reads.tokens`` tokens."""
+    """Bytes of a token from an image stored so, from sums over ``reads.tokens`` tokens."""
     extra = extra or Extra()
     n = max(reads.tokens, 1)
     zero = np.zeros(spec.n_layers)
@@ -84,10 +86,10 @@ def bytes_a_token(
         fmt = formats.grid_of(name)
         read = zero + outputs if read is None else read
         rows = read * row_bytes(inputs, fmt)
-        for i in range(spec.n_layers if formats.ranks else 0):
-            if rank := formats.rank_of(i, name):
+        for i in range(spec.n_layers):
+            if rank := needs.rank_of(i, name):
                 rows[i] = rank * row_bytes(inputs, fmt) + read[i] * row_bytes(rank, fmt)
-        by = np.array([formats.by_columns(i, matrix) for i in range(spec.n_layers)])
+        by = np.array([needs.by_columns(i, matrix) for i in range(spec.n_layers)])
         kept = reads.kept.get(site, zero + n * inputs) / n * column_bytes(outputs, fmt)
         blocks = reads.blocks.get(site, zero + n * (-(-inputs // GROUP)))
         return np.where(by, kept + blocks / n * table_bytes(outputs, fmt), rows)
@@ -95,16 +97,18 @@ def bytes_a_token(
     attention = zero
     for name in "qkvo":
         attention = attention + stored(name, "o" if name == "o" else "qkv", name)
-    gate = stored("gate", "gate", "xg", reads.gate_rows / n)
+    gate = stored("gate", "gate", "xg", reads.gate_rows / n) if spec.gated else zero
+    router = spec.experts * row_bytes(spec.dim, formats.embed)
     up = stored("up", "up", "xu", reads.up_rows / n)
     fmt = formats.ffn
     down = reads.columns / n * column_bytes(spec.dim, fmt)
     blocks = zero + 1 if fmt == "r8" else reads.column_blocks / n
     down = down + blocks * table_bytes(spec.dim, fmt)
-    if formats.down == "rows":
+    if needs.down == "rows":
         down = zero + spec.dim * row_bytes(spec.ffn_dim, fmt)
-    layers = attention + gate + up + down + extra.proxy + extra.metadata
-    embed = row_bytes(spec.dim, formats.embed)
+    layers = attention + gate + up + down + router + extra.proxy + extra.metadata
+    row = row_bytes(spec.dim, formats.embed)
+    embed = row * (2 if spec.position is Position.LEARNED else 1)
     return Bytes(
         attention=float(attention.sum()),
         gate=float(gate.sum()),
@@ -112,7 +116,7 @@ def bytes_a_token(
         down=float(down.sum()),
         proxy=extra.proxy * spec.n_layers,
         metadata=extra.metadata * spec.n_layers,
-        head=float(spec.vocab * embed),
+        head=float(spec.vocab * row),
         embed=float(embed),
         by_layer=np.asarray(layers),
     )

@@ -36,7 +36,8 @@ import numpy as np
 
 from sparseflash import __version__
 from sparseflash.base.errors import InputError, UsageError
-from sparseflash.base.files import file_sha256, write_bytes, write_json
+from sparseflash.base.files import file_sha256, parse_json, write_bytes, write_json
+from sparseflash.base.progress import each
 from sparseflash.model.recipes import text, text_path
 from sparseflash.model.spec import Activation, Model
 
@@ -46,7 +47,7 @@ if TYPE_CHECKING:
     from sparseflash.model.torch_model import TorchModel
 
 SITES = ("gate", "act", "up", "h", "down")
-"""In the order of ``reference.THRESHOLDS``, whose last, guess, is not a site of the dense model."""
+"""In the order of ``reference.THRESHOLDS``, whose predictor is no site of the dense model."""
 DEFAULT_TEXTS = ("wiki", "c4", "tiny")
 DEFAULT_TOKENS = 16384
 DEFAULT_WINDOW = 512
@@ -182,8 +183,9 @@ class Calibration:
                 info = zipfile.ZipInfo(f"{name}.npy", (1980, 1, 1, 0, 0, 0))
                 info.compress_type = zipfile.ZIP_DEFLATED
                 z.writestr(info, item.getvalue())
-        write_bytes(path, data.getvalue())
+        # The .npz last: where it is, nothing is measured again.
         write_json(path.with_suffix(".json"), self.readable())
+        write_bytes(path, data.getvalue())
 
     @classmethod
     def load(cls, path: Path) -> Calibration:
@@ -197,7 +199,7 @@ class Calibration:
         try:
             with np.load(path, allow_pickle=False) as z:
                 counts, chunks = z["counts"], z["chunks"]
-                meta = json.loads(z["meta"].tobytes())
+                meta = parse_json(z["meta"].tobytes())
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as e:
             raise InputError(f"{path} is damaged; run `sparseflash calibrate` again") from e
         shape_ok = counts.ndim == 3 and counts.shape[1:] == (len(SITES), BINS)
@@ -347,7 +349,6 @@ def calibrate(
     texts: Mapping[str, str] | Sequence[str] = (),
     seed: int = 1,
     batch: int = 1,
-    progress: bool = True,
     runner: TorchModel | None = None,
 ) -> Calibration:
     """Runs the dense float model over the tokens and counts the magnitudes at the sites.
@@ -360,12 +361,9 @@ def calibrate(
             names of ``models/texts.yaml`` whose files are hashed here.
         seed: the one the windows were drawn with, kept for the record.
         batch: windows in one forward pass.
-        progress: show a bar on the standard error.
         runner: the model in torch, when the caller has it already.
     """
     import torch
-    from rich.console import Console
-    from rich.progress import Progress
 
     from sparseflash.model.torch_model import Hooks, TorchModel
 
@@ -413,15 +411,9 @@ def calibrate(
             return o
 
     runner, hooks = runner or TorchModel(model), Count()
-    with (
-        torch.no_grad(),
-        Progress(console=Console(stderr=True), transient=True, disable=not progress) as bar,
-    ):
-        task = bar.add_task("calibrating", total=len(ids))
-        for start in range(0, len(ids), batch):
-            part = ids[start : start + batch]
-            runner.hidden(torch.from_numpy(part), hooks)
-            bar.advance(task, len(part))
+    with torch.no_grad():
+        for start in each("calibrating on windows", range(0, len(ids), batch)):
+            runner.hidden(torch.from_numpy(ids[start : start + batch]), hooks)
     meta = {
         "model": model.name,
         "model_sha256": model.source.get("sha256", ""),

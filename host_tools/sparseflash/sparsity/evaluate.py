@@ -11,8 +11,10 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from sparseflash.base.progress import each
 from sparseflash.model.torch_model import Hooks, TorchModel
-from sparseflash.sparsity.masks import LayerRules, Masked, Reads
+from sparseflash.sparsity.masks import LayerRules, Masked
+from sparseflash.sparsity.reads import Reads
 
 
 @dataclass
@@ -65,7 +67,7 @@ def losses(
 ) -> Losses:
     """Losses of the next token over windows, integer (n, tokens)."""
     sums = np.zeros(len(windows))
-    for i, window in enumerate(windows):
+    for i, window in enumerate(each("evaluating windows", windows)):
         ids = torch.from_numpy(np.asarray(window, np.int64))[None]
         hidden = runner.hidden(ids, hooks)[0, :-1]
         target = ids[0, 1:].to(hidden.device)

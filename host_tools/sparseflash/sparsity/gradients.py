@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sparseflash.base.progress import each
 from sparseflash.model.spec import ModelSpec
 from sparseflash.model.torch_model import Hooks, TorchModel, activate
 from sparseflash.sparsity.windows import spread
@@ -126,8 +127,8 @@ def fisher_weights(
     }
     draw = torch.Generator(runner.device).manual_seed(SEED)
     ids = spread(calibration_ids, -(-FISHER_TOKENS // calibration_ids.shape[1]))
-    for row in ids:
-        progress("gradients")
+    progress("gradients")
+    for row in each("gradients of windows", ids):
         for b in walk(runner, row, draw):
             grads = dict(b.grad)
             if b.kind == "ffn":

@@ -28,6 +28,7 @@ def levels_of(study: Study, m: Method | str, level: float) -> Levels:
         raise UsageError(f"level {level:g} is not in 0 to 1; 50 % is written 0.5")
     if level == 0.0:
         return {}
+    m.check(study.model.spec, study.model.name)
     way = getattr(import_module(f"sparseflash.sparsity.budgets.{m.budget}"), m.budget)
     found: Levels = way(study, m, level)
     return found

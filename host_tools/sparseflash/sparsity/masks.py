@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sparseflash.image.grids import GROUP
-from sparseflash.model.spec import Activation
+from sparseflash.image.bfp import GROUP
 from sparseflash.model.torch_model import Hooks, TorchModel, activate
+from sparseflash.sparsity.reads import Reads
 from sparseflash.sparsity.sites import MATRIX_SITES
 
 
@@ -42,22 +42,34 @@ class Rule:
         return score >= limit
 
 
-def guess_of(kind: Activation, x: Tensor, gate: Tensor, up: Tensor | None) -> Tensor:
-    """Guess of h (..., ffn) by copies (ffn, dim); without ``up``, how many signs of x agree."""
-    y = x.to(gate.dtype)
+def prediction_of(
+    runner: TorchModel, layer: int, x: Tensor, gate: Tensor | None, up: Tensor | None
+) -> Tensor:
+    """h (..., ffn) of a layer as copies (ffn, dim) of its gate and up predict it.
+
+    An FFN without a gate has no copy of it. Without ``up``, how many signs of x agree with gate's.
+    """
     if up is None:
-        signs = torch.where(y < 0, -1.0, 1.0).to(gate.dtype)
+        assert gate is not None
+        signs = torch.where(x < 0, -1.0, 1.0).to(gate.dtype)
         return ((signs @ gate.T).float() + x.shape[-1]) / 2
-    return activate(kind, (y @ gate.T).float()) * (y @ up.T).float()
+
+    def values(copy: Tensor, bias: Tensor | None) -> Tensor:
+        y = (x.to(copy.dtype) @ copy.T).float()
+        return y if bias is None else y + bias.float()
+
+    w, kind = runner.layers[layer], runner.spec.activation
+    u = values(up, w.up_bias)
+    return activate(kind, u) if gate is None else activate(kind, values(gate, w.gate_bias)) * u
 
 
 @dataclass
 class ProxyRule:
     """Neurons chosen by a cheap copy of gate and up before the exact rows are read."""
 
-    gate: Tensor
+    gate: Tensor | None
     up: Tensor | None
-    """Dequantised proxies (ffn, dim); signs of gate without up."""
+    """Dequantised proxies (ffn, dim), gate's where there is one; signs without up."""
     rule: Rule
     """On the proxy of h."""
     ahead: bool = False
@@ -70,63 +82,6 @@ class LayerRules:
 
     sites: dict[str, Rule] = field(default_factory=dict)
     proxy: ProxyRule | None = None
-
-
-@dataclass
-class Reads:
-    """Sums over tokens of what is read, each (layers,); divided by ``tokens`` for a token.
-
-    ``kept`` and ``blocks`` by input site: columns read, and groups of 32 columns with at least
-    one of them. ``gate_rows``, ``up_rows``, ``columns`` count neurons; ``column_blocks`` groups of
-    32 neurons with at least one live column.
-    """
-
-    tokens: int
-    kept: dict[str, np.ndarray]
-    blocks: dict[str, np.ndarray]
-    gate_rows: np.ndarray
-    up_rows: np.ndarray
-    columns: np.ndarray
-    column_blocks: np.ndarray
-
-    @classmethod
-    def empty(cls, layers: int) -> Reads:
-        def zero() -> np.ndarray:
-            return np.zeros(layers)
-
-        return cls(0, {}, {}, zero(), zero(), zero(), zero())
-
-    @classmethod
-    def dense(cls, layers: int, ffn: int) -> Reads:
-        """One token of the dense model."""
-        full = np.full(layers, float(ffn))
-        return cls(1, {}, {}, full, full.copy(), full.copy(), np.full(layers, float(-(-ffn // 32))))
-
-    def plain(self) -> dict[str, object]:
-        """As JSON."""
-        out: dict[str, object] = {"tokens": self.tokens}
-        for name in ("kept", "blocks"):
-            out[name] = {k: v.tolist() for k, v in getattr(self, name).items()}
-        for name in ("gate_rows", "up_rows", "columns", "column_blocks"):
-            out[name] = getattr(self, name).tolist()
-        return out
-
-    @classmethod
-    def of_plain(cls, d: dict[str, object]) -> Reads:
-        def table(name: str) -> dict[str, np.ndarray]:
-            value = d[name]
-            assert isinstance(value, dict)
-            return {k: np.array(v) for k, v in value.items()}
-
-        return cls(
-            int(str(d["tokens"])),
-            table("kept"),
-            table("blocks"),
-            np.array(d["gate_rows"]),
-            np.array(d["up_rows"]),
-            np.array(d["columns"]),
-            np.array(d["column_blocks"]),
-        )
 
 
 def live_blocks(mask: Tensor) -> int:
@@ -174,11 +129,14 @@ class Masked(Hooks):
         return x
 
     def matrix_in(self, layer: int, matrix: str, x: Tensor) -> Tensor:
-        site = MATRIX_SITES.get(matrix)
-        if site not in self._inputs:
+        site, own = MATRIX_SITES.get(matrix), self.runner.layers[layer].thresholds
+        trained = own is not None and matrix == "gate"
+        if site is None or not (trained or site in self._inputs):
             return x
         rule = self.rules[layer].sites.get(site)
         mask = None if rule is None else rule.mask(x)
+        if own is not None and trained:
+            mask = _both(mask, x.abs() >= own[0])
         self._count_input(layer, site, x, mask)
         return x if mask is None else x * mask
 
@@ -189,13 +147,16 @@ class Masked(Hooks):
         if rules.proxy is not None:
             assert self._x is not None
             p = rules.proxy
-            chosen = p.rule.mask(guess_of(spec.activation, self._x, p.gate, p.up))
+            chosen = p.rule.mask(prediction_of(self.runner, layer, self._x, p.gate, p.up))
         rows = chosen
         if "gate" in rules.sites:
             rows = _both(rows, rules.sites["gate"].mask(gate))
         if "act" in rules.sites:
             rows = _both(rows, rules.sites["act"].mask(activate(spec.activation, gate)))
-        alive = rows
+        trained = self.runner.trained_mask(layer, gate, h)
+        if trained is not None:
+            rows = _both(rows, trained[0])
+        alive = rows if trained is None else _both(rows, trained[1])
         if "up" in rules.sites:
             alive = _both(alive, rules.sites["up"].mask(up))
         if "h" in rules.sites:

@@ -16,7 +16,8 @@ import numpy as np
 
 from sparseflash.base.errors import InputError
 from sparseflash.base.files import write_arrays
-from sparseflash.image.grids import GROUP
+from sparseflash.base.progress import each
+from sparseflash.image.bfp import GROUP
 from sparseflash.model.spec import Model
 from sparseflash.sparsity.calibrate import Calibration, activation
 
@@ -94,24 +95,25 @@ def measure_order(model: Model, ids: np.ndarray, calibration: Calibration) -> np
     from sparseflash.model.torch_model import Hooks, TorchModel
 
     spec = model.spec
-    limits = [calibration.threshold(i, SITE, SHARE) for i in range(spec.n_layers)]
+    limits = [
+        calibration.threshold(i, SITE if spec.gated else "h", SHARE) for i in range(spec.n_layers)
+    ]
     total = np.zeros((spec.n_layers, -(-spec.ffn_dim // GROUP), GROUP, GROUP), np.float32)
 
     class Count(Hooks):
         """Adds what passes and changes nothing."""
 
         def ffn(
-            self, layer: int, gate: torch.Tensor | None, up: torch.Tensor, h: torch.Tensor
+            self, layer: int, gate: torch.Tensor, up: torch.Tensor, h: torch.Tensor
         ) -> torch.Tensor:
-            assert gate is not None  # the device has gated models only
-            act = activation(spec.activation, gate.detach())
+            act = activation(spec.activation, gate.detach()) if spec.gated else h
             active = act.abs().reshape(-1, spec.ffn_dim) >= limits[layer]
             total[layer] += apart(active.numpy())
             return h
 
     runner, count = TorchModel(model), Count()
     with torch.no_grad():
-        for row in ids[:: max(1, ids.size // TOKENS)]:
+        for row in each("co-activation in windows", ids[:: max(1, ids.size // TOKENS)]):
             runner.hidden(torch.from_numpy(row[None]), count)
     return np.stack([order_of(layer, spec.ffn_dim) for layer in total])
 

@@ -1,6 +1,6 @@
 """What drops cost: plain tables of losses and reads by kind of choice, layer and level.
 
-``budgets.marginal`` and ``predict.guessed`` measure them; budget and planner choose by them.
+``budgets.marginal`` and ``predict.priced`` measure them; budget and planner choose by them.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ BROKEN = (zipfile.BadZipFile, zlib.error)
 GRID = (0.0, 0.1, 0.2, 0.25, 0.3, 0.35, 0.4, 0.45, 0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9)
 KINDS = {"attn": ("q", "k", "v"), "o": ("o",), "x": ("xg", "xu"), "ffn": ("act", "h")}
 """Kinds of choice and the sites that each sets."""
-KIND = "guess"
+KIND = "prediction"
 """Of choice, beside ``marginal.KINDS``."""
 
 
@@ -126,7 +126,7 @@ def fit_rises(points: dict[str, list[list[float]]]) -> Rises:
 
 
 @dataclass
-class Guessed:
+class PredictorPrices:
     """A predictor's prices: nats and shares of reads a token, (layers, G) each."""
 
     method: Method
@@ -150,7 +150,7 @@ class Prices:
     rises: Rises
     thresholds: dict[str, np.ndarray]
     """Of each site, float32 (layers, G)."""
-    guesses: list[Guessed] = field(default_factory=list)
+    predictions: list[PredictorPrices] = field(default_factory=list)
     """Of the predictors that the recipe names; they are not kept in a file."""
 
     def threshold(self, site: str, levels: np.ndarray) -> np.ndarray:
@@ -208,4 +208,6 @@ class Prices:
                 curves, drift = Curves(**found["curves"]), Drift(**found["drift"])
                 return cls(curves, drift, rises, thresholds)
         except (OSError, ValueError, KeyError, TypeError, EOFError, *BROKEN) as e:
-            raise InputError(f"{path} is damaged ({e}); make prices measures it again") from e
+            raise InputError(
+                f"{path} is damaged ({e}); sparseflash prices measures it again"
+            ) from e

@@ -46,13 +46,40 @@ class Method:
     """The generated C applies it: thresholds of each layer (``reference.THRESHOLDS``)."""
 
     @property
-    def guess(self) -> bool:
+    def norms(self) -> tuple[str, ...]:
+        """Sites whose scores the norms of columns weigh: ``Needs.norms``."""
+        return self.sites if self.score == "norm" else ()
+
+    @property
+    def predicts(self) -> bool:
         """Neurons are chosen before they are read."""
         return self.proxy > 0 or self.rank > 0 or self.signs
 
     def suits(self, spec: ModelSpec) -> bool:
         """Whether the model has what the method looks at."""
-        return not self.signs or spec.activation is Activation.RELU
+        return not self.lacks(spec)
+
+    def lacks(self, spec: ModelSpec) -> str:
+        """What the method looks at and the model does not have; empty where it suits."""
+        if self.signs and spec.activation is not Activation.RELU:
+            return (
+                f"it is for ReLU gates and this one has {spec.activation.value}; take a prox, svd "
+                "or lowrank method"
+            )
+        ffn = {*self.sites} - {"q", "k", "v", "o"}
+        if spec.experts and (ffn or self.predicts):
+            return (
+                "its router already chooses which experts are read, and dropping inside an expert "
+                "is not measured; take dense or teal-attn"
+            )
+        if not spec.gated and ({"gate", "act", "up", "xg"} & ffn or self.budget == "marginal"):
+            return "its FFN has no gate; take h, teal-attn, or a prox, svd, lowrank or signs method"
+        return ""
+
+    def check(self, spec: ModelSpec, model: str) -> None:
+        """Raises UsageError where the model does not have what the method looks at."""
+        if reason := self.lacks(spec):
+            raise UsageError(f"method {self.name} does not suit {model}: {reason}")
 
 
 _TEAL = ("q", "k", "v", "o", "xg", "xu", "h")
@@ -74,7 +101,14 @@ _LIST = (
     ),
     Method("cats", "act(gate)", ("act",), source="arXiv 2404.08763", device=True),
     Method("h", "act(gate)*up", ("h",), device=True),
-    Method("h-norm", "h times its column's norm", ("h",), score="norm", source="arXiv 2411.02335"),
+    Method(
+        "h-norm",
+        "h times its column's norm",
+        ("h",),
+        score="norm",
+        source="arXiv 2411.02335",
+        device=True,
+    ),
     Method("teal-x", "FFN inputs", ("xg", "xu"), source="arXiv 2408.14690", device=True),
     Method(
         "teal-attn",
@@ -99,6 +133,7 @@ _LIST = (
         score="norm",
         select="top-k",
         source="arXiv 2505.19427",
+        device=True,
     ),
     Method(
         "acttail",
@@ -107,6 +142,7 @@ _LIST = (
         select="top-k",
         budget="tail",
         source="arXiv 2603.12272",
+        device=True,
     ),
     Method(
         "cett",
@@ -115,6 +151,7 @@ _LIST = (
         score="norm",
         budget="cett",
         source="arXiv 2411.02335",
+        device=True,
     ),
     Method(
         "asvd-inputs",

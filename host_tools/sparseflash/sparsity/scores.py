@@ -2,7 +2,7 @@
 
 One streaming pass counts each score of each layer in the bins of ``calibrate``; any level can be
 asked afterwards. A key is a tensor (``h``), a tensor times weights (``h*down_proj``: the norms of
-its columns; ``h*fisher``), or a guess of h by copies of gate and up (``proxy2``, ``svd-64/...``).
+its columns; ``h*fisher``), or h as copies of gate and up predict it (``proxy2``, ``svd-64/...``).
 """
 
 from __future__ import annotations
@@ -20,9 +20,10 @@ from torch import Tensor
 
 from sparseflash.base.errors import InputError, UsageError
 from sparseflash.base.files import write_bytes
+from sparseflash.base.progress import each
 from sparseflash.model.torch_model import Hooks, TorchModel, activate
 from sparseflash.sparsity.calibrate import BINS, bin_edges, histogram
-from sparseflash.sparsity.masks import guess_of
+from sparseflash.sparsity.masks import prediction_of
 
 PLAIN_KEYS = ("attn_in", "heads", "ffn_in", "gate", "act", "up", "h", "down")
 
@@ -86,7 +87,7 @@ class Scores:
         return cls(counts, digest)
 
 
-Pairs = list[tuple[Tensor, Tensor | None]]
+Pairs = list[tuple[Tensor | None, Tensor | None]]
 """Copies of gate and up (ffn, dim), by layer; signs of gate alone."""
 
 
@@ -109,16 +110,16 @@ class _Count(Hooks):
                 w = self.weights[k][layer] if k in self.weights else None
                 self.counts[k][layer] += histogram(value if w is None else value * w)
 
-    def _guess(self, layer: int, x: Tensor) -> None:
+    def _predict(self, layer: int, x: Tensor) -> None:
         for name, layers in self.pairs.items():
             gate, up = layers[layer]
-            guess = guess_of(self.runner.spec.activation, x, gate, up)
-            self.counts[name][layer] += histogram(guess)
+            prediction = prediction_of(self.runner, layer, x, gate, up)
+            self.counts[name][layer] += histogram(prediction)
 
     def attn_in(self, layer: int, x: Tensor) -> Tensor:
         self._add(layer, "attn_in", x)
         if self.ahead:
-            self._guess(layer, x)
+            self._predict(layer, x)
         return x
 
     def attn_out(self, layer: int, heads: Tensor) -> Tensor:
@@ -128,7 +129,7 @@ class _Count(Hooks):
     def ffn_in(self, layer: int, x: Tensor) -> Tensor:
         self._add(layer, "ffn_in", x)
         if not self.ahead:
-            self._guess(layer, x)
+            self._predict(layer, x)
         return x
 
     def ffn(self, layer: int, gate: Tensor, up: Tensor, h: Tensor) -> Tensor:
@@ -155,12 +156,12 @@ def measure_scores(
 ) -> dict[str, np.ndarray]:
     """Counts of each key over windows, integer (n, tokens), of the dense model.
 
-    ``pairs`` holds the copies of gate and up of those keys that guess h, ``weights`` what the
-    magnitudes of the others are multiplied by, by layer. ``ahead``: the guesses read the normed
+    ``pairs`` holds the copies of gate and up of those keys that predict h, ``weights`` what the
+    magnitudes of the others are multiplied by, by layer. ``ahead``: the predictions read the normed
     input of attention.
     """
     hooks = _Count(runner, tuple(dict.fromkeys(keys)), pairs or {}, weights or {}, ahead)
-    for window in ids:
+    for window in each("scores of windows", ids):
         runner.hidden(torch.from_numpy(np.asarray(window, np.int64))[None], hooks)
         progress()
     return hooks.counts

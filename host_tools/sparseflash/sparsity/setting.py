@@ -4,16 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from sparseflash.base.errors import UsageError
 from sparseflash.image.formats import THRESHOLDS, Formats
+from sparseflash.image.needs import Needs
+from sparseflash.image.proxy import Proxies, Signs
 from sparseflash.model.recipes import Recipe
 from sparseflash.sparsity import registry
 from sparseflash.sparsity.bytes import columns_of
-from sparseflash.sparsity.masks import LayerRules
 from sparseflash.sparsity.sites import Use
+
+if TYPE_CHECKING:
+    from sparseflash.sparsity.masks import LayerRules
 
 DEVICE_METHODS = tuple(m.name for m in registry.METHODS.values() if m.device)
 """Methods that thresholds of a layer express."""
@@ -34,7 +39,7 @@ def check_method(method: str, percent: float) -> None:
         )
     if not registry.method(method).device:
         raise UsageError(
-            f"method {method!r} is measured on the host only (make sparsity); a device runs "
+            f"method {method!r} is measured on the host only (sparseflash sparsity); a device runs "
             f"{', '.join(DEVICE_METHODS)}"
         )
     if not 0 <= percent < 100:
@@ -52,7 +57,7 @@ class Setting:
     thresholds: np.ndarray
     """float32 (layers, 12), in the order of THRESHOLDS."""
     speculate: str = ""
-    """Method whose guess only reads early what the mask may ask for."""
+    """Method whose predictor only reads early what the mask may ask for."""
     use: Use | None = None
     """Shares of rows that a token reads, where they were measured."""
     expected: dict[str, float] = field(default_factory=dict)
@@ -64,23 +69,29 @@ class Setting:
     """Method whose predictor picks the neurons of layers with a level ``proxy``."""
 
     @property
-    def guess(self) -> registry.Method | None:
+    def predicting(self) -> registry.Method | None:
         """The method whose proxies or predictor the image needs."""
         m = registry.method(self.speculate or self.predictor or self.method)
-        return m if self.levels and m.guess else None
+        return m if self.levels and m.predicts else None
 
     @property
-    def guessed(self) -> tuple[bool, ...]:
-        """``Formats.guessed``: not all layers use the predictor of a plan."""
+    def predicted(self) -> tuple[bool, ...]:
+        """``Needs.predicted``: not all layers use the predictor of a plan."""
         return tuple(bool(v > 0) for v in self.levels["proxy"]) if self.predictor else ()
 
     @property
     def drops_neurons(self) -> bool:
-        return self.guess is not None or bool({*NEURONS} & {*self.levels})
+        return self.predicting is not None or bool({*NEURONS} & {*self.levels})
+
+    @property
+    def scores(self) -> tuple[tuple[str, ...], bool]:
+        """``Needs.norms`` and ``Needs.top_k``."""
+        m = registry.method(self.method)
+        return (m.norms, m.select == "top-k") if self.levels else ((), False)
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """What the image stores by columns: ``Formats.columns``."""
+        """What the image stores by columns: ``Needs.columns``."""
         return columns_of(self.levels)
 
 
@@ -89,37 +100,41 @@ def thresholds_of(layers: Sequence[LayerRules]) -> np.ndarray:
     out = np.zeros((len(layers), len(THRESHOLDS)), np.float32)
     for i, rules in enumerate(layers):
         for site, rule in rules.sites.items():
-            out[i, THRESHOLDS.index(site)] = rule.threshold
+            out[i, THRESHOLDS.index(site)] = rule.threshold if rule.keep is None else rule.keep
         if rules.proxy is not None:
-            out[i, THRESHOLDS.index("guess")] = rules.proxy.rule.threshold
+            out[i, THRESHOLDS.index("predictor")] = rules.proxy.rule.threshold
     return out
 
 
-def formats_for(recipe: Recipe, settings: Sequence[Setting] = ()) -> Formats:
-    """The grids of the recipe's weights, stored as the methods need them.
+def formats_for(recipe: Recipe, layout: str = "joint", order: str = "file") -> Formats:
+    """The grids of the recipe's weights, and how they lie."""
+    f = recipe.formats
+    return Formats(f["attn"], f["ffn"], f["embed"], layout, order)
+
+
+def needs_for(recipe: Recipe, settings: Sequence[Setting] = ()) -> Needs:
+    """How the methods need the image stored, save for a low-rank predictor.
 
     Raises:
         UsageError: one image cannot serve all of them.
     """
-    f = recipe.formats
-    needs = {(s.guess, s.columns, s.guessed) for s in settings} - {(None, (), ())}
-    if len({(m and (m.proxy or m.name), *rest) for m, *rest in needs}) > 1:
+    nothing = (None, (), (), (), False)
+    asked = {(s.predicting, s.columns, s.predicted, *s.scores) for s in settings} - {nothing}
+    if len({(m and (m.proxy or m.name), *rest) for m, *rest in asked}) > 1:
         raise UsageError(
-            "one image has proxies of one width, one predictor or one set of matrices by columns; "
-            "ask for one prox, one predictor, one teal or marginal at one sparsity at a time"
+            "one image has proxies of one width, one predictor, one set of matrices by columns and "
+            "one kind of score; ask for one prox, one predictor, one teal, wina, acttail, cett or "
+            "marginal at one sparsity at a time"
         )
-    m, columns, guessed = needs.pop() if needs else (None, (), ())
-    guess, rank, signs = (m.proxy, m.rank, m.signs) if m else (0, 0, False)
+    m, columns, predicted, norms, top_k = asked.pop() if asked else nothing
     # Its rows take fewer instructions than its columns where no neuron is dropped.
-    rows = f["ffn"] == "r8" and settings and not any(s.drops_neurons for s in settings)
-    return Formats(
-        f["attn"],
-        f["ffn"],
-        f["embed"],
-        guess=guess,
-        signs=signs,
-        rank=rank,
-        guessed=guessed,
-        down="rows" if rows else "columns",
+    r8 = recipe.formats["ffn"] == "r8"
+    rows = r8 and settings and not any(s.drops_neurons for s in settings)
+    return Needs(
         columns=columns,
+        down="rows" if rows else "columns",
+        predictor=Signs() if m and m.signs else Proxies(m.proxy) if m and m.proxy else None,
+        predicted=predicted,
+        norms=norms,
+        top_k=top_k,
     )

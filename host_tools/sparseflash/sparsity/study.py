@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,9 @@ import torch
 
 from sparseflash.base.errors import InputError, UsageError
 from sparseflash.base.files import root, write_json
+from sparseflash.image.factors import Factors
 from sparseflash.image.formats import Formats
+from sparseflash.image.needs import Needs
 from sparseflash.image.predictor import Predictor, load_predictor, predictor_bytes
 from sparseflash.model.recipes import PredictorFile
 from sparseflash.model.spec import Model
@@ -24,9 +26,10 @@ from sparseflash.sparsity.calibrate import SITES as DEVICE_SITES
 from sparseflash.sparsity.calibrate import Calibration
 from sparseflash.sparsity.evaluate import Losses, evaluate
 from sparseflash.sparsity.gradients import fisher_weights
-from sparseflash.sparsity.masks import LayerRules, ProxyRule, Reads, Rule
+from sparseflash.sparsity.masks import LayerRules, ProxyRule, Rule
 from sparseflash.sparsity.predict.lowrank import copies_of, svd_predictor
 from sparseflash.sparsity.predict.proxy import proxy_bytes, quantize_proxy, signs_of
+from sparseflash.sparsity.reads import Reads
 from sparseflash.sparsity.registry import Levels, Method
 from sparseflash.sparsity.scores import Pairs, Scores, measure_scores
 from sparseflash.sparsity.sites import SITES, key
@@ -65,6 +68,8 @@ class Study:
     calibration: Calibration | None = None
     runner: TorchModel = None  # type: ignore[assignment]
     progress: Callable[[str], None] = lambda _: None
+    factors: Factors | None = None
+    """That the model has in place of projections, multiplied out."""
     trained: dict[str, PredictorFile] = field(default_factory=dict)
     """Predictors that the recipe names, by method."""
     scores: Scores = field(default_factory=Scores)
@@ -74,8 +79,6 @@ class Study:
 
     def __post_init__(self) -> None:
         spec = self.model.spec
-        if not spec.gated:
-            raise UsageError(f"{self.model.name} has no gate; the methods are for gated FFNs")
         if self.runner is None:
             self.runner = TorchModel(self.model)
         source = self.model.source
@@ -121,14 +124,14 @@ class Study:
             self._tables[name] = value
         return self._tables[name]
 
-    def need_scores(self, keys: Sequence[str], guess: Method | None = None) -> None:
-        """Measures the distributions that are not there yet; ``guess`` is the method of a guess."""
+    def need_scores(self, keys: Sequence[str], m: Method | None = None) -> None:
+        """Measures the distributions that are not there yet; ``m`` is the method that predicts."""
         missing = [k for k in dict.fromkeys(keys) if k not in self.scores.counts]
         if not missing:
             return
         self.progress(f"scores of {', '.join(missing)}")
-        pairs = {} if guess is None else {self.guess_key(guess): self.copies(guess)}
-        ahead = guess is not None and self.ahead(guess)
+        pairs = {} if m is None else {self.prediction_key(m): self.copies(m)}
+        ahead = m is not None and self.ahead(m)
         rows = -(-SCORE_TOKENS // self.calibration_ids.shape[1])
         layers = range(self.model.spec.n_layers)
         by = {k: [self.weights(i, k) for i in layers] for k in missing if "*" in k}
@@ -186,44 +189,41 @@ class Study:
         return found
 
     def ahead(self, m: Method) -> bool:
-        """The guess reads the normed input of attention."""
+        """The prediction reads the normed input of attention."""
         return m.rank > 0 and self.predictor(m).ahead
 
-    def guess_key(self, m: Method) -> str:
-        """Name of the distribution of a method's guess."""
+    def prediction_key(self, m: Method) -> str:
+        """Name of the distribution of a method's prediction."""
         if m.signs:
             return "signs"
         return f"{m.name}/{self.predictor(m).digest}" if m.rank else f"proxy{m.proxy}"
 
     def copies(self, m: Method) -> Pairs:
-        """Dequantised copies of gate and up that guess h, factors multiplied out."""
-        guess = self.guess_key(m)
-        if not m.suits(self.model.spec):
-            raise UsageError(
-                f"method {m.name} is for ReLU gates and {self.model.name} has "
-                f"{self.model.spec.activation.value}; take a prox, svd or lowrank method"
-            )
-        if guess not in self._copies:
+        """Dequantised copies of gate and up that predict h, factors multiplied out."""
+        prediction = self.prediction_key(m)
+        m.check(self.model.spec, self.model.name)
+        if prediction not in self._copies:
             pairs: Pairs = []
             if m.rank:
                 pairs += copies_of(self.predictor(m), self.model.spec.dim)
             elif m.signs:
-                pairs += [(signs_of(w.gate_proj), None) for w in self.runner.layers]
+                for w in self.runner.layers:
+                    first = w.up_proj if w.gate_proj is None else w.gate_proj
+                    pairs.append((signs_of(first), None))
             else:
                 for w in self.runner.layers:
-                    assert w.gate_proj is not None
-                    pairs.append(
-                        (quantize_proxy(w.gate_proj, m.proxy), quantize_proxy(w.up_proj, m.proxy))
-                    )
+                    gate = None if w.gate_proj is None else quantize_proxy(w.gate_proj, m.proxy)
+                    pairs.append((gate, quantize_proxy(w.up_proj, m.proxy)))
             kind = self.runner.matmul
             self._copies = {
-                guess: [(a.to(kind), None if b is None else b.to(kind)) for a, b in pairs]
+                prediction: [tuple(None if c is None else c.to(kind) for c in p) for p in pairs]  # type: ignore[misc]
             }
-        return self._copies[guess]
+        return self._copies[prediction]
 
     def rules(self, m: Method, levels: Levels) -> list[LayerRules]:
         """The rules of every layer at the levels."""
         spec = self.model.spec
+        m.check(spec, self.model.name)
         out = [LayerRules() for _ in range(spec.n_layers)]
         sites = [s for s in m.sites if s in levels]
         if m.select == "threshold":
@@ -236,13 +236,13 @@ class Study:
                 w = self.weights(i, key(site, m.score))
                 if m.select == "top-k":
                     n = SITES[site].width(spec)
-                    rule = Rule(keep=round((1.0 - level) * n), weight=w)
+                    rule = Rule(keep=max(1, round((1.0 - level) * n)), weight=w)
                 else:
                     t = self.scores.threshold(i, key(site, m.score), level)
                     rule = Rule(threshold=t, weight=w)
                 out[i].sites[site] = rule
-        if m.guess:
-            name, ahead = self.guess_key(m), self.ahead(m)
+        if m.predicts:
+            name, ahead = self.prediction_key(m), self.ahead(m)
             self.need_scores([name], m)
             for i, (gate, up) in enumerate(self.copies(m)):
                 t = self.scores.threshold(i, name, float(levels["proxy"][i]))
@@ -250,7 +250,7 @@ class Study:
         return out
 
     def extra(self, m: Method) -> Extra:
-        """What the method reads beside the weights: proxies, and norms in binary16."""
+        """What the method reads beside the weights: proxies, and norms in float32."""
         spec = self.model.spec
         proxy = proxy_bytes(spec, m.proxy) if m.proxy else 0.0
         if m.rank:
@@ -260,7 +260,7 @@ class Study:
         norms = 0
         if m.score != "magnitude":
             shared = {key(s, m.score): s for s in m.sites}
-            norms = sum(2 * SITES[s].width(spec) for k, s in shared.items() if "*" in k)
+            norms = sum(4 * SITES[s].width(spec) for k, s in shared.items() if "*" in k)
         return Extra(proxy=proxy, metadata=float(norms))
 
     # Measuring -----------------------------------------------------------------------------
@@ -273,9 +273,10 @@ class Study:
             m.sites,
             m.score,
             m.select,
-            self.guess_key(m) if m.rank or m.signs else m.proxy,
+            self.prediction_key(m) if m.rank or m.signs else m.proxy,
             str(self.runner.matmul),
             plain,
+            *(["masks of training counted"] if self.model.spec.trained_mask else []),
         ]
         h.update(json.dumps(what).encode())
         return h.hexdigest()[:32]
@@ -312,8 +313,10 @@ class Study:
                 write_json(path, plain)
         spec = self.model.spec
         extra = self.extra(m) if levels else Extra()
-        formats = replace(self.formats, columns=columns_of(levels))
-        size = bytes_a_token(spec, formats, found[1], extra)
+        needs = Needs(columns=columns_of(levels), factors=self.factors)
+        if spec.own_thresholds:
+            needs = needs.with_gate_by_columns(spec.n_layers)
+        size = bytes_a_token(spec, self.formats, needs, found[1], extra)
         return Result(m.name, level, levels, *found, size)
 
     def _none(self) -> list[LayerRules]:
@@ -322,4 +325,5 @@ class Study:
     def dense_bytes(self) -> Bytes:
         """Of the dense model."""
         spec = self.model.spec
-        return bytes_a_token(spec, self.formats, Reads.dense(spec.n_layers, spec.ffn_dim))
+        dense = Reads.dense_of(spec)
+        return bytes_a_token(spec, self.formats, Needs(factors=self.factors), dense)

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from sparseflash.base.errors import UsageError
+from sparseflash.base.files import file_sha256
 from sparseflash.model import recipes
 from sparseflash.model.recipes import Recipe
 from sparseflash.model.spec import Model
@@ -89,8 +90,10 @@ def _unseen(calibration: Calibration, row: np.ndarray) -> bool:
 
 
 def evaluation_text(recipe: Recipe, text: str | None) -> str:
-    """Name of the text asked for, or of the recipe's."""
+    """Name of the text asked for, or of the recipe's, or of one in place of that."""
     name = text or str(recipe.evaluation.get("text", ""))
+    if not text and name in recipes.text_sources() and not recipes.text_is_here(name):
+        name = recipes.evaluation_text()
     if not name:
         raise UsageError(f"the recipe of {recipe.name} names no text for evaluation; give --text")
     return name
@@ -115,4 +118,4 @@ def evaluation_windows(
 
 def check_unseen(calibration: Calibration, windows: np.ndarray, text: str) -> None:
     """Refuses evaluation on text that calibration has seen."""
-    assert_disjoint(calibration, windows, recipes.file_sha256(recipes.text_path(text)))
+    assert_disjoint(calibration, windows, file_sha256(recipes.text_path(text)))

@@ -6,8 +6,9 @@ budget follow densities that ramp down at the start. In the later part the weigh
 grid s4 in the loop. The change against the base is kept cheap to code: whenever its entropy
 passes ``bits``, it is shrunk as a whole.
 
-Progress runs from 0 to 1, by a number of steps or by time; everything (learning rate, ramp,
-rounding) is a function of it, so a run can be cut into pieces that resume from a checkpoint.
+Progress runs from 0 to 1, by a number of steps or by time (the first process's clock); everything
+(learning rate, ramp, rounding) is a function of it, so a run can be cut into pieces that resume
+from a checkpoint.
 Several processes (torchrun) share a batch: gradients and densities are averaged.
 """
 
@@ -166,6 +167,40 @@ class Distiller:
         mixture.generator.manual_seed(self.settings.seed)
         self.student.calibrate(mixture.draw(min(16, self.settings.windows)), self.settings.start)
 
+    def start_from(self, delta: fmt.Delta) -> None:
+        """Goes on from a finished delta of this base: weights, thresholds and norms.
+
+        Raises:
+            InputError: the delta has other budgets.
+        """
+        s, budgets = self.student, self.settings.budgets
+        if set(delta.scale) != set(budgets):
+            raise InputError(
+                f"the delta to start from has budgets {sorted(delta.scale)}, "
+                f"this run {sorted(budgets)}; give the same"
+            )
+
+        def put(to: Tensor, values: np.ndarray) -> None:
+            to.copy_(torch.from_numpy(np.array(values)))
+
+        with torch.no_grad():
+            for i, layer in enumerate(delta.codes):
+                for m in FFN:
+                    put(s.e[m][i], layer[m].e)
+            s.d = s.scales_of(s.e)
+            for i, layer in enumerate(delta.codes):
+                for m in FFN:
+                    put(s.change[m][i], layer[m].q)
+                    s.change[m][i].mul_(s.d[m][i].float().repeat_interleave(fmt.GROUP, -1))
+            for m in FFN:
+                s.change[m].sub_(s.base[m])
+            for site in fmt.SITES:
+                put(s.vector[site], delta.threshold[site].astype(np.float32))
+            for k, b in enumerate(budgets):
+                put(s.log_t[k], np.log(delta.scale[b]))
+                for n in NORMS:
+                    put(s.norms[n][k], delta.norms[b][n])
+
     def targets(self) -> Tensor:
         """Densities wanted now, (budgets, 3)."""
         start = torch.tensor(self.settings.start, device=self.student.device)
@@ -192,7 +227,7 @@ class Distiller:
         return total, torch.cat(densities, -1)
 
     def train_step(self, mixture: Mixture) -> None:
-        """One step: gradients, update, thresholds. ``advance`` moves the progress."""
+        """One step: gradients, update, thresholds; ``run`` moves the progress."""
         c, s = self.settings, self.student
         seed = (c.seed * 1_000_003 + self.step) * 64 + self.rank
         mixture.generator.manual_seed(seed % (2**63))
@@ -247,10 +282,6 @@ class Distiller:
             for p in s.change.values():
                 p.mul_(shrink)
 
-    def advance(self, pace: Pace) -> None:
-        left = pace.left(self.step - 1)
-        self.progress = min(1.0, self.progress + (1 - self.progress) / max(left, 1.0))
-
     def run(
         self,
         mixture: Mixture,
@@ -262,9 +293,11 @@ class Distiller:
         last_report = began = time.time()
         first = self.step
         over = pace.over(self.step)
+        left = self._together(pace.left(self.step))[0]
         while not over:
             self.train_step(mixture)
-            self.advance(pace)
+            self.progress = min(1.0, self.progress + (1 - self.progress) / max(left, 1.0))
+            left -= 1
             if self.step % self.settings.every == 0:
                 now = time.time()
                 if self.step - first >= 3 * self.settings.every:
@@ -275,21 +308,25 @@ class Distiller:
                 elif self.step - first >= 2 * self.settings.every:
                     pace.step_seconds = (now - began) / self.settings.every
                 due = now - last_report >= report_seconds
-                flags = torch.tensor(
-                    [pace.step_seconds, float(pace.over(self.step)), float(due)],
-                    dtype=torch.float64,
-                    device=self.student.device,
+                # Every process must take the same steps at the same rates.
+                left, ended, told = self._together(
+                    pace.left(self.step), float(pace.over(self.step)), float(due)
                 )
-                if self.world > 1:
-                    dist.broadcast(flags, 0)
-                pace.step_seconds = float(flags[0])
-                over = bool(flags[1])
-                if report is not None and bool(flags[2]):
+                over = bool(ended)
+                if report is not None and told:
                     report(self)
                     last_report = time.time()
                 began = time.time()
             elif pace.deadline is None:
                 over = pace.over(self.step)
+
+    def _together(self, *values: float) -> list[float]:
+        """The first process's values, in all of them."""
+        if self.world == 1:
+            return list(values)
+        t = torch.tensor(values, dtype=torch.float64, device=self.student.device)
+        dist.broadcast(t, 0)
+        return [float(v) for v in t]
 
     def line(self) -> dict[str, Any]:
         """Where the run stands, for a log."""
@@ -324,13 +361,16 @@ class Distiller:
                 layer[m] = fmt.fit(self.base.lines(i)[m], q.cpu().numpy(), s.e[m][i].cpu().numpy())
             codes.append(layer)
         scale = {b: torch.exp(s.log_t[k]).float().cpu().numpy() for k, b in enumerate(c.budgets)}
-        norms = {n: t.detach().float().cpu().numpy() for n, t in s.norms.items()}
+        norms = {
+            b: {n: t[k].detach().float().cpu().numpy() for n, t in s.norms.items()}
+            for k, b in enumerate(c.budgets)
+        }
         out = fmt.Delta(
             codes,
             {site: s.vector[site].half().cpu().numpy() for site in fmt.SITES},
             scale,
-            **norms,
-            meta=(meta or {}) | {"settings": asdict(c), "steps": self.step, "tokens": self.tokens},
+            norms,
+            (meta or {}) | {"settings": asdict(c), "steps": self.step, "tokens": self.tokens},
         )
         if windows is not None:
             plain = sparse_of(s, out, self.base, None)

@@ -7,7 +7,7 @@ rounding of activations is missing.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -33,7 +33,7 @@ def dense_of(student: Student) -> Plain:
 
 
 def sparse_of(student: Student, delta: fmt.Delta, base: Base, budget: int | None) -> Plain:
-    """The distilled model under a budget; None keeps everything."""
+    """The distilled model under a budget; None keeps everything, with the largest one's norms."""
     w = dict(student.base)
     for m in fmt.MATRICES:
         rows = []
@@ -42,10 +42,10 @@ def sparse_of(student: Student, delta: fmt.Delta, base: Base, budget: int | None
             d = fmt.scales(fmt.base_scales(base.lines(i)[m]), c.e).astype(np.float32)
             rows.append(c.q.astype(np.float32) * np.repeat(d, fmt.GROUP, axis=-1))
         w[m] = torch.from_numpy(np.stack(rows)).to(student.device)
-    for n in ("attn_norm", "ffn_norm", "final_norm"):
-        w[n] = torch.from_numpy(getattr(delta, n)).to(student.device)
     plain = Plain(student.shape, w, student.head32)
-    return plain if budget is None else with_budget(plain, delta, budget)
+    largest = max(delta.scale) if budget is None else budget
+    plain = with_budget(plain, delta, largest)
+    return replace(plain, thresholds=None) if budget is None else plain
 
 
 def with_budget(plain: Plain, delta: fmt.Delta, budget: int) -> Plain:
@@ -54,7 +54,8 @@ def with_budget(plain: Plain, delta: fmt.Delta, budget: int) -> Plain:
         s: torch.from_numpy(np.stack([getattr(y, s) for y in t])).to(plain.head.device)
         for s in fmt.SITES
     }
-    return Plain(plain.shape, plain.weights, plain.head, stacked)
+    norms = {n: torch.from_numpy(v).to(plain.head.device) for n, v in delta.norms[budget].items()}
+    return Plain(plain.shape, plain.weights | norms, plain.head, stacked)
 
 
 @torch.no_grad()

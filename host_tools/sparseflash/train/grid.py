@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import torch
 
-GROUP = 32
+from sparseflash.base import nibbles
+from sparseflash.base.nibbles import GROUP
+
 FACTORS = (1.0, 0.94, 0.88, 0.82, 0.76, 0.7)
 """Tried as multiples of the largest magnitude: clipping a group a little often errs less."""
 
@@ -79,17 +81,14 @@ def through(w: torch.Tensor, rounded: torch.Tensor) -> torch.Tensor:
 
 
 def pack_nibbles(q: torch.Tensor) -> torch.Tensor:
-    """int8 (..., 32k) in -8..7 to uint8 (..., 16k)."""
-    u = (q.to(torch.int16) + 8).to(torch.uint8).reshape(*q.shape[:-1], -1, 2, GROUP // 2)
-    packed = u[..., 0, :] | (u[..., 1, :] << 4)
-    return packed.reshape(*q.shape[:-1], q.shape[-1] // 2).contiguous()
+    """int8 (..., 32k) in -8..7 to uint8 (..., 16k), on the CPU."""
+    u = (q.to(torch.int16) + 8).to(torch.uint8)
+    return torch.from_numpy(nibbles.pack_nibbles(u.cpu().numpy()))
 
 
 def unpack_nibbles(b: torch.Tensor) -> torch.Tensor:
     """Inverse of :func:`pack_nibbles`."""
-    g = b.reshape(*b.shape[:-1], -1, GROUP // 2)
-    u = torch.stack([g & 15, g >> 4], dim=-2).to(torch.int8) - 8
-    return u.reshape(*b.shape[:-1], b.shape[-1] * 2).contiguous()
+    return torch.from_numpy(nibbles.unpack_nibbles(b.cpu().numpy())).to(torch.int8) - 8
 
 
 def s4_bytes(*shape: int) -> int:

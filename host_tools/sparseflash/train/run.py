@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 
 from sparseflash.base.errors import InputError, UsageError
-from sparseflash.base.files import file_sha256, write_arrays, write_json
+from sparseflash.base.files import file_sha256, whole, write_arrays, write_json
 from sparseflash.model.load.delta import read_delta, write_delta
 from sparseflash.model.spec import Model
 from sparseflash.train import student as st
@@ -127,6 +127,30 @@ def read_texts(
     return found
 
 
+_ASKED = """
+Write a short story about, Write a poem about, Write an email to, Write a function that,
+Write a Python program that, Write a letter to, Explain how, Explain why, Explain what,
+What is the, What are the, What does, How do I, How can I, How does, How many, Why do,
+Why is the, Who was, When did, Where is, Which of, Can you explain, Can you help me,
+Can you give me, Could you tell me, Give me a list of, Give an example, List three,
+Describe the, Summarize the, Rewrite the sentence, Tell me about, Tell me a story,
+Translate the, Compare the, Create a, Design a, Suggest some, I want to, I need to,
+I am planning, I have a, I feel, My friend, Is it true that, Is there a, Should I,
+Do you know, Let's talk about, Help me, Imagine that, Solve the, If a, A train, Hello,
+Hi, Good morning, Please, In the story
+"""
+ASKED = tuple(words.strip() for words in _ASKED.split(","))
+"""Words that questions begin with: written conversations differ more than from nothing."""
+
+
+def chat_openings(model: Model) -> list[list[int]]:
+    """Conversations up to the user's words, and some with the first of them; [] without chat."""
+    empty = chat_opening(model)
+    if not empty or model.tokenizer is None:
+        return []
+    return [empty, *([*empty, *model.tokenizer.encode(words)] for words in ASKED)]
+
+
 def chat_opening(model: Model) -> list[int]:
     """Tokens of a conversation up to the user's words; empty without a chat template."""
     if not model.spec.chat_template or model.tokenizer is None:
@@ -149,10 +173,12 @@ def distill(
     time: Time,
     device: str = "auto",
     say: Callable[[str], None] = print,
+    start: Path | None = None,
 ) -> dict[str, Any]:
     """Runs or goes on with a distillation in ``folder``; returns the figures.
 
     ``texts``: tokens and weight by name. ``tests``: windows (N, T) by kind, never trained on.
+    ``start``: a finished delta of the model to go on from, instead of from the model itself.
     The delta and the figures are made at the end of every run, so a run cut short has them too.
 
     Raises:
@@ -178,6 +204,8 @@ def distill(
     if checkpoint.exists():
         d.load(checkpoint)
         quiet(f"goes on from step {d.step:,}, {100 * d.progress:.0f} % done")
+    elif start is not None:
+        d.start_from(read_delta(start, [base.lines(i) for i in range(base.shape.layers)]))
     else:
         d.begin(mixture)
 
@@ -212,7 +240,7 @@ def _write(
     length = min(512, d.settings.window)
     writer = Writer(d.student, 1024 if gpu else 8, length, gpu)
     special = sorted(model.tokenizer.special.values()) if model.tokenizer else []
-    found = write_text(writer, seconds, source.draw, chat_opening(model), special, say)
+    found = write_text(writer, seconds, source.draw, chat_openings(model), special, say)
     write_arrays(path, **found)
 
 
@@ -282,5 +310,6 @@ def draw_curve(path: Path, curve: Sequence[Mapping[str, Any]], name: str) -> Non
         right.plot(tokens, [100 * c["bytes"][k] for c in curve])
     right.set(xlabel="million tokens", ylabel="FFN bytes a token, % of dense")
     figure.suptitle(f"{name}: distillation on training text")
-    figure.savefig(path, dpi=120)
+    with whole(path) as temporary:
+        figure.savefig(temporary, dpi=120, format=path.suffix[1:])
     plt.close(figure)

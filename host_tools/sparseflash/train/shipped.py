@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
+from sparseflash.base.nibbles import GROUP
 from sparseflash.train import grid
 from sparseflash.train.story import MATRICES, Shape, Story
 
@@ -102,7 +103,7 @@ def weights(folder: Path, device: str = "cpu") -> tuple[Story, dict[str, torch.T
     t = load_file(str(folder / "model.safetensors"), device=device)
 
     def scaled(q: torch.Tensor, d: torch.Tensor) -> torch.Tensor:
-        g = q.float().reshape(*d.shape, grid.GROUP) * d.float().unsqueeze(-1)
+        g = q.float().reshape(*d.shape, GROUP) * d.float().unsqueeze(-1)
         return g.reshape(q.shape)
 
     w = {"embed": scaled(t["embed.q"], t["embed.d"]), "final_norm": t["final_norm"]}
@@ -118,7 +119,7 @@ def describe(shape: Shape) -> dict[str, Any]:
     """The shape, bytes by part as they lie in the image, and the number of weights."""
     m = {k: grid.s4_bytes(*v) for k, v in shape.matrices().items()}
     ffn = sum(v for k, v in m.items() if k in ("gate", "up", "down", "router"))
-    embedding = shape.vocab * shape.dim // grid.GROUP * 34
+    embedding = shape.vocab * shape.dim // GROUP * 34
     whole = sum(m.values()) + embedding
     return {
         **asdict(shape),

@@ -27,6 +27,7 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 
+from sparseflash.base.nibbles import GROUP
 from sparseflash.train import grid
 
 KERNEL = 0.5
@@ -234,9 +235,9 @@ class Story:
             w["router"] = w["router"] / t
         if rounded:
             names = [n for n in MATRICES if n in w]
-            flat = torch.cat([w[n].detach().reshape(-1, grid.GROUP) for n in names])
+            flat = torch.cat([w[n].detach().reshape(-1, GROUP) for n in names])
             for name, part in zip(
-                names, self._round(flat).split([w[n].numel() // grid.GROUP for n in names])
+                names, self._round(flat).split([w[n].numel() // GROUP for n in names])
             ):
                 w[name] = grid.through(w[name], part.view_as(w[name]))
             w["embed"] = grid.through(w["embed"], grid.q8_round(w["embed"].detach()))

@@ -7,7 +7,8 @@ groups of 32 along the last axis are the groups of grid s4.
 Masks, in order: gate reads the inputs with abs(x) >= t_x, up the neurons with
 abs(silu(gate)) >= t_act, down those with abs(h) >= t_h. A threshold is
 t = exp(log_t[budget, layer, site]) * vector[site][layer, j]; ``vector`` is fixed at the start
-(one over the weight that an entry meets), log_t follows a density.
+(one over the weight that an entry meets), log_t follows a density. Norms are trained for each
+budget alone, (budgets, ...): what is dropped changes how large the rest should be.
 """
 
 from __future__ import annotations
@@ -312,8 +313,8 @@ class HeadKL(torch.autograd.Function):
         return grad * (grads[0] / grad.shape[0]), None, None, None
 
 
-FFN = ("gate", "up", "down")
-NORMS = ("attn_norm", "ffn_norm", "final_norm")
+FFN = fmt.MATRICES
+NORMS = fmt.NORMS
 
 
 class Student:
@@ -339,7 +340,7 @@ class Student:
         self.e = {m: torch.zeros_like(self.d0[m], dtype=torch.int8) for m in FFN}
         self.d = dict(self.d0)
         self.change = {m: torch.zeros_like(self.base[m]).requires_grad_() for m in FFN}
-        self.norms = {n: self.base[n].clone().requires_grad_() for n in NORMS}
+        self.norms = {n: torch.stack([self.base[n]] * budgets).requires_grad_() for n in NORMS}
         n = s.layers
         self.vector = {
             site: torch.ones(n, s.dim if site == "x" else s.ffn, device=device)
@@ -407,6 +408,7 @@ class Student:
         w = {m: t.unbind(0) for m, t in self.ffn_weights(quantised).items()}
         inverse = {k: v.reciprocal() for k, v in self.vector.items()}
         scale = torch.exp(-self.log_t)[which]  # (B, L, 3)
+        norm1, norm2 = (self.norms[n][which].unbind(1) for n in NORMS[:2])  # L times (B, D)
         densities = []
         for i in range(s.layers):
             x, density = _sparse(
@@ -414,10 +416,10 @@ class Student:
                 x,
                 cos,
                 sin,
-                self.norms["attn_norm"][i],
+                norm1[i][:, None],
                 self.frozen["qkv"][i],
                 self.frozen["out"][i],
-                self.norms["ffn_norm"][i],
+                norm2[i][:, None],
                 w["gate"][i],
                 w["up"][i],
                 w["down"][i],
@@ -427,7 +429,8 @@ class Student:
                 scale[:, i].T.contiguous(),
             )
             densities.append(density)
-        return rms(x, self.norms["final_norm"], s.eps), torch.stack(densities)
+        last = self.norms["final_norm"][which][:, None]
+        return rms(x, last, s.eps), torch.stack(densities)
 
     def _angles(self, t: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         return self.cos[:t].to(dtype), self.sin[:t].to(dtype)

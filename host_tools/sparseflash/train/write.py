@@ -121,29 +121,35 @@ def write_text(
     writer: Writer,
     seconds: float,
     draw: Callable[[int, int], Tensor],
-    chat: Sequence[int],
+    openings: Sequence[Sequence[int]],
     forbid: Sequence[int],
     say: Callable[[str], None],
     batches: int | None = None,
 ) -> dict[str, np.ndarray]:
     """Text for ``seconds`` (or a number of batches): batches are chat and text in turn.
 
-    ``draw(n, length)`` gives beginnings of real text. ``chat`` are the tokens that open a
-    conversation up to the user's turn: the model then writes question and answer itself.
+    ``draw(n, length)`` gives beginnings of real text. An opening is the tokens of a conversation up
+    to the user's turn or some words into it: the model writes the rest of question and answer
+    itself. A batch has openings of one length, the first opening every other time.
     Temperatures are uniform in 0.75 to 1.05, one a row. Returns uint16 or int32 tokens by kind.
     """
     st = writer.student
     kinds: dict[str, list[np.ndarray]] = {"text": [], "chat": []}
     start = time.time()
     last, i = 0.0, 0
+    fit = [list(o) for o in openings if 0 < len(o) < writer.length // 2]
     small = np.uint16 if st.shape.vocab <= 65536 else np.int32
     while (i < batches) if batches is not None else (time.time() - start + last < seconds):
         began = time.time()
         t = torch.empty(writer.rows, 1, device=st.device).uniform_(0.75, 1.05)
-        kind = "chat" if 0 < len(chat) < writer.length and i % 2 == 0 else "text"
+        kind = "chat" if fit and i % 2 == 0 else "text"
         if kind == "chat":
-            prompts = torch.tensor(list(chat), device=st.device).expand(writer.rows, -1)
-            rows = writer.write(prompts, t)
+            some = fit[0] if i % 4 == 0 else fit[int(torch.randint(len(fit), ()))]
+            same = torch.tensor([o for o in fit if len(o) == len(some)], device=st.device)
+            if i % 4 == 0:
+                same = same[:1]
+            which = torch.randint(len(same), (writer.rows,), device=st.device)
+            rows = writer.write(same[which], t)
         else:
             given = min((16, 32, 8, 64, 24)[i // 2 % 5], writer.length // 2)
             rows = writer.write(draw(writer.rows, given), t, forbid)

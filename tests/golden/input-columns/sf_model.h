@@ -6,8 +6,14 @@
 
 /* clang-format off */
 #define SF_BOARD "host"
+#define SF_PLAN 0x0000000000000000ull /* begins the digest of plan.json */
+#ifdef SF_PLAN_ASKED
+_Static_assert(SF_PLAN == SF_PLAN_ASKED, "sf_model.h is of another plan than plan.json");
+#endif
 
 /* Sizes, in elements. */
+#define SF_BLOCK 64u /* most tokens that go through the layers together */
+#define SF_WORKERS 16u /* most threads */
 #define SF_VOCAB 160u
 #define SF_DIM 64u /* of the residual stream */
 #define SF_FFN 172u /* neurons of a layer */
@@ -19,6 +25,8 @@
 #define SF_KV_DIM 32u
 #define SF_QKV 128u /* q, k and v of a token */
 #define SF_KV_LEN 32u /* positions that the cache holds */
+#define SF_LAYER_STATE 72u /* bytes of the cache a position */
+#define SF_STATE 144u /* of all layers */
 #define SF_SCORES 64u /* of two heads */
 #define SF_HEAD_PAIR 16u
 #define SF_WIDEST 64u /* input of attention and FFN */
@@ -28,7 +36,10 @@
 #define SF_OUTPUTS 192u /* most of a matrix by columns */
 #define SF_BLOCK_OUTPUTS 192u /* of one with scales for each block of columns */
 #define SF_ACTIVE_INPUTS 64u /* most of a matrix by columns that drops some */
-#define SF_ARENA_BYTES 11302u /* of all arrays of sf_model.c */
+#define SF_SHARED 172u /* neurons or inputs that some token of a block keeps */
+#define SF_SHARED_WORDS 6u
+#define SF_UP 172u /* values of up, or of a predictor */
+#define SF_ARENA_BYTES 375504u /* of all arrays of sf_model.c */
 
 /* Constants of the model. */
 #define SF_NORM_EPS 0x1.4f8b580000000p-17f
@@ -41,10 +52,10 @@
 #define SF_EMBED_SCALE 0x1.0000000000000p+0f
 
 /* Flash image: offsets and strides in bytes. */
-#define SF_IMAGE_BYTES 85248u
-#define SF_TOKENS_AT 1472u
-#define SF_VECTORS_AT 2176u
-#define SF_ROPE_AT 3456u
+#define SF_IMAGE_BYTES 85312u
+#define SF_TOKENS_AT 1536u
+#define SF_VECTORS_AT 2240u
+#define SF_ROPE_AT 3520u
 
 /* How the rows or columns of a part store their weights. */
 enum sf_grid {
@@ -78,12 +89,16 @@ enum sf_part_kind {
     SF_PART_WHOLE_HEAD = SF_PART_HEAD /* read by a token with logits */
 };
 #define SF_DOWN_ROWS 0 /* down_proj is by rows, and read whole */
+#define SF_GATED 1 /* the FFN has a gate */
+#define SF_ROUTES 0 /* a router chooses the experts whose neurons are read */
 #define SF_PREDICTS 0 /* a predictor names the active neurons */
 #define SF_PROXY_BITS 0u /* of the proxies of gate and up that predict; 0: none */
 #define SF_SPECULATES 0 /* it only reads early, and masks look at true values */
 /* Vectors of a layer, in floats from its first. */
 #define SF_V_ATTN_NORM 0u
 #define SF_V_FFN_NORM 64u
+/* Vectors behind those of the layers, from the final norm. */
+#define SF_V_FINAL_NORM 0u
 #define SF_V_LAYER 128u
 /* clang-format on */
 

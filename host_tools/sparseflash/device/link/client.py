@@ -37,6 +37,11 @@ def _hex(digest: str | bytes) -> str:
     return digest.hex() if isinstance(digest, bytes) else digest.lower()
 
 
+def _most_busy(wire: bytes) -> int:
+    """How often a device may say that it is busy with a request: once a token."""
+    return len(wire) // 4
+
+
 def _nothing(payload: bytes) -> None:
     if payload:
         raise ValueError("payload where none belongs")
@@ -57,6 +62,8 @@ class Device:
         self._damaged = False
         self._heard = 0
         self._understood = False
+        self._old = False
+        self._limit = 0.0
         self._failed: str | None = None
         self._info: Info | None = None
         self._position = 0
@@ -124,16 +131,15 @@ class Device:
         try:
             info = self._first_reply(p.hello(nonce), parse)
         except LinkError as e:
+            if self._old:
+                raise LinkError(self._other_version("an older link version")) from e
             heard = f"{self._heard} bytes of something else came" if self._heard else "it is silent"
             raise LinkError(
                 f"no Sparseflash firmware answers on {self._name} ({heard}); "
                 "check the port, the cable and that the board was flashed and runs"
             ) from e
         if isinstance(info, int):
-            raise LinkError(
-                f"the firmware on {self._name} speaks link version {info}, this host "
-                f"{p.VERSION}; build and flash it again with this version"
-            )
+            raise LinkError(self._other_version(f"link version {info}"))
         if info.status:
             kind = MismatchError if info.status == p.ERR_MODEL else LinkError
             raise kind(
@@ -150,6 +156,12 @@ class Device:
                 )
         self._info = info
         self.reset()
+
+    def _other_version(self, its: str) -> str:
+        return (
+            f"the firmware on {self._name} speaks {its}, this host {p.VERSION}; "
+            "build and flash it again with this version"
+        )
 
     def _first_reply(self, hello: bytes, parse: Callable[[bytes], T]) -> T:
         """Greets in a hurry; once more with patience, as a device may be busy with a token.
@@ -194,6 +206,7 @@ class Device:
                 frame = p.decode_frame(wire)
                 if frame is None:
                     self._damaged = True
+                    self._old |= wire == p.OLD_NAK
                 else:
                     self._frames.append(frame)
                     self._understood |= frame.type >= p.REPLY
@@ -204,8 +217,8 @@ class Device:
     def _attempt(self, seq: int, kind: Type, wire: bytes) -> bytes | None:
         """Sends once; the reply's payload, or None when it has to be sent again."""
         self._port.write(wire)
-        deadline = time.monotonic() + self._timeout
-        busy = len(wire) // 4  # a device says it once a token at most
+        deadline = min(time.monotonic() + self._timeout, self._limit)
+        busy = _most_busy(wire)
         while (frame := self._receive(deadline)) is not None:
             payload = frame.payload
             if frame.type == Type.NAK:
@@ -221,7 +234,7 @@ class Device:
                 busy -= 1
                 if busy < 0:
                     raise self._fail(f"the device on {self._name} is busy without end")
-                deadline = time.monotonic() + self._timeout
+                deadline = min(time.monotonic() + self._timeout, self._limit)
             elif frame.type == kind | p.REPLY:
                 return payload
             elif frame.type == Type.ERROR:
@@ -254,7 +267,9 @@ class Device:
         wire = p.encode_frame(self._seq, kind, number + payload)
         try:
             attempts, repeats = 1 + RETRIES, REPEATS
-            while attempts > 0:
+            seconds = self._timeout * (attempts + _most_busy(wire))
+            self._limit = time.monotonic() + seconds
+            while attempts > 0 and time.monotonic() < self._limit:
                 reply = self._attempt(self._seq, kind, wire)
                 if reply is None and self._damaged and repeats > 0:
                     repeats -= 1
@@ -277,7 +292,7 @@ class Device:
             raise
         raise self._fail(
             f"the device on {self._name} did not answer {kind.name} in {1 + RETRIES} attempts "
-            f"of {self._timeout:g} s"
+            f"of {self._timeout:g} s, or in {seconds:g} s of damaged answers"
         )
 
     # ---- commands ----
@@ -356,7 +371,7 @@ class Device:
         return self._request(Type.COUNTERS, bytes((clear,)), p.parse_counters)
 
     def set_thresholds(self, layer: int, limits: Sequence[float]) -> None:
-        """Replaces a layer's thresholds: gate, act, up, h, down, guess, q, k, v, o, xg, xu."""
+        """Replaces a layer's thresholds: gate, act, up, h, down, predictor, q, k, v, o, xg, xu."""
         self._check(0 <= layer < self.info().n_layers, f"layer {layer}")
         self._check(
             len(limits) == p.THRESHOLDS, f"{len(limits)} thresholds (there are {p.THRESHOLDS})"
@@ -402,6 +417,57 @@ class Device:
             self._moves(position, start + (count if ahead else max(count - 1, 0)))
             for token, text in tokens:
                 yield self._known(token), text
+
+    def read_state(self, position: int) -> bytes:
+        """What the KV cache holds of a position."""
+        n, out = self.state_bytes, b""
+        while len(out) < n:
+            count = min(p.STATE_CHUNK, n - len(out))
+
+            def whole(payload: bytes, count: int = count) -> bytes:
+                if len(payload) != count:
+                    raise ValueError("another length than asked for")
+                return payload
+
+            out += self._request(Type.READ_STATE, p.read_state(position, len(out), count), whole)
+        return out
+
+    def write_state(self, token: int, state: bytes) -> None:
+        """The next position is that of ``token``, with what :meth:`read_state` gave."""
+        for at in range(0, len(state), p.STATE_CHUNK):
+            some = state[at : at + p.STATE_CHUNK]
+            self._request(Type.WRITE_STATE, p.write_state(self._position, at, some), _nothing)
+        self._request(Type.KEEP_STATE, p.step(self._position, self._token(token)), _nothing)
+        self._position += 1
+
+    @property
+    def state_bytes(self) -> int:
+        """Bytes of the KV cache a position: 8-bit k and v and an exponent of each head."""
+        i = self.info()
+        return 2 * i.n_layers * i.n_kv_heads * (i.head_dim + 1)
+
+    def rewind(self, position: int) -> None:
+        """Forgets the positions from this one on."""
+        self._check(0 <= position <= self._position, f"position {position}")
+        self._request(Type.REWIND, struct.pack("<I", position), _nothing)
+        self._position = position
+
+    def noise(self, data: bytes) -> None:
+        """Puts bytes on the line that are no request of this connection; for tests of a port."""
+        self._port.write(data)
+
+    def last_step(self, token: int) -> bytes:
+        """The frame of a step that was just asked for, as it went over the line."""
+        payload = self._number + p.step(self._position - 1, token)
+        return p.encode_frame(self._seq, Type.STEP, payload)
+
+    def refusal(self, kind: Type, payload: bytes) -> int:
+        """The code with which the device refuses a request; 0 when it answers it."""
+        try:
+            self._request(kind, payload, bytes)
+        except DeviceError as e:
+            return e.device_code
+        return 0
 
     def quit(self) -> None:
         """Ends a host process; boards go on."""

@@ -1,14 +1,14 @@
 """Frames and messages of the serial link; ``firmware/link/link.h`` is the other side.
 
-On the line: ``COBS(seq u8 | type u8 | payload | crc16 u16) 00 00``, numbers little-endian.
+On the line: ``COBS(seq u8 | type u8 | payload | crc32 u32) 00 00``, numbers little-endian.
 A reply carries its request's ``seq`` and the request's type with the top bit set. Payloads begin
 with the number of the connection, but for HELLO, its reply and NAK.
 """
 
 from __future__ import annotations
 
-import binascii
 import struct
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
@@ -18,20 +18,28 @@ from cobs import cobs
 
 from sparseflash.base.errors import SparseflashError
 
-VERSION = 4
+VERSION = 6
 MAX_PAYLOAD = 1024
 MAX_WIRE = 2 * MAX_PAYLOAD
 """More bytes than this without a zero are no frame."""
 REPLY = 0x80
 SITES = 7
 THRESHOLDS = 12
+SUM = 4
+"""Bytes of a frame's CRC-32."""
+OLD_NAK = cobs.encode(b"\x00\xf2\x52\xd2")
+"""What firmware of link version 4 and before, with a CRC of 16 bits, says of our frames."""
 CONNECTION = 4
 """Bytes of the number of a connection."""
+MOST_SIZE = 1 << 24
+"""Of a vocabulary, a layer, a context and the like that a device may claim to have."""
 CHUNK = (MAX_PAYLOAD - CONNECTION) // 4
 """32-bit values in a full READ reply."""
 TAP_CHUNK = CHUNK - 1
 """READ_TAP replies start with the count of all values."""
 MOST_TEMPERATURE = 1e6
+STATE_CHUNK = MAX_PAYLOAD - CONNECTION - 8
+"""Bytes of the cache in a full READ_STATE or WRITE_STATE."""
 PREFILL_CHUNK = (MAX_PAYLOAD - CONNECTION - 5) // 4
 """Tokens in a full PREFILL."""
 
@@ -53,6 +61,10 @@ class Type(IntEnum):
     GENERATE = 0x0C
     STREAM = 0x0D
     QUIT = 0x0E
+    READ_STATE = 0x0F
+    WRITE_STATE = 0x10
+    KEEP_STATE = 0x11
+    REWIND = 0x12
     BUSY = 0xF0
     ERROR = 0xF1
     NAK = 0xF2
@@ -111,11 +123,6 @@ class Frame:
     payload: bytes
 
 
-def crc16(data: bytes) -> int:
-    """CRC-16/CCITT-FALSE."""
-    return binascii.crc_hqx(data, 0xFFFF)
-
-
 def encode_frame(seq: int, kind: int, payload: bytes) -> bytes:
     """Bytes for the line.
 
@@ -125,7 +132,7 @@ def encode_frame(seq: int, kind: int, payload: bytes) -> bytes:
     if len(payload) > MAX_PAYLOAD:
         raise ValueError(f"payload of {len(payload)} bytes; a frame holds {MAX_PAYLOAD}")
     body = bytes((seq, kind)) + payload
-    return b"\0" + cobs.encode(body + struct.pack("<H", crc16(body))) + b"\0\0"
+    return b"\0" + cobs.encode(body + struct.pack("<I", zlib.crc32(body))) + b"\0\0"
 
 
 def decode_frame(wire: bytes) -> Frame | None:
@@ -134,11 +141,11 @@ def decode_frame(wire: bytes) -> Frame | None:
         body = cobs.decode(wire)
     except cobs.DecodeError:
         return None
-    if not 4 <= len(body) <= MAX_PAYLOAD + 4:
+    if not 2 + SUM <= len(body) <= 2 + MAX_PAYLOAD + SUM:
         return None
-    if crc16(body[:-2]) != struct.unpack("<H", body[-2:])[0]:
+    if zlib.crc32(body[:-SUM]) != struct.unpack("<I", body[-SUM:])[0]:
         return None
-    return Frame(body[0], body[1], body[2:-2])
+    return Frame(body[0], body[1], body[2:-SUM])
 
 
 class Splitter:
@@ -199,6 +206,8 @@ def parse_hello_version(payload: bytes) -> int:
 def parse_hello(payload: bytes) -> Info:
     """Raises struct.error or ValueError for a payload of another shape."""
     *numbers, sha, plan = _HELLO.unpack_from(payload)
+    if not all(0 < n <= MOST_SIZE for n in numbers[4:12]):
+        raise ValueError("sizes that no model has")
     texts = []
     at = _HELLO.size
     for _ in range(2):
@@ -206,7 +215,8 @@ def parse_hello(payload: bytes) -> Info:
         raw = payload[at + 1 : at + 1 + n]
         if len(raw) != n:
             raise ValueError("text is cut")
-        texts.append(raw.decode("utf-8", "replace"))
+        text = raw.decode("utf-8", "replace")
+        texts.append("".join(c if c.isprintable() else "?" for c in text))
         at += 1 + n
     board, model = texts
     fields = [*numbers, sha.hex(), plan.hex(), board, model]
@@ -263,6 +273,8 @@ COUNTERS = (
     "bytes_early",
     "bytes_early_used",
     "bytes_missed",
+    "drafted",
+    "taken",
 )
 
 
@@ -280,6 +292,14 @@ def generate(position: int, max_new: int, temperature: float, top_p: float, seed
 
 def stream(credit: int) -> bytes:
     return struct.pack("<H", credit)
+
+
+def read_state(position: int, offset: int, count: int) -> bytes:
+    return struct.pack("<IIH", position, offset, count)
+
+
+def write_state(position: int, offset: int, data: bytes) -> bytes:
+    return struct.pack("<II", position, offset) + data
 
 
 def parse_stream(payload: bytes) -> tuple[Done, int, list[tuple[int, bytes]]]:

@@ -141,12 +141,15 @@ def quantize(matrix: Matrix, fmt: str, where: str = "matrix", columns: bool = Fa
                 "device's integers cannot hold; check that the model file is not damaged"
             )
     if not isinstance(matrix, kind):
-        _check_small(as_float32(matrix), blocks, fmt, where)
+        w, back = as_float32(matrix), blocks.float32()[: matrix.shape[0], : matrix.shape[1]]
+        if columns and not g.tables(1):  # whose groups run along the outputs
+            w, back = w.T, back.T
+        _check_small(w, back, fmt, where)
     return blocks
 
 
-def _check_small(w: np.ndarray, blocks: Blocks, fmt: str, where: str) -> None:
-    """Refuses a matrix of which a group of 32 would become zero though it counts.
+def _check_small(w: np.ndarray, back: np.ndarray, fmt: str, where: str) -> None:
+    """Refuses a matrix w, stored as back, of which a group would become zero though it counts.
 
     It counts unless the matrix holds weights 2^16 times larger, which round by more than it holds.
     """
@@ -155,10 +158,10 @@ def _check_small(w: np.ndarray, blocks: Blocks, fmt: str, where: str) -> None:
         return
 
     def tops(x: np.ndarray) -> np.ndarray:
-        groups = pad_columns(x[: w.shape[0], : w.shape[1]]).reshape(w.shape[0], -1, GROUP)
+        groups = pad_columns(x).reshape(len(x), -1, GROUP)
         return np.asarray(np.abs(groups).max(-1))
 
-    lost = (tops(w) >= top * np.float32(2.0**-16)) & (tops(w) > 0) & (tops(blocks.float32()) == 0)
+    lost = (tops(w) >= top * np.float32(2.0**-16)) & (tops(w) > 0) & (tops(back) == 0)
     if lost.any():
         raise UnsupportedError(
             f"{where}: weights of {tops(w)[lost].max():.1e} are too small for grid {fmt}, whose "
@@ -215,20 +218,6 @@ def pad_columns(w: np.ndarray) -> np.ndarray:
     """(out, in) with ``in`` filled up with zeros to whole groups."""
     extra = -w.shape[1] % GROUP
     return np.pad(w, ((0, 0), (0, extra))) if extra else w
-
-
-def pack_nibbles(q: np.ndarray) -> np.ndarray:
-    """uint8 (..., 32*k) in 0..15 to bytes (..., 16*k): elements i and i+16 of a group share one."""
-    g = q.reshape(*q.shape[:-1], -1, 2, GROUP // 2)
-    packed = g[..., 0, :] | (g[..., 1, :] << 4)
-    return np.ascontiguousarray(packed.reshape(*q.shape[:-1], q.shape[-1] // 2))
-
-
-def unpack_nibbles(b: np.ndarray) -> np.ndarray:
-    """Inverse of :func:`pack_nibbles`."""
-    g = b.reshape(*b.shape[:-1], -1, GROUP // 2)
-    q = np.stack([g & 15, g >> 4], axis=-2)
-    return np.ascontiguousarray(q.reshape(*b.shape[:-1], b.shape[-1] * 2))
 
 
 def bytes_of(a: np.ndarray) -> np.ndarray:

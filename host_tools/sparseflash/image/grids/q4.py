@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from sparseflash.base.nibbles import pack_nibbles, unpack_nibbles
 from sparseflash.image.bfp import GROUP, Bfp, half_units
 from sparseflash.image.grids import (
     Grid,
@@ -17,13 +18,11 @@ from sparseflash.image.grids import (
     grouped,
     half_scale,
     outputs_first,
-    pack_nibbles,
     pad_columns,
     padded,
     register,
     scales_of,
     tables_of,
-    unpack_nibbles,
 )
 from sparseflash.model.spec import Q4Blocks
 

@@ -12,18 +12,18 @@ from collections.abc import Callable
 import numpy as np
 
 from sparseflash.base.errors import UnsupportedError
+from sparseflash.base.nibbles import pack_nibbles, unpack_nibbles
 from sparseflash.image.bfp import F32, GROUP, SHIFT_SPAN, Bfp, half_units, pow2
 from sparseflash.image.grids import (
     Grid,
     aligned,
     bytes_of,
     grouped,
+    half_scale,
     outputs_first,
-    pack_nibbles,
     pad_columns,
     padded,
     register,
-    unpack_nibbles,
 )
 from sparseflash.model.spec import S4Blocks, S4Columns
 
@@ -40,7 +40,7 @@ def _groups(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     q, d = np.zeros(x.shape, np.int8), np.zeros(top.shape, np.float16)
     for end in (7, 8):
         for share in SHARES:
-            tried = (top * share / F32(end)).astype(np.float16)
+            tried = half_scale(top * share / F32(end))
             step = tried.astype(F32)[..., None]
             inverse = np.divide(F32(1), step, out=np.zeros_like(step), where=step != 0)
             y = np.clip(np.rint(x * inverse), -8, 7)

@@ -28,7 +28,7 @@ def load_model(source: str | Path, tokenizer: str | Path | None = None) -> Model
     if not path.exists():
         if HUB_ID.fullmatch(str(source)):
             return load_model(hub_path(str(source)))
-        raise InputError(f"{path}: no such model file; `make fetch` brings the known ones")
+        raise InputError(f"{path}: no such model file; sparseflash load brings the known ones")
     if path.suffix == ".gguf":
         from sparseflash.model.load.gguf_file import load_gguf
 

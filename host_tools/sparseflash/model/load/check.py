@@ -49,7 +49,7 @@ def check_model(model: Model, path: Path) -> Model:
     want("head", model.head, (s.vocab, s.dim), not s.tied_head)
     want("final_norm", model.final_norm, (s.dim,))
     want("final_norm_bias", model.final_norm_bias, (s.dim,), False)
-    want("head_bias", model.head_bias, (s.vocab,), False)
+    want("head_bias", model.head_bias, (s.vocab,), s.head_bias)
     if s.position is Position.LEARNED:
         want("positions", model.positions, (s.context + s.position_offset, s.dim))
     for i, layer in enumerate(model.layers):
@@ -63,6 +63,7 @@ def check_model(model: Model, path: Path) -> Model:
             "up_proj": ((s.ffn_dim, s.up_width), True),
             "down_proj": ((s.dim, s.ffn_dim), True),
             "gate_proj": ((s.ffn_dim, s.gate_width), s.gated),
+            "router": ((s.experts, s.dim), s.experts > 0),
             "q_norm": ((s.q_dim if s.qk_norm_whole else s.head_dim,), s.qk_norm),
             "k_norm": ((s.kv_dim if s.qk_norm_whole else s.head_dim,), s.qk_norm),
             "post_attn_norm": ((s.dim,), s.sandwich_norms),
@@ -71,8 +72,9 @@ def check_model(model: Model, path: Path) -> Model:
             "k_bias": ((s.kv_dim,), s.attn_bias),
             "v_bias": ((s.kv_dim,), s.attn_bias),
             "o_bias": ((s.dim,), s.out_bias),
-            "up_bias": ((s.ffn_dim,), s.out_bias),
-            "down_bias": ((s.dim,), s.out_bias),
+            "gate_bias": ((s.ffn_dim,), s.gated and s.ffn_bias),
+            "up_bias": ((s.ffn_dim,), s.ffn_bias),
+            "down_bias": ((s.dim,), s.ffn_bias),
             "attn_norm_bias": ((s.dim,), False),
             "ffn_norm_bias": ((s.dim,), False),
         }

@@ -21,8 +21,9 @@ the codes and scales is checked after decoding. The coder is ``constriction``'s 
 File: a NumPy ``.npz`` without pickles. ``meta`` is JSON as bytes: format, base (sha256), shape,
 budgets, figures. For every layer l and matrix m: ``words.l.m`` uint32 (coded symbols),
 ``tables.l.m`` uint16 (32, 16), ``classes.l.m`` uint8 (packed two bits a line), ``e_words.l.m``,
-``e_table.l.m`` (9,). Then ``threshold.SITE`` float16 (layers, n), ``scale.BUDGET`` float32
-(layers, 3) and the three norms in float32.
+``e_table.l.m`` (9,). Then ``threshold.SITE`` float16 (layers, n) and, for every budget, float32
+``scale.BUDGET`` (layers, 3), ``attn_norm.BUDGET`` and ``ffn_norm.BUDGET`` (layers, dim) and
+``final_norm.BUDGET`` (dim,).
 """
 
 from __future__ import annotations
@@ -41,12 +42,14 @@ import numpy as np
 
 from sparseflash.base.errors import InputError
 from sparseflash.base.files import write_bytes
+from sparseflash.base.progress import each
 from sparseflash.model.spec import Model, S4Blocks, S4Columns, Thresholds, as_float32
 
-FORMAT = 1
+FORMAT = 2
 GROUP = 32
 MATRICES = ("gate", "up", "down")
 SITES = ("x", "act", "h")
+NORMS = ("attn_norm", "ffn_norm", "final_norm")
 SCALE_CODES = 4
 """Scale codes are -4..4, in sixteenths of d0."""
 BINS = 8
@@ -68,15 +71,13 @@ class Delta:
     """What distillation made: codes, thresholds and norms, before or after coding.
 
     ``codes[l][m]``; ``threshold[site]`` float16 (layers, n); ``scale[budget]`` float32
-    (layers, 3), in the order x, act, h; norms float32.
+    (layers, 3), in the order x, act, h; ``norms[budget][name]`` float32, (layers, dim) and (dim,).
     """
 
     codes: list[dict[str, Codes]]
     threshold: dict[str, np.ndarray]
     scale: dict[int, np.ndarray]
-    attn_norm: np.ndarray
-    ffn_norm: np.ndarray
-    final_norm: np.ndarray
+    norms: dict[int, dict[str, np.ndarray]]
     meta: dict[str, Any] = field(default_factory=dict)
 
     def thresholds(self, layer: int, budget: int) -> Thresholds:
@@ -245,8 +246,8 @@ def write_delta(path: Path, delta: Delta, base: list[dict[str, np.ndarray]]) -> 
         arrays[f"threshold.{s}"] = delta.threshold[s].astype(np.float16)
     for budget, scale in delta.scale.items():
         arrays[f"scale.{budget}"] = scale.astype(np.float32)
-    for name in ("attn_norm", "ffn_norm", "final_norm"):
-        arrays[name] = getattr(delta, name).astype(np.float32)
+        for name in NORMS:
+            arrays[f"{name}.{budget}"] = delta.norms[budget][name].astype(np.float32)
     meta = delta.meta | {
         "format": FORMAT,
         "crc32": _crc(delta.codes),
@@ -305,15 +306,13 @@ def read_delta(path: Path, base: list[dict[str, np.ndarray]]) -> Delta:
                 )
                 for m in MATRICES
             }
-            for i in range(len(base))
+            for i in each("reading layers of the delta", range(len(base)))
         ]
         delta = Delta(
             codes,
             {s: a[f"threshold.{s}"] for s in SITES},
             {int(b): a[f"scale.{b}"] for b in meta["budgets"]},
-            a["attn_norm"],
-            a["ffn_norm"],
-            a["final_norm"],
+            {int(b): {n: a[f"{n}.{b}"] for n in NORMS} for b in meta["budgets"]},
             meta,
         )
     except InputError:
@@ -343,14 +342,15 @@ def apply_delta(base: Model, path: Path, budget: int | None = None) -> Model:
         known = ", ".join(str(b) for b in sorted(delta.scale))
         raise InputError(f"{path}: no thresholds for {budget} % of the bytes; it has {known}")
     layers = []
+    norms = delta.norms[budget]
     for i, layer in enumerate(base.layers):
         d = {m: scales(base_scales(lines[i][m]), delta.codes[i][m].e) for m in MATRICES}
         c = delta.codes[i]
         layers.append(
             replace(
                 layer,
-                attn_norm=delta.attn_norm[i],
-                ffn_norm=delta.ffn_norm[i],
+                attn_norm=norms["attn_norm"][i],
+                ffn_norm=norms["ffn_norm"][i],
                 gate_proj=S4Columns(
                     np.ascontiguousarray(c["gate"].q.T), np.ascontiguousarray(d["gate"].T)
                 ),
@@ -371,4 +371,4 @@ def apply_delta(base: Model, path: Path, budget: int | None = None) -> Model:
         "sha256": sha.hexdigest(),
     }
     spec = replace(base.spec, own_thresholds=True)
-    return replace(base, spec=spec, layers=layers, final_norm=delta.final_norm, source=source)
+    return replace(base, spec=spec, layers=layers, final_norm=norms["final_norm"], source=source)

@@ -171,6 +171,9 @@ def _swiglu(cfg: Config, **more: Any) -> ModelSpec:
         "activation": _activation(cfg, "hidden_act"),
         "norm_eps": float(cfg.get("rms_norm_eps", 1e-6)),
         "attn_scale": rope.score(cfg, head_dim),
+        "attn_bias": bool(cfg.get("attention_bias")),
+        "out_bias": bool(cfg.get("attention_bias")),
+        "ffn_bias": bool(cfg.get("mlp_bias")),
         "bos_id": _bos(cfg),
         "eos_ids": _eos(cfg),
     }
@@ -185,9 +188,7 @@ def _kv_heads(cfg: Config, heads: int) -> int:
 
 
 def llama_spec(cfg: Config) -> ModelSpec:
-    """Llama, Mistral and SmolLM2: RMSNorm, RoPE, SwiGLU, no biases."""
-    _refuse(cfg, "attention_bias", (False, None))
-    _refuse(cfg, "mlp_bias", (False, None))
+    """Llama, Mistral and SmolLM2: RMSNorm, RoPE, SwiGLU."""
     return _swiglu(cfg)
 
 
@@ -198,7 +199,6 @@ def qwen2_spec(cfg: Config) -> ModelSpec:
 
 def qwen3_spec(cfg: Config) -> ModelSpec:
     """Qwen3: as Llama with RMSNorm on the heads of q and k."""
-    _refuse(cfg, "attention_bias", (False, None))
     return _swiglu(cfg, qk_norm=True)
 
 
@@ -256,8 +256,6 @@ def phi3_spec(cfg: Config) -> ModelSpec:
 
 def smollm3_spec(cfg: Config) -> ModelSpec:
     """SmolLM3: as Llama, with layers without RoPE."""
-    _refuse(cfg, "attention_bias", (False, None))
-    _refuse(cfg, "mlp_bias", (False, None))
     spec = _swiglu(cfg)
     n, every = spec.n_layers, int(cfg.get("no_rope_layer_interval") or 4)
     turning = cfg.get("no_rope_layers") or [int((i + 1) % every != 0) for i in range(n)]
@@ -275,8 +273,6 @@ def granite_spec(cfg: Config) -> ModelSpec:
     Branches times r add to the residual as they are when the embedding is divided by r and the
     norm's epsilon by r squared: a norm does not see the scale of its input.
     """
-    _refuse(cfg, "attention_bias", (False, None))
-    _refuse(cfg, "mlp_bias", (False, None))
     r = float(cfg.get("residual_multiplier", 1.0))
     start = float(cfg.get("embedding_multiplier", 1.0))
     scores = float(cfg.get("attention_multiplier", 1.0))
@@ -293,9 +289,45 @@ def granite_spec(cfg: Config) -> ModelSpec:
 
 def olmo2_spec(cfg: Config) -> ModelSpec:
     """OLMo 2: norms after attention and FFN only, q and k norms over all heads."""
-    _refuse(cfg, "attention_bias", (False, None))
     more = {"pre_norms": False, "sandwich_norms": True}
     return _swiglu(cfg, qk_norm=True, qk_norm_whole=True, **more)
+
+
+def _experts(cfg: Config, neurons: str, experts: str, normed: bool) -> dict[str, Any]:
+    """Fields of a spec with experts, from the keys of an expert's neurons and of their number."""
+    count, used = _need(cfg, experts), _need(cfg, "num_experts_per_tok")
+    if not 0 < used <= count:
+        raise InputError(f"a token uses {used} of {count} experts; correct {experts}")
+    return {
+        "ffn_dim": count * _need(cfg, neurons),
+        "experts": count,
+        "experts_used": used,
+        "experts_normed": normed,
+        "active_share": used / count,
+    }
+
+
+def qwen3_moe_spec(cfg: Config) -> ModelSpec:
+    """Qwen3-MoE: as Qwen3, with experts in every layer."""
+    _refuse(cfg, "decoder_sparse_step", (1, None))
+    _refuse(cfg, "mlp_only_layers", ([], None))
+    normed = bool(cfg.get("norm_topk_prob", False))
+    more = _experts(cfg, "moe_intermediate_size", "num_experts", normed)
+    return _swiglu({**cfg, "intermediate_size": 0}, qk_norm=True, **more)
+
+
+def olmoe_spec(cfg: Config) -> ModelSpec:
+    """OLMoE: experts; q and k norms over all heads."""
+    _refuse(cfg, "clip_qkv", (None,))
+    more = _experts(cfg, "intermediate_size", "num_experts", bool(cfg.get("norm_topk_prob", False)))
+    eps = float(cfg.get("rms_norm_eps", 1e-5))
+    return _swiglu(cfg, qk_norm=True, qk_norm_whole=True, norm_eps=eps, **more)
+
+
+def granite_moe_spec(cfg: Config) -> ModelSpec:
+    """Granite-MoE: Granite with experts, whose router's softmax is over the chosen ones."""
+    more = _experts(cfg, "intermediate_size", "num_local_experts", True)
+    return replace(granite_spec(cfg), **more)
 
 
 def stablelm_spec(cfg: Config) -> ModelSpec:
@@ -322,6 +354,7 @@ def phi_spec(cfg: Config) -> ModelSpec:
         norm_eps=float(cfg.get("layer_norm_eps", 1e-5)),
         attn_bias=True,
         out_bias=True,
+        ffn_bias=True,
         parallel=True,
     )
 
@@ -340,6 +373,7 @@ def neox_spec(cfg: Config) -> ModelSpec:
         norm_eps=float(cfg.get("layer_norm_eps", 1e-5)),
         attn_bias=True,
         out_bias=True,
+        ffn_bias=True,
         parallel=bool(cfg.get("use_parallel_residual", True)),
     )
 
@@ -368,6 +402,7 @@ def gpt2_spec(cfg: Config) -> ModelSpec:
         position=Position.LEARNED,
         attn_bias=True,
         out_bias=True,
+        ffn_bias=True,
         bos_id=_bos(cfg),
         eos_ids=_eos(cfg),
     )
@@ -401,6 +436,7 @@ def opt_spec(cfg: Config) -> ModelSpec:
         position_offset=2,
         attn_bias=True,
         out_bias=True,
+        ffn_bias=True,
         bos_id=_bos(cfg),
         eos_ids=_eos(cfg),
     )
@@ -409,13 +445,15 @@ def opt_spec(cfg: Config) -> ModelSpec:
 _BLOCK = "layers.{i}."
 _ATTENTION = {f"{x}_proj": f"{_BLOCK}self_attn.{x}_proj.weight" for x in "qkvo"}
 _GATED = {f"{x}_proj": f"{_BLOCK}mlp.{x}_proj.weight" for x in ("gate", "up", "down")}
+_BIASES = {f"{x}_bias": f"{_BLOCK}self_attn.{x}_proj.bias" for x in "qkvo"}
+_BIASES |= {f"{x}_bias": f"{_BLOCK}mlp.{x}_proj.bias" for x in ("gate", "up", "down")}
 _LLAMA = {
     **_ATTENTION,
     **_GATED,
+    **_BIASES,
     "attn_norm": f"{_BLOCK}input_layernorm.weight",
     "ffn_norm": f"{_BLOCK}post_attention_layernorm.weight",
 }
-_QWEN2 = {**_LLAMA, **{f"{x}_bias": f"{_BLOCK}self_attn.{x}_proj.bias" for x in "qkv"}}
 _QWEN3 = {**_LLAMA, **{f"{x}_norm": f"{_BLOCK}self_attn.{x}_norm.weight" for x in "qk"}}
 _GEMMA3 = {
     **_QWEN3,
@@ -450,6 +488,30 @@ def _phi3_fused(get: Get, spec: ModelSpec, at: str) -> dict[str, np.ndarray]:
     return dict(zip(("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj"), [*qkv, *halves]))
 
 
+def _experts_fused(get: Get, spec: ModelSpec, at: str) -> dict[str, np.ndarray]:
+    """The experts' matrices one after the other: rows of gate and up, columns of down."""
+
+    def of_all(m: str) -> list[np.ndarray]:
+        return [get(f"{at}mlp.experts.{e}.{m}_proj.weight") for e in range(spec.experts)]
+
+    rows = {f"{m}_proj": np.concatenate(of_all(m)) for m in ("gate", "up")}
+    return rows | {"down_proj": np.concatenate(of_all("down"), axis=1)}
+
+
+def _granite_fused(get: Get, spec: ModelSpec, at: str) -> dict[str, np.ndarray]:
+    """(experts, gate and up one below the other, in) and (experts, out, in)."""
+    both = get(f"{at}block_sparse_moe.input_linear.weight")
+    down = get(f"{at}block_sparse_moe.output_linear.weight")
+    if both.ndim != 3 or down.ndim != 3 or both.shape[1] % 2:
+        raise InputError(f"{at}block_sparse_moe: experts of another shape; export it again")
+    gate, up = np.split(both, 2, axis=1)
+    return {
+        "gate_proj": gate.reshape(-1, gate.shape[-1]),
+        "up_proj": up.reshape(-1, up.shape[-1]),
+        "down_proj": np.concatenate(list(down), axis=1),
+    }
+
+
 def _neox_fused(get: Get, spec: ModelSpec, at: str) -> dict[str, np.ndarray]:
     """q, k and v of a head one below the other, head by head."""
     name, out = f"{at}attention.query_key_value", 3 * spec.q_dim
@@ -482,12 +544,17 @@ _PHI3 = {
 _OLMO2 = {
     **_ATTENTION,
     **_GATED,
+    **_BIASES,
     **{f"{x}_norm": f"{_BLOCK}self_attn.{x}_norm.weight" for x in "qk"},
     "post_attn_norm": f"{_BLOCK}post_attention_layernorm.weight",
     "post_ffn_norm": f"{_BLOCK}post_feedforward_layernorm.weight",
 }
+_WITHOUT_FFN = {k: v for k, v in _LLAMA.items() if ".mlp." not in v}
+_EXPERTS = _WITHOUT_FFN | {"router": f"{_BLOCK}mlp.gate.weight"}
+_EXPERTS |= {f"{x}_norm": f"{_BLOCK}self_attn.{x}_norm.weight" for x in "qk"}
+_GRANITE_MOE = _WITHOUT_FFN | {"router": f"{_BLOCK}block_sparse_moe.router.layer.weight"}
 _STABLELM = {
-    **_QWEN2,
+    **_LLAMA,
     "attn_norm_bias": f"{_BLOCK}input_layernorm.bias",
     "ffn_norm_bias": f"{_BLOCK}post_attention_layernorm.bias",
 }
@@ -538,13 +605,22 @@ FAMILIES: dict[str, Family] = {
     "llama": Family(llama_spec, *_MODEL, _LLAMA),
     "mistral": Family(llama_spec, *_MODEL, _LLAMA),
     "smollm2": Family(llama_spec, *_MODEL, _LLAMA),
-    "qwen2": Family(qwen2_spec, *_MODEL, _QWEN2),
+    "qwen2": Family(qwen2_spec, *_MODEL, _LLAMA),
     "qwen3": Family(qwen3_spec, *_MODEL, _QWEN3),
     "gemma3_text": Family(gemma3_spec, *_MODEL, _GEMMA3, norm_plus_one=True, tied_default=True),
     "phi3": Family(phi3_spec, *_MODEL, _PHI3, fused=_phi3_fused),
     "smollm3": Family(smollm3_spec, *_MODEL, _LLAMA, tied_default=True),
     "granite": Family(granite_spec, *_MODEL, _LLAMA, logits_divisor="logits_scaling"),
     "olmo2": Family(olmo2_spec, *_MODEL, _OLMO2),
+    "qwen3_moe": Family(qwen3_moe_spec, *_MODEL, _EXPERTS, fused=_experts_fused),
+    "olmoe": Family(olmoe_spec, *_MODEL, _EXPERTS, fused=_experts_fused),
+    "granitemoe": Family(
+        granite_moe_spec,
+        *_MODEL,
+        _GRANITE_MOE,
+        fused=_granite_fused,
+        logits_divisor="logits_scaling",
+    ),
     "stablelm": Family(
         stablelm_spec,
         *_MODEL,

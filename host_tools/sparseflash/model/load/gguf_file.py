@@ -6,7 +6,6 @@ package knows (F16, F32, BF16, K-quants) is dequantised to float32.
 
 from __future__ import annotations
 
-import re
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -16,8 +15,16 @@ import gguf
 import numpy as np
 
 from sparseflash.base.errors import InputError, SparseflashError, UnsupportedError
+from sparseflash.base.nibbles import unpack_nibbles
+from sparseflash.base.progress import each
+from sparseflash.model.checkpoint import parts_of
 from sparseflash.model.load.check import check_model
-from sparseflash.model.load.rows import files_sha256, half_split_index, take_rows
+from sparseflash.model.load.rows import (
+    files_sha256,
+    half_split_index,
+    partial_index,
+    take_rows,
+)
 from sparseflash.model.rope import yarn_factors, yarn_gain
 from sparseflash.model.spec import (
     Activation,
@@ -26,21 +33,39 @@ from sparseflash.model.spec import (
     Matrix,
     Model,
     ModelSpec,
+    Norm,
+    Position,
     Q4Blocks,
     Q8Blocks,
 )
 from sparseflash.model.tokenizer import TURN_ENDS, Tokenizer
 
-ARCHITECTURES = ("llama", "qwen2", "qwen3", "gemma3", "phi3", "smollm3", "granite")
-INTERLEAVED = ("llama", "smollm3", "granite")
+FFN = ("gate", "up", "down")
+INTERLEAVED = ("llama", "smollm3", "granite", "granitemoe")
 """Architectures whose q and k rows lie in the order of interleaved pairs."""
+UNGATED = ("phi2", "gpt2", "gptneox")
+LAYERNORM = (*UNGATED, "stablelm")
+EXPERTS = {"llama": True, "qwen3moe": True, "granitemoe": True, "olmoe": False}
+"""Architectures that can have experts: whether the router's softmax is over the chosen ones."""
+ARCHITECTURES = (
+    *("llama", "qwen2", "qwen3", "gemma3", "phi3", "smollm3", "granite", "olmo2"),
+    *LAYERNORM,
+    *("qwen3moe", "olmoe", "granitemoe"),
+)
+ACTIVATIONS = {"gemma3": Activation.GELU_TANH, "phi2": Activation.GELU_TANH}
+ACTIVATIONS |= {"gpt2": Activation.GELU_TANH, "gptneox": Activation.GELU}
+"""Those of the models themselves, where it is not SiLU: a GGUF does not say."""
 
 
-def _matrix(tensor: Any) -> Matrix:
-    """A tensor as blocks or float32; GGUF lists its shape innermost first."""
-    if len(tensor.shape) != 2:
-        raise InputError(f"tensor {tensor.name} is not a matrix; convert the model again")
-    cols, rows = int(tensor.shape[0]), int(tensor.shape[1])
+def _matrix(tensor: Any, experts: int = 0) -> Matrix:
+    """A tensor as blocks or float32, those of experts one below the other.
+
+    GGUF lists its shape innermost first.
+    """
+    if list(tensor.shape[2:]) != ([experts] if experts else []) or len(tensor.shape) < 2:
+        what = f"the matrices of {experts} experts" if experts else "a matrix"
+        raise InputError(f"tensor {tensor.name} is not {what}; convert the model again")
+    cols, rows = int(tensor.shape[0]), int(tensor.shape[1]) * max(experts, 1)
     kind = tensor.tensor_type
     raw = np.ascontiguousarray(tensor.data).view(np.uint8).reshape(rows, -1)
     types = gguf.GGMLQuantizationType
@@ -48,12 +73,12 @@ def _matrix(tensor: Any) -> Matrix:
         size = 18 if kind == types.Q4_0 else 20
         block = raw.reshape(rows, cols // 32, size)
         d = np.ascontiguousarray(block[..., :2]).view(np.float16)[..., 0]
-        nibbles = block[..., size - 16 :]
-        q = np.concatenate([nibbles & 15, nibbles >> 4], axis=-1).reshape(rows, cols)
+        q = unpack_nibbles(block[..., size - 16 :]).reshape(rows, cols)
         if kind == types.Q4_1:
             m = np.ascontiguousarray(block[..., 2:4]).view(np.float16)[..., 0]
         else:
-            m = (d.astype(np.float32) * np.float32(-8)).astype(np.float16)
+            with np.errstate(over="ignore"):  # what is not finite is refused with the whole model
+                m = (d.astype(np.float32) * np.float32(-8)).astype(np.float16)
         return Q4Blocks(np.ascontiguousarray(q), d, m)
     if kind == types.Q8_0:
         block = raw.reshape(rows, cols // 32, 34)
@@ -61,6 +86,17 @@ def _matrix(tensor: Any) -> Matrix:
         q8 = np.ascontiguousarray(block[..., 2:]).view(np.int8).reshape(rows, cols)
         return Q8Blocks(q8, d)
     return _float32(tensor).reshape(rows, cols)
+
+
+def _side_by_side(matrix: Matrix, experts: int) -> Matrix:
+    """Matrices of experts (experts * out, in) as (out, experts * in)."""
+
+    def moved(a: np.ndarray) -> np.ndarray:
+        return np.concatenate(list(a.reshape(experts, -1, a.shape[-1])), axis=-1)
+
+    if isinstance(matrix, np.ndarray):
+        return moved(matrix)
+    return replace(matrix, **{k: moved(a) for k, a in vars(matrix).items()})  # type: ignore[arg-type]
 
 
 def _float32(tensor: Any) -> np.ndarray:
@@ -205,26 +241,6 @@ def load_gguf(path: Path) -> Model:
         raise InputError(f"{path}: damaged metadata or tensors ({why}); download it again") from e
 
 
-_PART = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.gguf")
-
-
-def parts_of(path: Path) -> list[Path]:
-    """All files of a split GGUF by their names, or the one file.
-
-    Raises:
-        InputError: a part is missing.
-    """
-    m = _PART.fullmatch(path.name)
-    if not m:
-        return [path]
-    count = int(m[3])
-    parts = [path.with_name(f"{m[1]}-{i:05d}-of-{count:05d}.gguf") for i in range(1, count + 1)]
-    for p in parts:
-        if not p.is_file():
-            raise InputError(f"{p}: this part of the split GGUF is missing; put all parts together")
-    return parts
-
-
 def _open(path: Path) -> Any:
     try:
         return gguf.GGUFReader(path)
@@ -324,9 +340,9 @@ def _load(path: Path) -> Model:
     def optional(name: str) -> np.ndarray | None:
         return vector(name) if name in tensors else None
 
-    if int(f.get(".expert_count", 0) or 0):
-        raise UnsupportedError(f"{path}: mixtures of experts are not supported")
-    f.only(".expert_used_count", 0)
+    experts, used_experts = (int(f.get(f".expert_{k}", 0) or 0) for k in ("count", "used_count"))
+    if experts and (arch not in EXPERTS or not 0 < used_experts <= experts):
+        raise UnsupportedError(f"{path}: {used_experts} of {experts} experts in {arch!r}")
     n = int(f.need(".block_count"))
     if not 0 < n <= len(tensors):
         raise InputError(
@@ -338,17 +354,29 @@ def _load(path: Path) -> Model:
     if min(dim, heads, kv_heads) <= 0:
         raise InputError(f"{path}: a size in its metadata is not positive; download it again")
     head_dim = int(f.get(".attention.key_length", dim // heads))
-    for key in (".attention.value_length", ".rope.dimension_count"):
-        f.only(key, head_dim)
+    f.only(".attention.value_length", head_dim)
+    turning = head_dim
+    if arch in LAYERNORM:
+        turning = int(f.get(".rope.dimension_count", head_dim))
+        if turning % 2 or not 0 < turning <= head_dim:
+            raise UnsupportedError(f"{path}: RoPE on {turning} of {head_dim} dimensions")
+    else:
+        f.only(".rope.dimension_count", head_dim)
     for key in ("key_length", "value_length"):
         f.only(f".attention.{key}_swa", head_dim)
     f.only(".rope.dimension_count_swa", head_dim)
     f.only(".attention.causal", True)
     f.only(".attn_logit_softcapping", 0.0)
     f.only(".final_logit_softcapping", 0.0)
-    f.only(".use_parallel_residual", False)
+    parallel = arch in ("phi2", "gptneox") and bool(f.get(".use_parallel_residual", True))
+    if arch == "stablelm":
+        parallel = "blk.0.ffn_norm.weight" not in tensors
+    f.only(".use_parallel_residual", parallel)
     f.get(".tensor_data_layout")  # how a converter ordered rows, which the family says already
     ffn_dim = f.per_layer(".feed_forward_length", n)
+    if arch == "qwen3moe":
+        ffn_dim = int(f.need(".expert_feed_forward_length"))
+    ffn_dim *= max(experts, 1)
     if min(ffn_dim, head_dim) <= 0:
         raise InputError(f"{path}: a size in its metadata is not positive; download it again")
     embed = _matrix(get("token_embd.weight"))
@@ -359,14 +387,17 @@ def _load(path: Path) -> Model:
         )
     tokens = f.get("tokenizer.ggml.tokens") or []
     context = int(f.get(".context_length", 2048))
-    rope, gain = _rope(f, tensors, head_dim, context)
+    rope, gain = _rope(f, tensors, turning, context)
+    if turning < head_dim:
+        rope = replace(rope, rope_dims=turning)
     if "rope_factors_long.weight" in tensors:  # the short table holds for the trained context
         context = min(context, int(f.get(".rope.scaling.original_context_length", context)))
-    gemma, granite = arch == "gemma3", arch == "granite"
+    gemma, granite = arch == "gemma3", arch in ("granite", "granitemoe")
     # The 27B model of Gemma scales by dim/heads instead of the head's size.
     score = (dim / heads) ** -0.5 if gemma and n == 62 else 0.0
     score = float(f.get(".attention.scale", score)) if granite else score
-    eps = float(f.get(".attention.layer_norm_rms_epsilon", 1e-5))
+    eps_key = "layer_norm_epsilon" if arch in LAYERNORM else "layer_norm_rms_epsilon"
+    eps = float(f.get(f".attention.{eps_key}", 1e-5))
     branch = float(f.get(".residual_scale", 1.0)) if granite else 1.0
     start = float(f.get(".embedding_scale", 1.0)) if granite else 1.0
     logits = float(f.get(".logit_scale", 1.0)) if granite else 1.0
@@ -375,7 +406,7 @@ def _load(path: Path) -> Model:
     layer_specs = _layer_specs(f, rope, n)
     if gain != 1.0:
         # cosine and sine times gain, for q and for k: scores times its square.
-        if any(replace(s, window=0) != rope for s in layer_specs):
+        if turning < head_dim or any(replace(s, window=0) != rope for s in layer_specs):
             raise UnsupportedError(f"{path}: YaRN on only a part of the layers is not supported")
         score = (score or head_dim**-0.5) * gain**2
     spec = ModelSpec(
@@ -389,11 +420,24 @@ def _load(path: Path) -> Model:
         head_dim=head_dim,
         context=context,
         layers=layer_specs,
-        activation=Activation.GELU_TANH if gemma else Activation.SILU,
+        activation=ACTIVATIONS.get(arch, Activation.SILU),
+        gated=arch not in UNGATED,
+        norm=Norm.LAYER if arch in LAYERNORM else Norm.RMS,
         norm_eps=eps / branch**2,
-        qk_norm=arch in ("qwen3", "gemma3"),
-        sandwich_norms=gemma,
-        attn_bias="blk.0.attn_q.bias" in tensors,
+        position=Position.LEARNED if arch == "gpt2" else Position.ROPE,
+        qk_norm=arch in ("qwen3", "gemma3", "qwen3moe", "olmo2", "olmoe"),
+        qk_norm_whole=arch in ("olmo2", "olmoe"),
+        pre_norms=arch != "olmo2",
+        sandwich_norms=arch in ("gemma3", "olmo2"),
+        parallel=parallel,
+        attn_bias=any(f"blk.0.attn_{x}.bias" in tensors for x in ("q", "qkv")),
+        out_bias="blk.0.attn_output.bias" in tensors,
+        ffn_bias="blk.0.ffn_up.bias" in tensors,
+        head_bias="output.bias" in tensors,
+        experts=experts,
+        experts_used=used_experts,
+        experts_normed=EXPERTS.get(arch, True),
+        active_share=used_experts / experts if experts else 1.0,
         embed_scale=float(np.float32(dim**0.5)) if gemma else start / branch,
         attn_scale=score,
         tied_head="output.weight" not in tensors,
@@ -416,59 +460,84 @@ def _load(path: Path) -> Model:
         ends = np.cumsum([0, *sizes])
         return [take_rows(whole, np.arange(a, b)) for a, b in pairwise(ends)]
 
-    def need_rows(matrix: Matrix, rows: int, name: str) -> None:
+    def need_rows(matrix: Any, rows: int, name: str) -> None:
         if matrix.shape[0] != rows:
             raise InputError(
                 f"{path}: {name} has {matrix.shape[0]} rows where its configuration asks for "
                 f"{rows}; convert the model again"
             )
 
+    turns = np.arange(head_dim)
+    if arch in INTERLEAVED:
+        turns = half_split_index(1, head_dim)
+    elif turning < head_dim:
+        turns = partial_index(1, head_dim, turning)
+
+    def turned(value: Any, count: int, name: str) -> Any:
+        """Rows of q or k, or their biases, in the order of pairs that turn."""
+        if value is None:
+            return None
+        need_rows(value, count * head_dim, name)
+        index = np.concatenate([h * head_dim + turns for h in range(count)])
+        return value if (turns[1:] > turns[:-1]).all() else take_rows(value, index)
+
     layers: list[Layer] = []
-    for i in range(n):
+    for i in each("reading layers", range(n)):
         b = f"blk.{i}."
+        bias: dict[str, np.ndarray | None]
         if b + "attn_qkv.weight" in tensors:
-            q, k, v = split(b + "attn_qkv.weight", [spec.q_dim, spec.kv_dim, spec.kv_dim])
+            sizes = [spec.q_dim, spec.kv_dim, spec.kv_dim]
+            q, k, v = split(b + "attn_qkv.weight", sizes)
+            whole = optional(b + "attn_qkv.bias")
+            if whole is not None:
+                need_rows(whole, sum(sizes), b + "attn_qkv.bias")
+            parts = [None] * 3 if whole is None else np.split(whole, np.cumsum(sizes)[:2])
+            bias = dict(zip("qkv", parts))
         else:
             q, k, v = (_matrix(get(f"{b}attn_{x}.weight")) for x in "qkv")
-        if b + "ffn_gate.weight" in tensors:
-            gate, up = _matrix(get(b + "ffn_gate.weight")), _matrix(get(b + "ffn_up.weight"))
+            bias = {x: optional(f"{b}attn_{x}.bias") for x in "qkv"}
+        ffn: dict[str, Any] = {}
+        if experts:
+            ffn = {f"{m}_proj": _matrix(get(f"{b}ffn_{m}_exps.weight"), experts) for m in FFN}
+            ffn["down_proj"] = _side_by_side(ffn["down_proj"], experts)
+            ffn["router"] = _matrix(get(b + "ffn_gate_inp.weight"))
         else:
-            gate, up = split(b + "ffn_up.weight", [ffn_dim, ffn_dim])
-        q_bias, k_bias = optional(b + "attn_q.bias"), optional(b + "attn_k.bias")
-        if arch in INTERLEAVED:
-            need_rows(q, heads * head_dim, b + "attn_q")
-            need_rows(k, kv_heads * head_dim, b + "attn_k")
-            q = take_rows(q, half_split_index(heads, head_dim))
-            k = take_rows(k, half_split_index(kv_heads, head_dim))
-            q_bias = None if q_bias is None else q_bias[half_split_index(heads, head_dim)]
-            k_bias = None if k_bias is None else k_bias[half_split_index(kv_heads, head_dim)]
+            ffn["down_proj"] = _matrix(get(b + "ffn_down.weight"))
+            if b + "ffn_gate.weight" in tensors:
+                ffn["gate_proj"] = _matrix(get(b + "ffn_gate.weight"))
+            if "gate_proj" in ffn or not spec.gated:
+                ffn["up_proj"] = _matrix(get(b + "ffn_up.weight"))
+            else:
+                both = split(b + "ffn_up.weight", [ffn_dim, ffn_dim])
+                ffn["gate_proj"], ffn["up_proj"] = both
+        ffn |= {f"{m}_bias": optional(f"{b}ffn_{m}.bias") for m in FFN}
+        # Where attention and FFN stand side by side, one norm may serve both.
+        shared = "attn_norm" if b + "ffn_norm.weight" not in tensors else "ffn_norm"
+        norms = {"attn_norm": "attn_norm", "ffn_norm": shared} if spec.pre_norms else {}
         layers.append(
             Layer(
-                attn_norm=vector(b + "attn_norm.weight"),
-                q_proj=q,
-                k_proj=k,
+                attn_norm=None,
+                q_proj=turned(q, heads, b + "attn_q"),
+                k_proj=turned(k, kv_heads, b + "attn_k"),
                 v_proj=v,
                 o_proj=_matrix(get(b + "attn_output.weight")),
-                ffn_norm=vector(b + "ffn_norm.weight"),
-                gate_proj=gate,
-                up_proj=up,
-                down_proj=_matrix(get(b + "ffn_down.weight")),
+                ffn_norm=None,
                 q_norm=optional(b + "attn_q_norm.weight"),
                 k_norm=optional(b + "attn_k_norm.weight"),
                 post_attn_norm=optional(b + "post_attention_norm.weight"),
                 post_ffn_norm=optional(b + "post_ffw_norm.weight"),
-                q_bias=q_bias,
-                k_bias=k_bias,
-                v_bias=optional(b + "attn_v.bias"),
+                q_bias=turned(bias["q"], heads, b + "attn_q.bias"),
+                k_bias=turned(bias["k"], kv_heads, b + "attn_k.bias"),
+                v_bias=bias["v"],
+                o_bias=optional(b + "attn_output.bias"),
+                **ffn,
             )
         )
+        for field, name in norms.items():
+            setattr(layers[-1], field, vector(f"{b}{name}.weight"))
+            setattr(layers[-1], f"{field}_bias", optional(f"{b}{name}.bias"))
     head = None if spec.tied_head else _matrix(get("output.weight"))
     final_norm = vector("output_norm.weight") / np.float32(logits)
-    left = sorted(set(tensors) - used)
-    if left:
-        raise UnsupportedError(
-            f"{path}: tensor {left[0]} belongs to a variant of {arch!r} that is not supported"
-        )
     tokenizer = Tokenizer.from_gguf(f.get, spec.vocab) if tokens else None
     model = Model(
         spec=spec,
@@ -476,8 +545,16 @@ def _load(path: Path) -> Model:
         layers=layers,
         final_norm=final_norm,
         head=head,
+        final_norm_bias=optional("output_norm.bias"),
+        head_bias=optional("output.bias"),
+        positions=_float32(get("position_embd.weight")) if arch == "gpt2" else None,
         tokenizer=tokenizer,
         name=path.stem,
         source={"kind": "gguf", "file": paths[0].name, "sha256": files_sha256(paths)},
     )
+    left = sorted(set(tensors) - used)
+    if left:
+        raise UnsupportedError(
+            f"{path}: tensor {left[0]} belongs to a variant of {arch!r} that is not supported"
+        )
     return check_model(model, path)

@@ -16,7 +16,7 @@ import numpy as np
 
 from sparseflash.base.errors import InputError, UsageError
 from sparseflash.base.files import whole
-from sparseflash.model.load.gguf_file import parts_of
+from sparseflash.model.checkpoint import parts_of
 
 PREFIX = "sparseflash."
 VERSION = 1

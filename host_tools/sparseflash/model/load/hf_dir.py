@@ -12,6 +12,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from sparseflash.base.errors import InputError, SparseflashError, UnsupportedError
+from sparseflash.base.progress import each
 from sparseflash.model.checkpoint import read_json, weight_files
 from sparseflash.model.load.check import check_model
 from sparseflash.model.load.families import FAMILIES, Family
@@ -82,8 +83,10 @@ class _Tensors:
 def _layer(tensors: _Tensors, family: Family, spec: ModelSpec, i: int) -> Layer:
     parts: dict[str, Any] = {"attn_norm": None, "ffn_norm": None}
     names = family.layer | (family.parallel if spec.parallel else {})
+    biases = dict.fromkeys("qkv", spec.attn_bias) | {"o": spec.out_bias}
+    biases |= {"gate": spec.ffn_bias and spec.gated, "up": spec.ffn_bias, "down": spec.ffn_bias}
     for field, template in names.items():
-        if field in ("q_bias", "k_bias", "v_bias") and not spec.attn_bias:
+        if field.endswith("_bias") and not biases.get(field[: -len("_bias")], True):
             continue
         value: Any = tensors.get(template.format(i=i))
         if family.transposed and value.ndim == 2:
@@ -123,14 +126,16 @@ def _chat_template(folder: Path) -> str:
     return template if isinstance(template, str) else ""
 
 
-def spec_of(folder: Path) -> ModelSpec:
+def spec_of(folder: Path, config: dict[str, Any] | None = None) -> ModelSpec:
     """What config.json says, before the tensors and the tokenizer add to it.
+
+    config: the file's contents, where they are read already.
 
     Raises:
         InputError: missing, damaged or contradictory. UnsupportedError: another ``model_type``,
             or an option no builder covers.
     """
-    config = read_json(folder / "config.json")
+    config = read_json(folder / "config.json") if config is None else config
     kind = str(config.get("model_type"))
     if kind not in FAMILIES:
         raise UnsupportedError(
@@ -159,7 +164,7 @@ def load_directory(folder: Path) -> Model:
     config = read_json(folder / "config.json")
     if config.get("model_type") == MODEL_TYPE:
         return load_story(folder, config)
-    spec = spec_of(folder)
+    spec = spec_of(folder, config)
     kind = str(config["model_type"])
     family = FAMILIES[kind]
     tensors = _Tensors(folder, family.prefix)
@@ -175,18 +180,16 @@ def load_directory(folder: Path) -> Model:
         }
     spec = replace(spec, tied_head=tied, chat_template=_chat_template(folder))
     tokenizer = None
+    named, pieces = folder / "tokenizer_config.json", folder / "tokenizer.model"
+    said = read_json(named) if named.is_file() else {}
     if (folder / "tokenizer.json").is_file():
-        named = folder / "tokenizer_config.json"
-        said = read_json(named) if named.is_file() else {}
         tokenizer = Tokenizer.from_tokenizer_json(folder / "tokenizer.json", spec, said)
+    elif pieces.is_file():
+        tokenizer = Tokenizer.from_tokenizer_model(pieces, spec, said)
+    if tokenizer is not None:
         if "eos_token" in tokenizer.names and tokenizer.eos_id >= 0:
             eos.add(tokenizer.eos_id)
         eos |= {i for t, i in tokenizer.special.items() if t in TURN_ENDS}
-    elif (folder / "tokenizer.model").is_file():
-        raise UnsupportedError(
-            f"{folder}: it has tokenizer.model but no tokenizer.json; save the tokenizer with "
-            "transformers' AutoTokenizer.from_pretrained(...).save_pretrained(...)"
-        )
     spec = replace(spec, eos_ids=tuple(sorted(eos)))
 
     final_norm = tensors.get(family.final_norm)
@@ -196,7 +199,8 @@ def load_directory(folder: Path) -> Model:
         final_norm = final_norm / np.float32(config.get(family.logits_divisor, 1.0))
     final_bias = family.final_norm.replace(".weight", ".bias")
     head_bias = family.head.replace(".weight", ".bias")
-    head = None
+    head, has_bias = None, tensors.name(head_bias) is not None
+    spec = replace(spec, head_bias=has_bias)
     if tied:
         tensors.used.add(family.head)  # transformers takes the embedding whatever lies here
     else:
@@ -204,10 +208,12 @@ def load_directory(folder: Path) -> Model:
     model = Model(
         spec=spec,
         embed=tensors.get(family.embed),
-        layers=[_layer(tensors, family, spec, i) for i in range(spec.n_layers)],
+        layers=[
+            _layer(tensors, family, spec, i) for i in each("reading layers", range(spec.n_layers))
+        ],
         final_norm=final_norm,
         head=head,
-        head_bias=tensors.get(head_bias) if tensors.name(head_bias) else None,
+        head_bias=tensors.get(head_bias) if has_bias else None,
         final_norm_bias=tensors.get(final_bias) if tensors.name(final_bias) else None,
         positions=tensors.get(family.positions) if family.positions else None,
         tokenizer=tokenizer,

@@ -15,6 +15,7 @@ from safetensors.numpy import load_file
 
 from sparseflash.base.errors import InputError
 from sparseflash.base.files import file_sha256
+from sparseflash.base.nibbles import GROUP, unpack_nibbles
 from sparseflash.model.load.check import check_model
 from sparseflash.model.spec import (
     Activation,
@@ -29,7 +30,6 @@ from sparseflash.model.spec import (
 from sparseflash.model.tokenizer import Tokenizer
 
 MODEL_TYPE = "sparseflash_story"
-GROUP = 32
 
 
 def _spec(config: dict[str, Any], folder: Path) -> ModelSpec:
@@ -82,9 +82,8 @@ class _Packed:
     def _codes(self, name: str, out: int, cols: int) -> tuple[np.ndarray, np.ndarray]:
         if cols % GROUP:
             raise InputError(f"{self.path}: {name} has rows of {cols}, not of whole groups")
-        b = self.get(name + ".q", np.uint8, out, cols // 2).reshape(out, -1, GROUP // 2)
-        q = np.stack([b & 15, b >> 4], axis=-2).astype(np.int8) - np.int8(8)
-        return q.reshape(out, cols), self.get(name + ".d", np.float16, out, cols // GROUP)
+        q = unpack_nibbles(self.get(name + ".q", np.uint8, out, cols // 2)).astype(np.int8)
+        return q - np.int8(8), self.get(name + ".d", np.float16, out, cols // GROUP)
 
     def rows(self, name: str, out: int, cols: int) -> S4Blocks:
         return S4Blocks(*self._codes(name, out, cols))

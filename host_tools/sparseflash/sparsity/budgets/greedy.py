@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sparseflash.base.progress import each
 from sparseflash.sparsity.budgets.common import HIGHEST, begun, residuals, sizes_of
 from sparseflash.sparsity.masks import LayerRules, Masked, Rule
 from sparseflash.sparsity.registry import Levels, Method
@@ -74,8 +75,8 @@ def greedy(study: Study, m: Method, level: float) -> Levels:
         ids = study.calibration_ids[:1, :GREEDY_TOKENS]
         inputs = residuals(study.runner, ids)
         paths = []
-        for i in range(study.model.spec.n_layers):
-            study.progress(f"greedy split, layer {i}")
+        study.progress("greedy split")
+        for i in each("greedy split of layers", range(study.model.spec.n_layers)):
             paths.append(greedy_path(study, m, i, inputs[i]))
         return paths
 

@@ -27,7 +27,7 @@ prices act on the slopes of these fits.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -35,11 +35,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sparseflash.base.errors import UsageError
+from sparseflash.base.progress import each
+from sparseflash.image.needs import Needs
 from sparseflash.sparsity.bytes import bytes_a_token
 from sparseflash.sparsity.drops import RISE_WINDOWS, TOKENS, bins_of, dropped_sums
 from sparseflash.sparsity.evaluate import losses
 from sparseflash.sparsity.gradients import SEED, Branch, neurons, walk
-from sparseflash.sparsity.masks import LayerRules, Masked, Reads, Rule, live_blocks
+from sparseflash.sparsity.masks import LayerRules, Masked, Rule, live_blocks
 from sparseflash.sparsity.prices import (
     GRID,
     KINDS,
@@ -50,6 +52,7 @@ from sparseflash.sparsity.prices import (
     Rises,
     fit_rises,
 )
+from sparseflash.sparsity.reads import Reads
 from sparseflash.sparsity.registry import Levels, Method
 from sparseflash.sparsity.sites import key
 from sparseflash.sparsity.study import Study
@@ -112,8 +115,8 @@ def measure_curves(study: Study, m: Method) -> Curves:
             rule = Rule(threshold=float(limits[j]), weight=w)
             _count_kept("o", b.layer, j, b.at["heads"], rule)
 
-    for row in ids:
-        study.progress("costs of single drops")
+    study.progress("costs of single drops")
+    for row in each("costs of single drops in windows", ids):
         for b in walk(runner, row, draw):
             if b.kind == "ffn":
                 if "ffn" in kinds:
@@ -215,8 +218,8 @@ def measure_drift(study: Study, m: Method) -> Drift:
         sums = torch.zeros(size).scatter_add_(0, bins, (x * g).flatten())
         return -(sums.cumsum(0) - sums).double().cpu().numpy() / len(x)
 
-    for w, row in enumerate(ids):
-        study.progress("drift of single drops")
+    study.progress("drift of single drops")
+    for w, row in enumerate(each("drift of single drops in windows", ids)):
         for b in walk(study.runner, row):
             for kind, tensor in (("x", "ffn_in"), ("o", "heads"), ("attn", "attn_in")):
                 if kind in kinds and tensor in b.grad:
@@ -242,8 +245,8 @@ def measure_drift(study: Study, m: Method) -> Drift:
 def _layer_bytes(study: Study, reads: Reads, columns: str = "") -> np.ndarray:
     """Bytes (layers,) when every layer stores the named matrices by columns."""
     lines = (columns,) * study.model.spec.n_layers if columns else ()
-    formats = replace(study.formats, columns=lines)
-    return bytes_a_token(study.model.spec, formats, reads).by_layer
+    needs = Needs(columns=lines, factors=study.factors)
+    return bytes_a_token(study.model.spec, study.formats, needs, reads).by_layer
 
 
 def choices(study: Study, m: Method, curves: Curves) -> dict[str, np.ndarray]:

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sparseflash.base.progress import each
 from sparseflash.model.torch_model import Hooks, TorchModel
 from sparseflash.sparsity.budgets.common import begun, bisect, residuals, sizes_of
 from sparseflash.sparsity.masks import Masked
@@ -48,8 +49,8 @@ def sensitivity_table(study: Study, m: Method) -> dict[str, list[list[float]]]:
         if not sites:
             continue
         table = []
-        for i in range(n):
-            study.progress(f"sensitivity of {'+'.join(sites)}, layer {i}")
+        study.progress(f"sensitivity of {'+'.join(sites)}")
+        for i in each(f"sensitivity of {'+'.join(sites)} in layers", range(n)):
             row = [0.0]
             for level in SENSITIVITY_LEVELS[1:]:
                 levels = {s: np.where(np.arange(n) == i, level, 0.0) for s in sites}

@@ -127,12 +127,12 @@ def _page(
         with torch.device("cpu"):  # the search for factors runs there
             factored = opened(asvd=share)
         rows += _asvd_rows(study, factored, share, names, percents, base.losses)
-    guesses = []
+    predictions = []
     if predict:
         prompts = np.ascontiguousarray(spread(study.windows, PROMPTS)[:, :PROMPT_TOKENS])
         for level in PREDICTED:
             name = f"predictability-{level:g}-{len(prompts)}-{prompts.sum()}"
-            guesses.append(study.table(name, partial(predictability, study, prompts, level)))
+            predictions.append(study.table(name, partial(predictability, study, prompts, level)))
     about = {
         "model": recipe.name,
         "text": evaluation_text(recipe, text),
@@ -143,7 +143,7 @@ def _page(
         "version": __version__,
         "model_sha256": study.model.source.get("sha256", ""),
     }
-    write_report(study, rows, _one_a_method(results), about, folder, guesses)
+    write_report(study, rows, _one_a_method(results), about, folder, predictions)
     return (folder / "sparsity.md").read_text()
 
 

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sparseflash.base.files import write_bytes, write_json, write_text
+from sparseflash.base.files import write_bytes, write_csv, write_json, write_text
+from sparseflash.base.sizes import with_error
 from sparseflash.sparsity.calibrate import bin_edges
 from sparseflash.sparsity.evaluate import Losses
 from sparseflash.sparsity.registry import method
@@ -101,9 +102,9 @@ def markdown(rows: Sequence[Row], lines: Sequence[Row], about: dict[str, Any]) -
     ]
     for r in rows:
         text.append(
-            f"| {r['method']} | {r['percent']:g} | {r['perplexity']:.2f} | {r['ratio']:.4f} ± "
-            f"{r['ratio_error']:.4f} | {r['bytes'] / 1e6:.2f} | {r['share']:.3f} | "
-            f"{r['share_layers']:.3f} |"
+            f"| {r['method']} | {r['percent']:g} | {r['perplexity']:.2f} | "
+            f"{with_error(r['ratio'], r['ratio_error'], 4)} | {r['bytes'] / 1e6:.2f} | "
+            f"{r['share']:.3f} | {r['share_layers']:.3f} |"
         )
     if lines:
         names = [n for n in lines[0] if n not in ("share_layers", "ours_is_least")]
@@ -121,34 +122,24 @@ def markdown(rows: Sequence[Row], lines: Sequence[Row], about: dict[str, Any]) -
 
 
 def predictability_markdown(found: Sequence[dict[str, Any]]) -> str:
-    """Means over layers of every guess, a table for each level."""
+    """Means over layers of every prediction, a table for each level."""
     text: list[str] = []
     for one in found:
         text += [
             "",
-            f"Guesses of the active neurons at {100 * one['level']:g} %, {one['tokens']} tokens of "
-            f"{one['prompts']} prompts, means over layers:",
+            f"Predictions of the active neurons at {100 * one['level']:g} %, "
+            f"{one['tokens']} tokens of {one['prompts']} prompts, means over layers:",
             "",
-            "| guess | guessed | recall | precision | lift |",
+            "| prediction | predicted | recall | precision | lift |",
             "|---|---|---|---|---|",
         ]
-        for name, g in one["guesses"].items():
+        for name, g in one["predictions"].items():
             m = g["mean"]
             text.append(
-                f"| {name} | {m['guessed']:.2f} | {m['recall']:.3f} | {m['precision']:.3f} | "
+                f"| {name} | {m['predicted']:.2f} | {m['recall']:.3f} | {m['precision']:.3f} | "
                 f"{m['lift']:.2f} |"
             )
     return "\n".join(text) + ("\n" if text else "")
-
-
-def csv(rows: Sequence[Row]) -> str:
-    """The rows, comma separated; texts hold no commas after quoting."""
-    names = list(rows[0])
-
-    def cell(v: Any) -> str:
-        return f'"{v}"' if isinstance(v, str) else str(v)
-
-    return "\n".join([",".join(names), *(",".join(cell(r[n]) for n in names) for r in rows)]) + "\n"
 
 
 def _save(figure: Figure, path: Path) -> None:
@@ -161,8 +152,8 @@ def _save(figure: Figure, path: Path) -> None:
     write_bytes(path, data.getvalue())
 
 
-def plot_bytes(rows: Sequence[Row], path: Path) -> None:
-    """Ratio of perplexity against bytes a token, a line a method."""
+def plot_bytes(rows: Sequence[Row], path: Path, title: str = "") -> None:
+    """Ratio of perplexity against bytes a token, a line a method; points beyond 4 lie outside."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -186,7 +177,9 @@ def plot_bytes(rows: Sequence[Row], path: Path) -> None:
             **style,  # type: ignore[arg-type]
         )
     axes.set_yscale("log")
-    axes.set_ylim(0.98, max(2.0, min(4.0, max(r["ratio"] for r in rows))))
+    ratios = [r["ratio"] for r in rows]
+    axes.set_ylim(0.98 * min(1.0, *ratios), 1.02 * max(2.0, min(4.0, max(ratios))))
+    axes.set_title(title, fontsize=9)
     axes.set_yticks([1, 1.1, 1.25, 1.5, 2, 3], ["1", "1.1", "1.25", "1.5", "2", "3"])
     axes.minorticks_off()
     axes.set_xlabel("weight bytes read a token, MB (predictors, proxies and norms included)")
@@ -261,7 +254,7 @@ def plot_histograms(study: Study, path: Path, level: float = 0.5) -> None:
 
 
 def plot_predictability(found: Sequence[dict[str, Any]], path: Path) -> None:
-    """Lift by layer of every guess, a panel a level."""
+    """Lift by layer of every prediction, a panel a level."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -272,9 +265,9 @@ def plot_predictability(found: Sequence[dict[str, Any]], path: Path) -> None:
     size = (5.5 * len(found), 4.0)
     figure, axes = plt.subplots(1, len(found), figsize=size, dpi=120, squeeze=False)
     for ax, one in zip(axes.flat, found):
-        for k, (name, g) in enumerate(one["guesses"].items()):
+        for k, (name, g) in enumerate(one["predictions"].items()):
             rows = g["layers"]
-            x = [i for i, r in enumerate(rows) if r["guessed"] > 0]
+            x = [i for i, r in enumerate(rows) if r["predicted"] > 0]
             style = ("-", "--", ":")[k // 10 % 3]
             ax.plot(x, [rows[i]["lift"] for i in x], style, label=name, linewidth=1.1)
         ax.axhline(1.0, color="grey", linewidth=0.8)
@@ -300,20 +293,11 @@ def write_report(
     lines = compare(rows) if len(rows) > 1 else []
     text = markdown(rows, lines, about) + predictability_markdown(found)
     write_text(folder / "sparsity.md", text)
-    write_text(folder / "sparsity.csv", csv(rows))
+    write_csv(folder / "sparsity.csv", rows)
     whole = {"about": about, "rows": rows, "at_equal_bytes": lines, "predictability": list(found)}
-    write_json(folder / "sparsity.json", _no_nan(whole))
-    plot_bytes(rows, folder / "sparsity.png")
+    write_json(folder / "sparsity.json", whole)
+    title = f"{about['model']} on {about['text']}, {about['tokens']:,} tokens"
+    plot_bytes(rows, folder / "sparsity.png", title)
     plot_layers(results, folder / "sparsity_layers.png")
     plot_histograms(study, folder / "sparsity_histograms.png")
     plot_predictability(found, folder / "sparsity_predictability.png")
-
-
-def _no_nan(value: Any) -> Any:
-    if isinstance(value, float):
-        return None if math.isnan(value) or math.isinf(value) else value
-    if isinstance(value, dict):
-        return {k: _no_nan(v) for k, v in value.items()}
-    if isinstance(value, list):
-        return [_no_nan(v) for v in value]
-    return value

@@ -1,7 +1,7 @@
 """Whitened low-rank factors, the untrained predictor of h.
 
 With C = E[x x^T] of the input, A B is the cut of W C^(1/2) with C^(1/2) put back: the least error
-of W x at a rank. Factors of [W_gate; W_up] guess h from A (B x), with one B for both.
+of W x at a rank. Factors of [W_gate; W_up] predict h from A (B x), with one B for both.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sparseflash.image.grids import pack_rows, quantize
+from sparseflash.base.progress import each
+from sparseflash.image.grids import pack_rows, quantize, row_bytes
 from sparseflash.image.predictor import Predictor
 from sparseflash.model.torch_model import Hooks, TorchModel
 from sparseflash.sparsity.windows import spread
@@ -109,20 +110,25 @@ def svd_predictor(
     rows = max(1, PREDICTOR_TOKENS // calibration_ids.shape[1])
     _, second = moments(runner, spread(calibration_ids, rows), ("ffn_in",))
     packed: list[list[np.ndarray]] = [[], [], []]
-    for i, w in enumerate(runner.layers):
-        progress(f"singular vectors of gate and up, layer {i}")
-        assert w.gate_proj is not None
-        factors = shared_factors(w.gate_proj.float(), w.up_proj.float(), second[i]["ffn_in"], rank)
+    progress("singular vectors of gate and up")
+    for i, w in enumerate(each("singular vectors of layers", runner.layers)):
+        gate = w.up_proj[:0] if w.gate_proj is None else w.gate_proj
+        moment = second[i]["ffn_in"]
+        factors = shared_factors(gate.float(), w.up_proj.float(), moment, rank)
         for out, m in zip(packed, factors):
-            out.append(pack_rows(quantize(m.cpu().numpy(), "q4")))
-    b, gate, up = (np.stack(p) for p in packed)
-    return Predictor(b, gate, up)
+            none = np.zeros((0, row_bytes(rank, "q4")), np.uint8)  # of a gate that there is not
+            out.append(pack_rows(quantize(m.cpu().numpy(), "q4")) if len(m) else none)
+    rows = [np.stack(p) for p in packed]
+    return Predictor(rows[0], rows[1], rows[2])
 
 
-def copies_of(predictor: Predictor, dim: int) -> list[tuple[Tensor, Tensor]]:
-    """A_gate B and A_up B of every layer, (ffn, dim) each."""
-    out = []
+def copies_of(predictor: Predictor, dim: int) -> list[tuple[Tensor | None, Tensor | None]]:
+    """A_gate B and A_up B of every layer, (ffn, dim) each; no A_gate B without a gate."""
+    out: list[tuple[Tensor | None, Tensor | None]] = []
     for i in range(len(predictor.b)):
-        b, gate, up = (torch.tensor(m.float32()) for m in predictor.blocks(i, dim))
-        out.append((gate @ b, up @ b))
+        b, gate, up = (
+            None if m is None else torch.tensor(m.float32()) for m in predictor.blocks(i, dim)
+        )
+        assert b is not None and up is not None
+        out.append((None if gate is None else gate @ b, up @ b))
     return out

@@ -1,17 +1,17 @@
 """How well the active neurons of a token can be told before its FFN runs.
 
-A neuron is active when |h| reaches the layer's threshold at a level. A guess is a set of neurons
-for each token; against the true set it has
+A neuron is active when |h| reaches the layer's threshold at a level. A prediction is a set of
+neurons for each token; against the true set it has
 
-* recall: share of the active neurons that the guess holds;
-* precision: share of the guess that is active;
-* lift: recall over the guess's own size (as a share of all neurons). A random mask of the same size
-  has lift 1, so recall without lift says nothing.
+* recall: share of the active neurons that the prediction holds;
+* precision: share of the prediction that is active;
+* lift: recall over the prediction's own size (as a share of all neurons). A random mask of the
+  same size has lift 1, so recall without lift says nothing.
 
-Guesses that need no training: the neurons active in any of the last w tokens; the same number of
-neurons as are active, by mean |h| of the last w tokens; the model's own gate and up applied to an
-earlier residual (before this layer's attention, or the input of an earlier layer); and the neurons
-that are most active on average in another prompt.
+Predictions that need no training: the neurons active in any of the last w tokens; the same number
+of neurons as are active, by mean |h| of the last w tokens; the model's own gate and up applied to
+an earlier residual (before this layer's attention, or the input of an earlier layer); and the
+neurons that are most active on average in another prompt.
 
 ``whole_prompt`` is the protocol of the founding paper's kind (arXiv 2412.12178): a neuron of a
 prompt is active when its mean |h| over the prompt is among the largest share, and the sets of two
@@ -28,6 +28,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sparseflash.base.progress import each
 from sparseflash.model.torch_model import Hooks
 from sparseflash.sparsity.study import Study
 
@@ -38,27 +39,27 @@ DISTANCES = (0, 1, 2, 4)
 
 @dataclass
 class Score:
-    """Counts of one guess in one layer, summed over tokens."""
+    """Counts of one prediction in one layer, summed over tokens."""
 
     hit: float = 0.0
     active: float = 0.0
-    guessed: float = 0.0
+    predicted: float = 0.0
     neurons: float = 0.0
 
-    def add(self, guess: Tensor, active: Tensor) -> None:
+    def add(self, prediction: Tensor, active: Tensor) -> None:
         """bool (T, ffn) each."""
-        self.hit += float((guess & active).sum())
+        self.hit += float((prediction & active).sum())
         self.active += float(active.sum())
-        self.guessed += float(guess.sum())
+        self.predicted += float(prediction.sum())
         self.neurons += float(active.numel())
 
     def plain(self) -> dict[str, float]:
         recall = self.hit / max(self.active, 1.0)
-        share = self.guessed / max(self.neurons, 1.0)
+        share = self.predicted / max(self.neurons, 1.0)
         return {
             "recall": recall,
-            "precision": self.hit / max(self.guessed, 1.0),
-            "guessed": share,
+            "precision": self.hit / max(self.predicted, 1.0),
+            "predicted": share,
             "active": self.active / max(self.neurons, 1.0),
             "lift": recall / max(share, 1e-12),
         }
@@ -66,7 +67,7 @@ class Score:
 
 @dataclass
 class _Watch(Hooks):
-    """Scores every guess while a window passes."""
+    """Scores every prediction while a window passes."""
 
     study: Study
     thresholds: list[float]
@@ -80,9 +81,9 @@ class _Watch(Hooks):
         """A new window."""
         self.means, self.active, self.inputs = [], [], []
 
-    def _score(self, name: str, layer: int, guess: Tensor, active: Tensor) -> None:
+    def _score(self, name: str, layer: int, prediction: Tensor, active: Tensor) -> None:
         n = self.study.model.spec.n_layers
-        self.scores.setdefault(name, [Score() for _ in range(n)])[layer].add(guess, active)
+        self.scores.setdefault(name, [Score() for _ in range(n)])[layer].add(prediction, active)
 
     def ffn(self, layer: int, gate: Tensor, up: Tensor, h: Tensor) -> Tensor:
         size = h[0].abs()
@@ -100,9 +101,9 @@ class _Watch(Hooks):
         for d in DISTANCES:
             if layer - d < 0:
                 continue
-            guess = runner.neurons(layer, self.inputs[layer - d])[0].abs()
+            prediction = runner.neurons(layer, self.inputs[layer - d])[0].abs()
             name = "input of this layer" if d == 0 else f"input of {d} layers before"
-            self._score(name, layer, self._largest(guess), active)
+            self._score(name, layer, self._largest(prediction), active)
         return h
 
     def _largest(self, values: Tensor) -> Tensor:
@@ -114,7 +115,7 @@ class _Watch(Hooks):
 
 
 def predictability(study: Study, windows: np.ndarray, level: float) -> dict[str, Any]:
-    """Scores by guess: means over layers, and by layer. ``windows`` are the prompts."""
+    """Scores by prediction: means over layers, and by layer. ``windows`` are the prompts."""
     study.need_scores(["h"])
     n = study.model.spec.n_layers
     limits = [study.scores.threshold(i, "h", level) for i in range(n)]
@@ -122,8 +123,8 @@ def predictability(study: Study, windows: np.ndarray, level: float) -> dict[str,
     prompts: list[tuple[list[Tensor], list[Tensor]]] = []
     runner = study.runner
     with torch.no_grad():
-        for row in windows:
-            study.progress(f"predictability at {100 * level:g} %")
+        study.progress(f"predictability at {100 * level:g} %")
+        for row in each(f"predictability at {100 * level:g} % in windows", windows):
             watch.start()
             x, run = runner.begin(torch.from_numpy(np.asarray(row, np.int64))[None], watch)
             for i in range(n):
@@ -137,15 +138,14 @@ def predictability(study: Study, windows: np.ndarray, level: float) -> dict[str,
         other, active = prompts[(a + 1) % len(prompts)]
         for i in range(n):
             mine = watch._largest(other[i])
-            guess = mine.expand_as(active[i])
-            watch._score("mean of another prompt", i, watch._largest(means[i]).expand_as(guess),
-                         active[i])  # fmt: skip
+            expected = watch._largest(means[i]).expand_as(active[i])
+            watch._score("mean of another prompt", i, expected, active[i])
             whole[i].add(watch._largest(means[i]), mine)
     out: dict[str, Any] = {"level": level, "tokens": int(windows.size), "prompts": len(windows)}
-    out["guesses"] = {}
+    out["predictions"] = {}
     for name, layers in [*scores.items(), ("whole prompt against whole prompt", whole)]:
         rows = [s.plain() for s in layers]
         seen = [r for r, s in zip(rows, layers) if s.neurons]
         mean = {k: float(np.mean([r[k] for r in seen])) for k in rows[0]}
-        out["guesses"][name] = {"mean": mean, "layers": rows}
+        out["predictions"][name] = {"mean": mean, "layers": rows}
     return out

@@ -15,11 +15,10 @@ def quantize_proxy(w: Tensor, bits: int) -> Tensor:
 
 
 def proxy_bytes(spec: ModelSpec, bits: int) -> float:
-    """Bytes a layer of both proxies: the integers and a binary16 scale a group of 32."""
-    return 2.0 * spec.ffn_dim * proxy_row_bytes(spec.dim, bits)
+    """Bytes a layer of its proxies: the integers and a binary16 scale a group of 32."""
+    return (2.0 if spec.gated else 1.0) * spec.ffn_dim * proxy_row_bytes(spec.dim, bits)
 
 
-def signs_of(w: Tensor | None) -> Tensor:
+def signs_of(w: Tensor) -> Tensor:
     """-1 where the matrix is below zero, 1 elsewhere."""
-    assert w is not None
     return torch.where(w < 0, -1.0, 1.0)

@@ -1,14 +1,14 @@
 """Low-rank predictors of an FFN's neurons, trained inside the model (docs/METHODS.md).
 
-For FFN input x, z = B x (rank), g' = A_gate z and u' = A_up z guess gate and up, and a neuron is
+For FFN input x, z = B x (rank), g' = A_gate z and u' = A_up z predict gate and up, and a neuron is
 computed when |act(g') u'| reaches a threshold. Factors start at the whitened singular vectors of
 [W_gate; W_up]. Training keeps the model as it is: the loss is the divergence of its next-token
-distribution under the guessed masks of all layers from that of the dense model, so that what counts
-is not whether a mask is right but what its errors cost. The share of neurons that live is drawn for
-each step; gradients pass the threshold through a sigmoid of log magnitudes. Factors are rounded to
-the q4 grid in every step, so that what is trained is what is stored.
+distribution under the predicted masks of all layers from that of the dense model, so that what
+counts is not whether a mask is right but what its errors cost. The share of active neurons is
+drawn for each step; gradients pass the threshold through a sigmoid of log magnitudes. Factors are
+rounded to the q4 grid in every step, so that what is trained is what is stored.
 
-``ahead`` reads the normed input of the layer's attention instead: the guess is ready while
+``ahead`` reads the normed input of the layer's attention instead: the prediction is ready while
 attention runs.
 
 Text is the calibration text and continuations of it that the model writes itself.
@@ -31,7 +31,8 @@ from torch import Tensor
 from sparseflash import __version__
 from sparseflash.base.errors import UnsupportedError, UsageError
 from sparseflash.base.files import file_sha256
-from sparseflash.image.grids import GROUP, pack_rows, quantize
+from sparseflash.image.bfp import GROUP
+from sparseflash.image.grids import pack_rows, quantize
 from sparseflash.image.predictor import NAMES, Predictor
 from sparseflash.model.recipes import text, text_path
 from sparseflash.model.spec import Model
@@ -95,8 +96,8 @@ def on_grid(w: Tensor) -> Tensor:
     return w + error
 
 
-class Guess(Hooks):
-    """Drops the neurons that the factors guess small; ``alive`` is the share left, of all layers.
+class Predicting(Hooks):
+    """Drops the neurons that the factors predict to be small; ``alive`` is the share left.
 
     Thresholds are percentiles of the magnitudes at hand, as calibrated ones are of other text.
     """
@@ -147,7 +148,7 @@ def logits(runner: TorchModel, ids: Tensor, hooks: Hooks | None = None) -> Tenso
 
 
 class _Second(Hooks):
-    """Sums of x x^T of what the guess reads, and of the FFN input times it."""
+    """Sums of x x^T of what the prediction reads, and of the FFN input times it."""
 
     def __init__(self, runner: TorchModel, ahead: bool) -> None:
         n, d = runner.spec.n_layers, runner.spec.dim
@@ -172,7 +173,7 @@ class _Second(Hooks):
 
 
 def initial(runner: TorchModel, ids: np.ndarray, rank: int, ahead: bool) -> Trainable:
-    """Reduced-rank regression of gate and up together on what the guess reads.
+    """Reduced-rank regression of gate and up together on what the prediction reads.
 
     With C = E[x x^T] of the input that is read and W = [W_gate; W_up] E[y x^T] C^-1, the factors
     are the largest singular vectors of W C^(1/2), C^(1/2) put back; the pair is then scaled alike.
@@ -277,16 +278,16 @@ def divergence(teacher: Tensor, student: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def held_out(runner: TorchModel, guess: Guess, ids: np.ndarray) -> dict[str, float]:
+def held_out(runner: TorchModel, prediction: Predicting, ids: np.ndarray) -> dict[str, float]:
     """Divergence and loss on windows that training did not see, by percent dropped."""
     out: dict[str, float] = {}
     for percent in (0, 30, 40, 50, 60, 70):
-        guess.alive = 1 - percent / 100
+        prediction.alive = 1 - percent / 100
         kl = loss = 0.0
         for row in ids:
             window = torch.from_numpy(row.astype(np.int64))[None].to(runner.device)
             teacher = logits(runner, window)
-            student = logits(runner, window, guess) if percent else teacher
+            student = logits(runner, window, prediction) if percent else teacher
             kl += float(divergence(teacher, student))
             loss += float(F.cross_entropy(student[0, :-1], window[0, 1:]))
         out[f"kl_{percent}"] = round(kl / len(ids), 5)
@@ -341,8 +342,8 @@ def train(
         TorchModel(model, torch.float32, device), sample, settings.rank, settings.ahead
     )
     factors.all = [t.requires_grad_() for t in factors.all]
-    guess = Guess(runner, factors, settings.ahead)
-    before = held_out(runner, guess, test)
+    prediction = Predicting(runner, factors, settings.ahead)
+    before = held_out(runner, prediction, test)
     progress(f"untrained {before}")
     adam = torch.optim.Adam(factors.all, settings.rate, betas=(0.9, 0.98))
     rng = np.random.default_rng(settings.seed + 1)
@@ -352,20 +353,21 @@ def train(
         fall = 0.5 + 0.5 * math.cos(math.pi * step / settings.steps)
         adam.param_groups[0]["lr"] = settings.rate * rise * (0.02 + 0.98 * fall)
         window = next(batches)
-        guess.alive = float(rng.uniform(settings.least, settings.most))
+        prediction.alive = float(rng.uniform(settings.least, settings.most))
         with torch.no_grad():
             teacher = logits(runner, window)
-        loss = divergence(teacher, logits(runner, window, guess))
+        loss = divergence(teacher, logits(runner, window, prediction))
         adam.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         torch.nn.utils.clip_grad_norm_(factors.all, 1.0)
         adam.step()
         if step % 100 == 99:
             total = time.monotonic() - start
             progress(
-                f"step {step + 1}, {total:.0f} s, alive {guess.alive:.2f}, {loss.item():.4f} nats"
+                f"step {step + 1}, {total:.0f} s, active {prediction.alive:.2f}, "
+                f"{loss.item():.4f} nats"
             )
-    after = held_out(runner, guess, test)
+    after = held_out(runner, prediction, test)
     progress(f"trained {after}")
     about = {
         "tokens_seen": settings.steps * settings.batch * ids.shape[1],
