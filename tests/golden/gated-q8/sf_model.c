@@ -185,48 +185,54 @@ static void for_all(const rows_task *w, uint32_t from, uint32_t n) {
     }
 }
 
-/* A worker's share of them, as many at a time as kernels take. */
+/* A worker's share of a tile's rows, as many at a time as kernels take. */
 static void some_rows(uint32_t worker, uint32_t workers, const void *task) {
     const rows_task *w = task;
-    const sf_tile *tile = w->tile;
-    const uint32_t step = w->idx != NULL ? SF_LISTED : SF_TILE;
-    const uint32_t pieces = (tile->rows + step - 1u) / step;
-    const uint32_t end = pieces * (worker + 1u) / workers * step;
-    uint32_t from = pieces * worker / workers * step;
-    if (w->idx != NULL) {
-        sf_ask_for(tile, from, SF_AHEAD, w->part->bytes);
+    const uint32_t rows = w->tile->rows, pieces = (rows + SF_TILE - 1u) / SF_TILE;
+    const uint32_t end = pieces * (worker + 1u) / workers * SF_TILE;
+    for (uint32_t from = pieces * worker / workers * SF_TILE; from < end; from += SF_TILE) {
+        for_all(w, from, rows - from < SF_TILE ? rows - from : SF_TILE);
     }
-    for (; from < end; from += step) {
-        const uint32_t n = tile->rows - from < step ? tile->rows - from : step;
-        if (w->idx == NULL) {
-            for_all(w, from, n);
-            continue;
+}
+
+/* The products of n listed rows of a tile with token t, where it wants them. */
+static void for_one(const rows_task *w, uint32_t from, uint32_t n, uint32_t t) {
+    const uint8_t *const *row = w->tile->row + from, *own[SF_LISTED];
+    const uint16_t *idx = w->idx + w->tile->first + from;
+    float value[SF_LISTED], *out = of_token(w->out, t);
+    uint16_t to[SF_LISTED];
+    if (tokens() > 1u) { /* the list is that of all tokens */
+        uint32_t kept = 0;
+        for (uint32_t r = 0; r < n; r++) {
+            if (wants(t, idx[r])) {
+                own[kept] = row[r];
+                to[kept++] = idx[r];
+            }
         }
-        sf_ask_for(tile, from + SF_AHEAD, step, w->part->bytes);
+        n = kept;
+        row = own;
+        idx = to;
+    }
+    if (n > 0) {
+        dot(w->part, row, n, t, value);
+    }
+    for (uint32_t r = 0; r < n; r++) {
+        out[idx[r]] = value[r];
+    }
+}
+
+/* A worker's share of a tile's listed rows; later ones are asked for meanwhile. */
+static void some_listed(uint32_t worker, uint32_t workers, const void *task) {
+    const rows_task *w = task;
+    const uint32_t rows = w->tile->rows, pieces = (rows + SF_LISTED - 1u) / SF_LISTED;
+    const uint32_t end = pieces * (worker + 1u) / workers * SF_LISTED;
+    uint32_t from = pieces * worker / workers * SF_LISTED;
+    sf_ask_for(w->tile, from, SF_AHEAD, w->part->bytes);
+    for (; from < end; from += SF_LISTED) {
+        const uint32_t n = rows - from < SF_LISTED ? rows - from : SF_LISTED;
+        sf_ask_for(w->tile, from + SF_AHEAD, SF_LISTED, w->part->bytes);
         for (uint32_t t = 0; t < tokens(); t++) {
-            float value[SF_TILE], *out = of_token(w->out, t);
-            const uint16_t *idx = w->idx + tile->first + from;
-            if (tokens() == 1u) {
-                dot(w->part, tile->row + from, n, t, value);
-                for (uint32_t r = 0; r < n; r++) {
-                    out[idx[r]] = value[r];
-                }
-                continue;
-            }
-            const uint8_t *row[SF_TILE];
-            uint32_t own = 0;
-            for (uint32_t r = 0; r < n; r++) {
-                row[own] = tile->row[from + r];
-                own += wants(t, idx[r]);
-            }
-            if (own > 0) {
-                dot(w->part, row, own, t, value);
-            }
-            for (uint32_t r = n; r-- > 0;) {
-                if (wants(t, idx[r])) {
-                    out[idx[r]] = value[--own];
-                }
-            }
+            for_one(w, from, n, t);
         }
     }
 }
@@ -238,7 +244,7 @@ static void rows(const sf_part *p, list which, vectors out) {
     sf_stream_open(&s, p, which.idx, which.n);
     while (sf_stream_next(&s, &t)) {
         const rows_task task = {p, &t, which.idx, out};
-        sf_parallel(some_rows, &task);
+        sf_parallel(which.idx != NULL ? some_listed : some_rows, &task);
     }
 }
 
