@@ -61,13 +61,15 @@ SF_INLINE int32_t sf_total32(__m256i acc) {
 }
 /* Memory is slower than the kernels, so they ask ahead for what lies behind n rows at equal
  * distances, and has their size. Rows of a list are asked for when their tile is made; 0 asks for
- * nothing new. */
+ * nothing new. Rows that go down in memory, or lie in two places, have nothing behind them. */
+#define SF_NEIGHBOURS 65536u
 SF_INLINE uintptr_t sf_behind(const uint8_t *const *row, uint32_t n) {
-    return n > 1u && (uintptr_t)row[n - 1u] - (uintptr_t)row[0] ==
-                         (n - 1u) * ((uintptr_t)row[1] - (uintptr_t)row[0])
-               ? (uintptr_t)row[n - 1u] - (uintptr_t)row[0] +
-                     ((uintptr_t)row[1] - (uintptr_t)row[0])
-               : 0u;
+    if (n < 2u) {
+        return 0u;
+    }
+    const uintptr_t stride = (uintptr_t)row[1] - (uintptr_t)row[0];
+    const uintptr_t all = (uintptr_t)row[n - 1u] - (uintptr_t)row[0];
+    return stride < SF_NEIGHBOURS && all == (n - 1u) * stride ? n * stride : 0u;
 }
 /* What a kernel asks for, in the order of memory, a share of its bytes with each of its steps; into
  * the second cache, for the first has no room for the rows at hand and those behind them. A thread
@@ -76,6 +78,9 @@ typedef struct {
     uintptr_t at, end, share;
     uintptr_t stop, stride, skip; /* the end of a part, and the way to the next */
 } sf_next;
+/* A step reads at most half a KiB of weights: rows farther apart than a neuron's are no neighbours.
+ */
+#define SF_SHARE 2048u
 
 /* What lies behind `count` of the n rows, for so many steps: so many bytes of each, or 0 for all
  * and what lies between them, which is wanted next where a neuron's rows and column are neighbours.
@@ -89,7 +94,8 @@ SF_INLINE sf_next sf_rows_behind(const uint8_t *const *row, uint32_t n, uint32_t
     const uintptr_t at = (uintptr_t)row[from] + behind, stride = behind / n;
     const uint32_t rows = count < n - from ? count : n - from;
     if (bytes == 0u || stride < bytes + 64u) {
-        return (sf_next){at, at, rows * stride / steps + 1u, UINTPTR_MAX, 0, 0};
+        const uintptr_t share = rows * stride / steps + 1u;
+        return share < SF_SHARE ? (sf_next){at, at, share, UINTPTR_MAX, 0, 0} : (sf_next){0};
     }
     const uintptr_t share = (uintptr_t)rows * bytes / steps + 1u;
     return (sf_next){at, at, share, at + bytes, stride, stride - bytes};
