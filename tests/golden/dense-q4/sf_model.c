@@ -197,30 +197,31 @@ static void some_rows(uint32_t worker, uint32_t workers, const void *task) {
     }
 }
 
-/* The products of n listed rows of a tile with token t, where it wants them. */
-static void for_one(const rows_task *w, uint32_t from, uint32_t n, uint32_t t) {
-    const uint8_t *const *row = w->tile->row + from, *own[SF_LISTED];
-    const uint16_t *idx = w->idx + w->tile->first + from;
+/* out[idx[r]] = row r of n times the activations of token t. */
+static void scatter(const rows_task *w, const uint8_t *const *row, const uint16_t *idx, uint32_t n,
+                    uint32_t t) {
     float value[SF_LISTED], *out = of_token(w->out, t);
-    uint16_t to[SF_LISTED];
-    if (tokens() > 1u) { /* the list is that of all tokens */
-        uint32_t kept = 0;
-        for (uint32_t r = 0; r < n; r++) {
-            if (wants(t, idx[r])) {
-                own[kept] = row[r];
-                to[kept++] = idx[r];
-            }
-        }
-        n = kept;
-        row = own;
-        idx = to;
-    }
     if (n > 0) {
         dot(w->part, row, n, t, value);
     }
     for (uint32_t r = 0; r < n; r++) {
         out[idx[r]] = value[r];
     }
+}
+
+/* The same for those that token t wants: the list is that of all tokens. */
+static void scatter_wanted(const rows_task *w, const uint8_t *const *row, const uint16_t *idx,
+                           uint32_t n, uint32_t t) {
+    const uint8_t *own[SF_LISTED];
+    uint16_t to[SF_LISTED];
+    uint32_t kept = 0;
+    for (uint32_t r = 0; r < n; r++) {
+        if (wants(t, idx[r])) {
+            own[kept] = row[r];
+            to[kept++] = idx[r];
+        }
+    }
+    scatter(w, own, to, kept, t);
 }
 
 /* A worker's share of a tile's listed rows; later ones are asked for meanwhile. */
@@ -233,8 +234,14 @@ static void some_listed(uint32_t worker, uint32_t workers, const void *task) {
     for (; from < end; from += SF_LISTED) {
         const uint32_t n = rows - from < SF_LISTED ? rows - from : SF_LISTED;
         sf_ask_for(w->tile, from + SF_AHEAD, SF_LISTED, w->part->bytes);
+        const uint8_t *const *row = w->tile->row + from;
+        const uint16_t *idx = w->idx + w->tile->first + from;
+        if (tokens() == 1u) {
+            scatter(w, row, idx, n, 0);
+            continue;
+        }
         for (uint32_t t = 0; t < tokens(); t++) {
-            for_one(w, from, n, t);
+            scatter_wanted(w, row, idx, n, t);
         }
     }
 }
@@ -246,7 +253,11 @@ static void rows(const sf_part *p, list which, vectors out) {
     sf_stream_open(&s, p, which.idx, which.n);
     while (sf_stream_next(&s, &t)) {
         const rows_task task = {p, &t, which.idx, out};
-        sf_parallel(which.idx != NULL ? some_listed : some_rows, &task);
+        if (which.idx != NULL) {
+            sf_parallel(some_listed, &task);
+        } else {
+            sf_parallel(some_rows, &task);
+        }
     }
 }
 
