@@ -4,7 +4,7 @@ BOARD ?= host
 MODEL ?= $(if $(filter host host-flash linux-sbc,$(BOARD)),smollm2-135m,story)
 SPARSITY ?=
 METHOD ?= auto
-HEAD ?= exact
+HEAD ?= auto
 PORT ?=
 TEXT ?=
 WINDOWS ?=
@@ -83,7 +83,7 @@ validate: setup ## Compares the device with the host, bit by bit
 	$(SF) validate $(ARGS) $(LINE)
 
 perplexity: setup ## Perplexity, KL and bytes a token of dense and sparse variants
-	$(SF) perplexity --model '$(MODEL)' --head $(HEAD) $(if $(TEXT),--text '$(TEXT)')
+	$(SF) perplexity --model '$(MODEL)' $(if $(filter-out auto,$(HEAD)),--head $(HEAD)) $(if $(TEXT),--text '$(TEXT)')
 
 sparsity: setup ## Every sparsity method on one page: table, plots (WINDOWS=8 for a short look)
 	$(SF) sparsity --model '$(MODEL)' $(if $(TEXT),--text '$(TEXT)') $(if $(WINDOWS),--windows $(WINDOWS))

@@ -334,3 +334,18 @@ def test_thresholds_hold_with_factors(built: Built, tmp_path: Path) -> None:
 def test_generated_code_holds_no_weights(built: Built) -> None:
     text = (Places(NAME).target / "gen" / "sf_model.c").read_text()
     assert len(text) < 40_000  # of a model with 260,000 of them
+
+
+@pytest.mark.parametrize(
+    ("option", "model", "board", "rows"),
+    [
+        ("auto", "smollm2-135m", "host", 64),
+        ("auto", "smollm2-135m", "linux-sbc", 64),
+        ("auto", "smollm2-135m", "host-flash", 0),
+        ("auto", "story", "host", 0),
+        ("exact", "smollm2-135m", "host", 0),
+        ("256", "story", "host-flash", 256),
+    ],
+)
+def test_the_head_that_is_computed(option: str, model: str, board: str, rows: int) -> None:
+    assert pipeline.rows_of_head(option, load_recipe(model), load_board(board)) == rows

@@ -43,7 +43,7 @@ def generate(
     kv_len: KvOption = None,
     ram: RamOption = None,
     order: Annotated[str, typer.Option(help="neurons in flash: file or coactivation")] = "file",
-    head: HeadOption = "exact",
+    head: HeadOption = "auto",
     asvd: AsvdOption = 0,
     speculate: Annotated[
         str, typer.Option("--speculate", help="method whose prediction only reads early")
@@ -59,13 +59,14 @@ def generate(
     """Packs a model, plans it for a board, writes its C."""
     from sparseflash.codegen.package import check_package
     from sparseflash.image.formats import check_order
-    from sparseflash.image.screen import head_rows
     from sparseflash.model import recipes
     from sparseflash.pipeline import stages
     from sparseflash.plan.boards import load_board
     from sparseflash.plan.plan import warnings
 
-    recipe, target, rows = recipes.load_recipe(model), load_board(board), head_rows(head)
+    recipe, target = recipes.load_recipe(model), load_board(board)
+    # Drafts need the exact head.
+    rows = stages.rows_of_head("exact" if draft and head == "auto" else head, recipe, target)
     stages.check_asked(method, sparsity, speculate, asvd, target, ram)
     check_order(order)
     if package:

@@ -39,23 +39,23 @@ def plan(
     sparsity: SparsityOption = None,
     kv_len: KvOption = None,
     ram: RamOption = None,
-    head: HeadOption = "exact",
+    head: HeadOption = "auto",
 ) -> None:
     """The fit report: memory, bytes and time a token.
 
     Says what one more 64 KB would buy, and what would make a model fit that does not; that ends
     with code 5. Writes nothing but the packed image.
     """
-    from sparseflash.image.screen import head_rows
     from sparseflash.model import recipes
     from sparseflash.pipeline import stages
     from sparseflash.plan.boards import load_board
 
-    recipe, rows = recipes.load_recipe(model), head_rows(head)
+    recipe = recipes.load_recipe(model)
     if boards:
         _all_boards(model, kv_len)
         return
     target = load_board(board)
+    rows = stages.rows_of_head(head, recipe, target)
     stages.check_asked(method, sparsity, board=target, ram=ram)
     with console.doing(f"reading {model}") as progress:
         loaded = stages.open_model(recipe)

@@ -92,7 +92,9 @@ RamOption = Annotated[
 AsvdOption = Annotated[
     float, typer.Option("--asvd", help="percent of the projections' bytes left by factors; 0: all")
 ]
-HeadOption = Annotated[str, typer.Option("--head", help="exact, screened or rows to screen for")]
+HeadOption = Annotated[
+    str, typer.Option("--head", help="auto, exact, screened or rows to screen for")
+]
 TextOption = Annotated[str | None, typer.Option("--text", help="a declared text or a file")]
 CountOrDefault = Annotated[int, typer.Option(min=0, help="0: the recipe's")]
 

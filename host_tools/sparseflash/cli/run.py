@@ -41,7 +41,7 @@ def run(
     sparsity: SparsityOption = None,
     kv_len: KvOption = None,
     ram: RamOption = None,
-    head: HeadOption = "exact",
+    head: HeadOption = "auto",
 ) -> None:
     """The whole way, from a model to a chat with the board.
 

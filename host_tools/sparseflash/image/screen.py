@@ -40,7 +40,8 @@ def head_rows(option: str) -> int:
     if option.isascii() and option.isdigit() and 0 < int(option) <= MOST_ROWS:
         return int(option)
     raise UsageError(
-        f"--head {option!r} is neither exact, screened nor a number of rows up to {MOST_ROWS:,}"
+        f"--head {option!r} is neither auto, exact, screened nor a number of rows up to "
+        f"{MOST_ROWS:,}"
     )
 
 

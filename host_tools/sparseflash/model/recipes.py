@@ -102,6 +102,8 @@ class Recipe:
     """Positions of KV cache, in tokens."""
     prompt: str = "What is the capital of France?"
     """What the demo asks."""
+    head: str = "exact"
+    """``--head auto``: rows of a screened head that gives the exact head's tokens, or exact."""
     tokenizer: Source | None = None
     """A tokenizer file beside the weights, when the weights do not carry one."""
     calibration: dict[str, Any] = field(default_factory=dict)
@@ -235,7 +237,16 @@ def load_recipe(name: str) -> Recipe:
     raw = _load_yaml(path)
     where = str(path) if path == own else f"models/{name}.yaml"
     needed = ("name", "title", "licence", "source", "formats", "kv_len")
-    known = ("tokenizer", "calibration", "evaluation", "predictors", "prompt", "stamp", "delta")
+    known = (
+        "tokenizer",
+        "prompt",
+        "head",
+        "calibration",
+        "evaluation",
+        "predictors",
+        "stamp",
+        "delta",
+    )
     missing = [k for k in needed if k not in raw]
     extra = [k for k in raw if k not in needed + known]
     if missing or extra:
@@ -264,6 +275,7 @@ def load_recipe(name: str) -> Recipe:
         formats=formats,
         kv_len=raw["kv_len"],
         prompt=str(raw.get("prompt", Recipe.prompt)),
+        head=str(raw.get("head", Recipe.head)),
         tokenizer=None if tokenizer is None else _source(f"{where} tokenizer", tokenizer),
         calibration=raw.get("calibration") or {},
         evaluation=raw.get("evaluation") or {},

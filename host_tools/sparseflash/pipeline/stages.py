@@ -428,6 +428,20 @@ def dense_plan(
     return make_plan(image, board, none, positions, ram=ram, head_rows=head_rows)
 
 
+def rows_of_head(option: str, recipe: Recipe, board: Board | None = None) -> int:
+    """Rows of the screened head that ``--head`` asks for, 0 for the exact head.
+
+    ``auto``: the recipe's where the board has its weights at hand. Where they stream, the planner
+    may draft tokens, which needs the exact head.
+
+    Raises:
+        UsageError: no such head.
+    """
+    if option != "auto":
+        return head_rows(option)
+    return 0 if board is None or streams(board) else head_rows(recipe.head)
+
+
 def auto_for(
     model: Model,
     recipe: Recipe,
@@ -694,7 +708,8 @@ def perplexity_of(
     """
     from sparseflash.measure.perplexity import measure, write_report
 
-    recipe, rows_of_head = recipes.load_recipe(model), head_rows(head)
+    recipe = recipes.load_recipe(model)
+    computed = rows_of_head(head, recipe)
     for method, percent in wanted:
         check_method(method, percent)
     loaded = open_model(recipe)
@@ -702,8 +717,8 @@ def perplexity_of(
     name = evaluation_text(recipe, text)
     check_unseen(calibrated(loaded, recipe), ids, name)
     asked = [setting_for(loaded, recipe, m, s, asvd=asvd) for m, s in wanted]
-    image = pack_model(loaded, recipe, settings=asked, screened=rows_of_head > 0, asvd=asvd)
-    host_engine(image, recipe, ids.shape[1], rows_of_head)
+    image = pack_model(loaded, recipe, settings=asked, screened=computed > 0, asvd=asvd)
+    host_engine(image, recipe, ids.shape[1], computed)
     progress(0)  # the time left is that of the windows
     variants: list[tuple[str, float, np.ndarray]] = [("dense", 0.0, dense_thresholds(image))]
     variants += [(s.method, s.percent, s.thresholds) for s in asked]
