@@ -2,9 +2,11 @@
 #include "storage.h"
 
 #include "../host/host.h"
+#include "sf_port.h"
 
 #include <fcntl.h>
 #include <stdio.h>
+#include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -22,5 +24,8 @@ int storage_open(uint32_t *size) {
         return -1;
     }
     *size = (uint32_t)st.st_size;
+    /* Only vectors and tables are read through the mapping. Reading ahead there would push the
+     * program itself out of a small memory. */
+    (void)posix_madvise((void *)(uintptr_t)sf_port_flash_base(), *size, POSIX_MADV_RANDOM);
     return fd;
 }

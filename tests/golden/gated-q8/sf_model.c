@@ -812,6 +812,10 @@ int sf_step(uint32_t token, bool want_logits) {
     return sf_prefill(&token, 1, want_logits);
 }
 
+void sf_reset(void) {
+    position = 0;
+}
+
 int sf_greedy(uint32_t token, uint32_t most, uint32_t *next, uint32_t *count) {
     (void)most;
     const int code = sf_step(token, true);
@@ -887,10 +891,6 @@ int sf_state_keep(uint32_t token) {
     position++;
     sf_rewind(position);
     return SF_OK;
-}
-
-void sf_reset(void) {
-    position = 0;
 }
 
 uint32_t sf_position(void) {
