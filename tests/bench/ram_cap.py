@@ -166,7 +166,7 @@ def run_ours(
     wrapper.write_text(f"#!/bin/sh\n{inner}\n")
     wrapper.chmod(0o755)
     with (
-        start_host_device(wrapper, place / "model.sfm", "tcp") as process,
+        start_host_device(wrapper, place / "model.sfm", "tcp", threads=1) as process,
         Device.open(process.url, sha, digest, timeout=60) as device,
     ):
         tokens, wall = (answer if drafts else one_by_one)(device, prompt)

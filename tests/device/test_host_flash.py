@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,6 +24,14 @@ from sparseflash.measure.engine import dense_thresholds
 from sparseflash.plan.boards import load_board
 from sparseflash.plan.kept import plan_digest
 from sparseflash.plan.plan import make_plan
+
+
+def mapping_flags(pid: int, path: Path) -> list[str]:
+    """Linux's VmFlags of a mapped file; rr: no reading ahead."""
+    maps = Path(f"/proc/{pid}/smaps").read_text()
+    found = re.search(rf"{re.escape(str(path))}\n.*?^VmFlags:(.*)$", maps, re.M | re.S)
+    assert found
+    return found[1].split()
 
 
 @pytest.mark.parametrize("reader", ["flash_uring.c", "flash_pread.c"])
@@ -57,6 +66,7 @@ def test_bits_and_budget(reader: str, method: str, tmp_path: Path) -> None:
         device.counters(clear=True)
         device.step(1)
         c = device.counters()
+        assert "rr" in mapping_flags(process.process.pid, image.path), "pages are read ahead"
     streamed = plan["placement"]["total"]["streamed"]
     assert c["bytes_read"] > 0
     if predictor:
