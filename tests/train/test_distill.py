@@ -159,6 +159,26 @@ def test_change_stays_cheap_to_code() -> None:
     assert e.bits > 0.85
 
 
+def test_a_pull_ends_small_changes_and_takes_the_same_from_large_ones() -> None:
+    d = distiller()
+    s = d.student
+    with torch.no_grad():
+        for m in s.change:
+            step = s.d[m].float().abs().repeat_interleave(fmt.GROUP, -1)
+            s.change[m].copy_(step * torch.randn_like(step))
+    before = {m: t.detach().clone() for m, t in s.change.items()}
+    bits = s.mean_bits()
+    s.pull(0.25)
+    assert s.mean_bits() < bits
+    for m, t in s.change.items():
+        step = s.d[m].float().abs().repeat_interleave(fmt.GROUP, -1)
+        was, now = before[m] / step, t.detach() / step
+        small = was.abs() <= 0.25
+        assert small.any() and (now[small] == 0).all()
+        torch.testing.assert_close((was - now)[~small].abs(), torch.full_like(was[~small], 0.25))
+        assert (was * now >= 0).all()
+
+
 def test_rounding_in_the_loop_is_what_the_delta_holds(trained: tuple[Distiller, Mixture]) -> None:
     d, _ = trained
     assert d.quantised

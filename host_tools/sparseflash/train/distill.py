@@ -4,7 +4,8 @@ The loss is the KL from the dense model to the student at the logits. Each windo
 one of the budgets, so one set of weights learns to work under all of them; the thresholds of each
 budget follow densities that ramp down at the start. In the later part the weights are rounded to
 grid s4 in the loop. The change against the base is kept cheap to code: whenever its entropy
-passes ``bits``, it is shrunk as a whole.
+passes ``bits``, every weight moves towards the base's by the same part of its grid step, so small
+changes end and large ones stay.
 
 Progress runs from 0 to 1, by a number of steps or by time (the first process's clock); everything
 (learning rate, ramp, rounding) is a function of it, so a run can be cut into pieces that resume
@@ -154,6 +155,8 @@ class Distiller:
         self.progress = 0.0
         self.tokens = 0
         self.bits = 0.0
+        self.slope = 2.0
+        """Bits that a pull by one grid step saves, as last seen."""
         self.kl = float("nan")
         self.densities = torch.ones(len(c.budgets), base.shape.layers, 3, device=device)
         self.curve: list[dict[str, Any]] = []
@@ -274,13 +277,12 @@ class Distiller:
         self.kl = float(self._last_kl)
         if self.quantised and self.progress < c.settle_scales and self.step % (4 * c.every) == 0:
             s.refresh_scales()
-        bits = s.symbol_bits()
-        self.bits = float(torch.stack([bits[m].mean() for m in FFN]).mean())
+        self.bits = s.mean_bits()
         if self.bits > c.bits:
-            # An e-fold of a wide distribution is 1.44 bits.
-            shrink = float(np.exp(-0.5 * (self.bits - c.bits)))
-            for p in s.change.values():
-                p.mul_(shrink)
+            part = min((self.bits - c.bits) / self.slope, 0.1)
+            s.pull(part)
+            saved = (self.bits - s.mean_bits()) / part
+            self.slope = min(max(saved, 0.2), 20.0)
 
     def run(
         self,
@@ -393,6 +395,7 @@ class Distiller:
             "progress": self.progress,
             "tokens": self.tokens,
             "bits": self.bits,
+            "slope": self.slope,
             "kl": self.kl,
             "densities": self.densities,
             "curve": self.curve,
@@ -433,6 +436,7 @@ class Distiller:
         self.optimizer.load_state_dict(state["optimizer"])
         for name in ("step", "progress", "tokens", "bits", "kl", "curve"):
             setattr(self, name, state[name])
+        self.slope = state.get("slope", self.slope)  # checkpoints of earlier versions have none
         self.densities = state["densities"]
 
 

@@ -486,6 +486,20 @@ class Student:
             out[m] = torch.stack(bits)
         return out
 
+    def mean_bits(self) -> float:
+        """Entropy of a code given the base weight, bits a weight of all matrices."""
+        bits = self.symbol_bits()
+        return float(torch.stack([bits[m].mean() for m in FFN]).mean())
+
+    @torch.no_grad()
+    def pull(self, part: float) -> None:
+        """Moves every change towards 0 by ``part`` of its grid step, at most to 0."""
+        for m in FFN:
+            for i in range(self.shape.layers):
+                change = self.change[m][i]
+                least = part * self.d[m][i].float().abs().repeat_interleave(fmt.GROUP, -1)
+                change.copy_(change.sign() * (change.abs() - least).clamp_min(0))
+
 
 def bytes_of(shape: Shape, densities: Tensor) -> Tensor:
     """FFN bytes a token as the device counts, over those of the dense base in affine 4 bit.
