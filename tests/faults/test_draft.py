@@ -109,6 +109,22 @@ def check_early(e: Engine, a: int, b: int, c: int) -> None:
     assert np.array_equal(got.view(np.uint32), want.view(np.uint32))
 
 
+def check_reach(e: Engine, prompt: list[int], longest: int) -> set[int]:
+    """A call drafts nothing, or as many as the drafts before let expect. How many there were."""
+    e.reset()
+    token, reach, seen = greedy(e.prefill(prompt)), min(2, longest), set()
+    for _ in range(40):
+        e.counters(clear=True)
+        token = e.greedy(token, 8)[-1]
+        c = e.counters()
+        assert c["drafted"] in (0, reach)
+        if c["drafted"]:
+            seen.add(reach)
+            right = c["taken"] == c["drafted"]
+            reach = min(longest, 2 * reach if right else c["taken"] + 1)
+    return seen
+
+
 def some_masks(image: Image) -> np.ndarray:
     masks = dense_thresholds(image)
     masks[0, :5] = (0.3, 0.1, 0.2, 0.05, 0.02)
@@ -146,6 +162,9 @@ def test_random_model(shape: str, flash: str, host: Board, tmp_path: Path) -> No
         for masks in (none, some_masks(image)):
             e.set_thresholds(masks)
             check(e, prompts, 80, fail=flash == "late")
+            if flash == "map":
+                seen = [check_reach(e, p, 7) for p in prompts]
+                assert {1, 2, 4} <= set().union(*seen)
             for a, b, c in early:
                 check_early(e, a, b, c)
 
@@ -183,6 +202,7 @@ def test_story(host: Board, tmp_path: Path) -> None:
     assert model.tokenizer is not None
     prompt = model.tokenizer.encode("Once upon a time, there was a cat. One day, the cat")
     assert check(e, [prompt], 100) >= 8
+    assert check_reach(e, prompt, 3) == {1, 2}
 
 
 def test_planned_where_reading_is_the_wall(host: Board, tmp_path: Path) -> None:
