@@ -93,6 +93,7 @@ class Shape:
     stream: bool = False
     head_rows: int = 0
     speculate: str = ""
+    draft: int | None = None
 
 
 SPLIT = Formats(layout="split")
@@ -117,7 +118,7 @@ SHAPES = {
     "gemma-screened-head": Shape(
         Formats("q8", "q4", "q8", screened=True), model=GEMMA, head_rows=16
     ),
-    "parallel-ungated": Shape(Formats("q8", "q8", "q8"), model=PHI, limits={"h": 0.125}),
+    "parallel-ungated": Shape(Formats("q8", "q8", "q8"), model=PHI, limits={"h": 0.125}, draft=3),
     "learned-positions": Shape(
         Formats(), Needs(predictor=Signs()), OPT, {"predictor": 33.0, "h": 0.125}
     ),
@@ -157,6 +158,7 @@ def rendered(shape: Shape, host: Board, folder: Path) -> dict[str, str]:
         ram=ram,
         head_rows=shape.head_rows,
         speculate=shape.speculate,
+        draft=shape.draft,
     )
     plan["model_sha"] = "00" * 32
     return render(plan, digest="00" * 32, banner="An example of generated code.")

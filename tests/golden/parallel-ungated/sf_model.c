@@ -58,6 +58,9 @@ static int32_t act_sum[SF_BLOCK][SF_BFP_GROUPS];
 static uint8_t act_k[SF_BLOCK][SF_BFP_GROUPS];
 static uint16_t shared[SF_SHARED];                                 /* numbers that some token keeps */
 static uint32_t wanted[SF_BLOCK][SF_SHARED_WORDS];                 /* a bit for each of them */
+static uint32_t history[SF_HISTORY];                               /* the tokens of the cache */
+static float best[SF_WORKERS][SF_CHOICES];                         /* largest logits */
+static uint32_t choice[SF_WORKERS][SF_CHOICES];                    /* and their tokens */
 uint32_t sf_site_hash[SF_LAYERS][SF_SITES];                        /* of the last token */
 float sf_site_values[SF_LONGEST];                                  /* of the site that is tapped */
 static sf_bfp act[SF_BLOCK];                                       /* what a matrix is multiplied by */
@@ -68,8 +71,9 @@ _Static_assert(sizeof x + sizeof y + sizeof branch + sizeof qkv + sizeof gate + 
     sizeof logits + sizeof k_cache + sizeof v_cache + sizeof k_exp + sizeof v_exp +
     sizeof k_least + sizeof v_least + sizeof score + sizeof q16 + sizeof mix +
     sizeof angles + sizeof isum + sizeof acc + sizeof act_q + sizeof act_sum +
-    sizeof act_k + sizeof shared + sizeof wanted + sizeof sf_threshold +
-    sizeof sf_site_hash + sizeof sf_site_values == SF_ARENA_BYTES,
+    sizeof act_k + sizeof shared + sizeof wanted + sizeof history + sizeof best +
+    sizeof choice + sizeof sf_threshold + sizeof sf_site_hash +
+    sizeof sf_site_values == SF_ARENA_BYTES,
     "the compiler counts the bytes of the plan");
 /* clang-format on */
 
@@ -731,9 +735,82 @@ static void head(const float *norm, uint32_t from, uint32_t n, float *out) {
     }
 }
 
+/* Drafts: what greedy decoding chooses after each token of a block, where the drafted are right. */
+#include <float.h>
+
+static bool drafted; /* the block ends with a draft */
+
+typedef struct {
+    const sf_tile *tile;
+    const float *norm;
+} choices_task;
+
+/* The largest of a worker's logits of token t, with n more from row `first` on. */
+static void choose_from(uint32_t worker, uint32_t t, uint32_t first, uint32_t n,
+                        const float *value) {
+    for (uint32_t r = 0; r < n; r++) {
+        if (value[r] > best[worker][t]) {
+            best[worker][t] = value[r];
+            choice[worker][t] = first + r;
+        }
+    }
+}
+
+/* What a worker's share of a tile of the head adds to what greedy decoding chooses. */
+static void some_choices(uint32_t worker, uint32_t workers, const void *task) {
+    const choices_task *w = task;
+    const sf_tile *tile = w->tile;
+    const uint32_t pieces = (tile->rows + SF_TILE - 1u) / SF_TILE;
+    const uint32_t end = pieces * (worker + 1u) / workers * SF_TILE;
+    for (uint32_t from = pieces * worker / workers * SF_TILE; from < end; from += SF_TILE) {
+        const uint32_t n = tile->rows - from < SF_TILE ? tile->rows - from : SF_TILE;
+        const uint32_t first = tile->first + from, count = tokens();
+        for (uint32_t t = 0; t < count; t += 2u) {
+            float value[2][SF_TILE], *const two[2] = {value[0], value[1]};
+            if (t + 1u < count) {
+                dot2(&sf_parts[SF_PART_HEAD], tile->row + from, n, t, two);
+            } else {
+                dot(&sf_parts[SF_PART_HEAD], tile->row + from, n, t, two[0]);
+            }
+            for (uint32_t i = 0; i < 2u && t + i < count; i++) {
+                sf_add(value[i], w->norm + SF_V_HEAD_BIAS + first, n);
+                choose_from(worker, t + i, first, n, value[i]);
+            }
+        }
+    }
+}
+
+/* choice[0] = the least index of the largest logit of each of the block's tokens. */
+static void choose(const float *norm) {
+    sf_stream s;
+    sf_tile tile;
+    for (uint32_t t = 0; t < tokens(); t++) {
+        normed(x[t], norm, y[t]);
+        for (uint32_t w = 0; w < SF_WORKERS; w++) {
+            best[w][t] = -FLT_MAX;
+            choice[w][t] = 0;
+        }
+    }
+    quantize((vectors){y[0], SF_WIDEST}, SF_DIM);
+    sf_stream_open(&s, &sf_parts[SF_PART_HEAD], NULL, SF_VOCAB);
+    while (sf_stream_next(&s, &tile)) {
+        sf_parallel(some_choices, &(choices_task){&tile, norm});
+    }
+    for (uint32_t t = 0; t < tokens(); t++) {
+        for (uint32_t w = 1; w < SF_WORKERS; w++) {
+            const bool same = best[w][t] >= best[0][t] && best[w][t] <= best[0][t];
+            if (best[w][t] > best[0][t] || (same && choice[w][t] < choice[0][t])) {
+                best[0][t] = best[w][t];
+                choice[0][t] = choice[w][t];
+            }
+        }
+    }
+}
+
 /* x = the embedding of a token. */
 static void embed(uint32_t token, uint32_t t) {
     float *const out = x[t];
+    history[position + t] = token;
     sf_row_q8(sf_flash_row(&sf_parts[SF_PART_EMBED], token), SF_DIM, out);
 }
 
@@ -782,7 +859,7 @@ static int run(const uint32_t *token, uint32_t n, bool want_logits) {
     if (want_logits) {
         const uint64_t t0 = sf_port_ticks();
         const float *norm = vec + SF_LAYERS * SF_V_LAYER;
-        head(norm, n - 1u, 1, logits);
+        drafted ? choose(norm) : head(norm, n - 1u, 1, logits);
         const uint64_t t1 = sf_port_ticks();
         sf_count_time(0, 0, t1 - t0);
         sf_event(SF_LANE_COMPUTE, "head", 0, t0, t1);
@@ -819,16 +896,45 @@ int sf_step(uint32_t token, bool want_logits) {
     return sf_prefill(&token, 1, want_logits);
 }
 
+enum { FIRST_REACH = SF_DRAFT < 2u ? SF_DRAFT : 2u };
+static uint32_t reach = FIRST_REACH; /* drafts that are tried at once */
+
 void sf_reset(void) {
     position = 0;
+    reach = FIRST_REACH;
 }
 
 int sf_greedy(uint32_t token, uint32_t most, uint32_t *next, uint32_t *count) {
-    (void)most;
-    const int code = sf_step(token, true);
-    *count = code == SF_OK;
-    next[0] = code == SF_OK ? sf_largest() : 0;
-    return code;
+    uint32_t seq[SF_CHOICES] = {token}, n = 1, kept = 0;
+    if (token < SF_VOCAB && position < SF_KV_LEN) {
+        const uint32_t room = SF_KV_LEN - 1u - position, left = most > 0 ? most - 1u : 0;
+        const uint32_t asked = left < room ? left : room;
+        history[position] = token;
+        n += sf_draft(history, position + 1u, asked < reach ? asked : reach, seq + 1);
+    }
+    drafted = n > 1u;
+    const int code = drafted ? run(seq, n, true) : sf_step(token, true);
+    drafted = false;
+    if (code != SF_OK) {
+        return code;
+    }
+    if (n == 1u) {
+        choice[0][0] = sf_largest();
+    }
+    do {
+        next[kept] = choice[0][kept];
+        kept++;
+    } while (kept < n && seq[kept] == next[kept - 1u] && !sf_is_eos(next[kept - 1u]));
+    *count = kept;
+    if (kept < n) {
+        sf_rewind(position - (n - kept));
+    }
+    sf_count_drafts(n - 1u, kept - 1u);
+    if (n > 1u) { /* wrong drafts cost computing */
+        reach = kept == n ? 2u * reach : kept;
+        reach = reach < SF_DRAFT ? reach : SF_DRAFT;
+    }
+    return SF_OK;
 }
 
 /* Kept state: what the cache holds of a position, in bytes. */
@@ -895,6 +1001,7 @@ int sf_state_keep(uint32_t token) {
     if (!good) {
         return SF_ERR_ARG;
     }
+    history[position] = token;
     position++;
     sf_rewind(position);
     return SF_OK;

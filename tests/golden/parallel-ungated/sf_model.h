@@ -38,7 +38,10 @@ _Static_assert(SF_PLAN == SF_PLAN_ASKED, "sf_model.h is of another plan than pla
 #define SF_SHARED 172u /* neurons or inputs that some token of a block keeps */
 #define SF_SHARED_WORDS 6u
 #define SF_BRANCH 64u /* of attention beside the FFN */
-#define SF_ARENA_BYTES 224976u /* of all arrays of sf_model.c */
+#define SF_DRAFT 3u /* tokens that are drafted at once */
+#define SF_CHOICES 4u /* tokens after which greedy decoding chooses */
+#define SF_HISTORY 32u /* tokens of the cache */
+#define SF_ARENA_BYTES 225616u /* of all arrays of sf_model.c */
 
 /* Constants of the model. */
 #define SF_NORM_EPS 0x1.4f8b580000000p-17f
