@@ -67,11 +67,13 @@ typedef struct {
 #define SF_NEAR 3
 #endif
 
-/* Asks for n rows of a tile from this one on, as far as there are any. */
+/* Asks for n rows of a tile from this one on, as far as there are any; each line of memory that a
+ * row touches, its last one too. */
 static inline void sf_ask_for(const sf_tile *t, uint32_t from, uint32_t n, uint32_t bytes) {
     for (uint32_t r = from; SF_AHEAD > 0u && r < t->rows && r < from + n; r++) {
-        for (uint32_t i = 0; i < bytes; i += 64u) {
-            __builtin_prefetch(t->row[r] + i, 0, SF_NEAR);
+        const uint8_t *row = t->row[r], *end = row + bytes;
+        for (const uint8_t *line = row - (uintptr_t)row % 64u; line < end; line += 64) {
+            __builtin_prefetch(line, 0, SF_NEAR);
         }
     }
 }

@@ -81,7 +81,7 @@ def run(a: argparse.Namespace) -> None:
     method = a.method if a.sparsity else "dense"
     setting = pipeline.setting_for(model, recipe, method, a.sparsity, a.speculate)
     limits, use = setting.thresholds, use_of(setting.levels)
-    image = pipeline.pack_model(model, recipe, "split", settings=[setting])
+    image = pipeline.pack_model(model, recipe, settings=[setting])
     plan = make_plan(
         image, board, limits, a.kv_len, method, a.sparsity, a.ram, 0, a.speculate, use, a.draft
     )

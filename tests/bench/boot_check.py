@@ -56,7 +56,7 @@ def measure(model: str, name: str, folder: Path) -> str:
         chain = board.toolchain | {"ldflags": [*board.toolchain.get("ldflags", []), wrap]}
         own = str(Path(__file__).with_suffix(".c"))
         board = replace(board, toolchain=chain, sources=[*board.sources, own])
-    image = stages.pack_model(stages.open_model(recipe), recipe, board.raw.get("layout", "joint"))
+    image = stages.pack_model(stages.open_model(recipe), recipe)
     plan = make_plan(image, board, dense_thresholds(image), board.kv_len_default)
     generate(plan, folder / "gen", board)
     firmware = build_firmware(board, folder / "gen", folder / "firmware")

@@ -203,8 +203,8 @@ def main() -> None:
     assert model.tokenizer is not None
     prompt = model.tokenizer.chat([{"role": "user", "content": a.question}])
     setting = pipeline.setting_for(model, recipe, a.method, a.sparsity)
-    exact = pipeline.pack_model(model, recipe, "split", settings=[setting])
-    screened = pipeline.pack_model(model, recipe, "split", settings=[setting], screened=True)
+    exact = pipeline.pack_model(model, recipe, settings=[setting])
+    screened = pipeline.pack_model(model, recipe, settings=[setting], screened=True)
     # A copy of its own: cached pages are charged to whoever touched them first.
     source = root() / "build" / "bench" / "peer.gguf"
     source.parent.mkdir(parents=True, exist_ok=True)

@@ -379,7 +379,7 @@ WRONG_BOARDS = (
     ({"kidn": "process"}, "kidn is no key of a board; there are id, description, cpu"),
     ({"kind": "proces"}, "kind is 'proces' and should be 'process' or 'bare'"),
     ({"stream": {"aling": 4}}, "stream.align is missing"),
-    ({"layout": "splitted"}, "layout is 'splitted' and should be 'joint' or 'split'"),
+    ({"layout": "split"}, "layout is no key of a board; there are id, description, cpu"),
     ({"sources": "main.c"}, "sources is 'main.c' and should be a list"),
     ({"kv_len_default": "many"}, "kv_len_default is 'many' and should be a"),
     ({"runners": {"process": {"time": "sun"}}}, "runners.process.time is 'sun' and should be"),

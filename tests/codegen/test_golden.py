@@ -96,7 +96,6 @@ class Shape:
     draft: int | None = None
 
 
-SPLIT = Formats(layout="split")
 SHAPES = {
     "dense-q4": Shape(Formats("q4", "q4", "q8")),
     "gated-q8": Shape(Formats("q8", "q8", "q8"), limits={"gate": 0.25, "h": 0.125}),
@@ -110,11 +109,11 @@ SHAPES = {
         Needs(("qkv gate", "o up"), norms=("q", "h"), top_k=True),
         limits={"h": 20.0},
     ),
-    "predictor-ahead": Shape(SPLIT, limits={"predictor": 0.25}, rank=32),
+    "predictor-ahead": Shape(Formats(), limits={"predictor": 0.25}, rank=32),
     "signs": Shape(
         Formats(), Needs(predictor=Signs()), {"activation": Activation.RELU}, {"predictor": 33.0}
     ),
-    "factors": Shape(replace(SPLIT, attn="q8"), factored=True),
+    "factors": Shape(Formats("q8"), factored=True),
     "gemma-screened-head": Shape(
         Formats("q8", "q4", "q8", screened=True), model=GEMMA, head_rows=16
     ),
@@ -124,7 +123,7 @@ SHAPES = {
     ),
     "experts": Shape(Formats("q8", "q4", "q8"), model=OLMOE),
     "stream-prefetch": Shape(
-        SPLIT,
+        Formats(),
         Needs(predictor=Proxies(2)),
         limits={"predictor": 0.25, "h": 0.125},
         stream=True,
@@ -148,7 +147,7 @@ def rendered(shape: Shape, host: Board, folder: Path) -> dict[str, str]:
         limits[:, THRESHOLDS.index(site)] = limit
     board, ram = host, None
     if shape.stream:
-        board = replace(host, raw={**host.raw, "layout": "split", "stream": STREAM})
+        board = replace(host, raw={**host.raw, "stream": STREAM})
         ram = 60_000
     plan = make_plan(
         image,

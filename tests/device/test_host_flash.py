@@ -40,7 +40,7 @@ def test_bits_and_budget(reader: str, method: str, tmp_path: Path) -> None:
     """Half of the weights fit: what is read is what is not pinned, and no bit changes."""
     model = random_model(n_layers=4, dim=256, ffn_dim=1024)
     predictor = random_predictor(model.spec, 64, True) if method[:3] == "low" else None
-    pack(model, tmp_path / "m.sfm", Formats(layout="split"), Needs(predictor=predictor))
+    pack(model, tmp_path / "m.sfm", Formats(), Needs(predictor=predictor))
     image = Image(tmp_path / "m.sfm")
     board = load_board("host-flash")
     sources = [reader if s == "flash_uring.c" else s for s in board.sources]
@@ -79,7 +79,7 @@ def test_bits_and_budget(reader: str, method: str, tmp_path: Path) -> None:
 def test_timeline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The trace is what Chrome loads: spans of computing, waiting and reading, none negative."""
     model = random_model(n_layers=3, dim=256, ffn_dim=1024)
-    pack(model, tmp_path / "m.sfm", Formats(layout="split"))
+    pack(model, tmp_path / "m.sfm", Formats())
     image, board = Image(tmp_path / "m.sfm"), load_board("host-flash")
     stream = board.raw["stream"] | {"ring_bytes": 65536, "ring_buffers": 4}
     board = replace(board, raw=board.raw | {"stream": stream})

@@ -58,7 +58,7 @@ def test_family(name: str, tmp_path: Path) -> None:
     need(board)
     streams = "stream" in board.raw
     peer(CONFIGS[name]()).save_pretrained(tmp_path / "m")
-    formats = Formats("q8", "q4", "q8", layout="split" if streams else "joint")
+    formats = Formats("q8", "q4", "q8")
     pack(load_model(tmp_path / "m"), tmp_path / "model.sfm", formats)
     image, ids = Image(tmp_path / "model.sfm"), some_ids(160, 12, 1)[0].numpy()
     thresholds = dense_thresholds(image)

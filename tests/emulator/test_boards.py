@@ -63,21 +63,11 @@ def small() -> Model:
 
 
 @pytest.fixture(scope="session")
-def images(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Image]:
-    """The story model, the default of these boards, in both layouts."""
-    folder, f = tmp_path_factory.mktemp("images"), load_recipe("story").formats
-    for layout in ("joint", "split"):
-        pack(story(), folder / layout, Formats(f["attn"], f["ffn"], f["embed"], layout=layout))
-    return {layout: Image(folder / layout) for layout in ("joint", "split")}
-
-
-@pytest.fixture(scope="session")
-def image(images: dict[str, Image]) -> Image:
-    return images["joint"]
-
-
-def image_for(board: Board, images: dict[str, Image]) -> Image:
-    return images[board.raw.get("layout", "joint")]
+def image(tmp_path_factory: pytest.TempPathFactory) -> Image:
+    """The story model, the default of these boards."""
+    path, f = tmp_path_factory.mktemp("image") / "story.sfm", load_recipe("story").formats
+    pack(story(), path, Formats(f["attn"], f["ffn"], f["embed"]))
+    return Image(path)
 
 
 @pytest.fixture(scope="session")
@@ -190,7 +180,7 @@ def compare(
 @pytest.mark.parametrize("name", EMULATED)
 def test_board(
     name: str,
-    images: dict[str, Image],
+    image: Image,
     ids: np.ndarray,
     sparse: np.ndarray,
     host_said: list[int],
@@ -200,7 +190,7 @@ def test_board(
     need(board)
     positions, tokens = FEW.get(name, (POSITIONS, TOKENS))
     some, said = ids[:positions], host_said[:tokens]
-    compare(board, image_for(board, images), some, sparse, said, tmp_path)
+    compare(board, image, some, sparse, said, tmp_path)
 
 
 def test_the_shape_of_stories260k(
@@ -244,7 +234,7 @@ def test_predictor(kind: str, random_ids: np.ndarray, tmp_path: Path) -> None:
     board = load_board("ast1030-evb")
     need(board)
     predictor = random_predictor(small().spec, 32, ahead)
-    formats = Formats("q8", "q8", "q8", layout="split")
+    formats = Formats("q8", "q8", "q8")
     factors = random_factors(small().spec, "q8", "q8") if kind == "ahead" else None
     pack(small(), tmp_path / "m.sfm", formats, Needs(predictor=predictor, factors=factors))
     image, ids = Image(tmp_path / "m.sfm"), random_ids
@@ -279,13 +269,11 @@ def test_one_scale_a_row(
 ) -> None:
     board = load_board(name)
     need(board)
-    for layout in ("joint", "split"):
-        formats = Formats("r8", "r8", "r8", layout=layout)
-        pack(small(), tmp_path / layout, formats, Needs(down=down))
-    images = {layout: Image(tmp_path / layout) for layout in ("joint", "split")}
-    thresholds = half_thresholds(images["joint"], random_ids)
-    expected = host_tokens(images["joint"], thresholds, host, tmp_path / "host", TOKENS)
-    compare(board, image_for(board, images), random_ids, thresholds, expected, tmp_path / name)
+    pack(small(), tmp_path / "m.sfm", Formats("r8", "r8", "r8"), Needs(down=down))
+    image = Image(tmp_path / "m.sfm")
+    thresholds = half_thresholds(image, random_ids)
+    expected = host_tokens(image, thresholds, host, tmp_path / "host", TOKENS)
+    compare(board, image, random_ids, thresholds, expected, tmp_path / name)
 
 
 def test_columns_by_layer(random_ids: np.ndarray, host: Board, tmp_path: Path) -> None:
@@ -293,17 +281,15 @@ def test_columns_by_layer(random_ids: np.ndarray, host: Board, tmp_path: Path) -
     board = load_board("ast1030-evb")
     need(board)
     columns = ("qkv o gate up", "o gate", "qkv up", "", "gate")
-    for layout in ("joint", "split"):
-        formats = Formats("q8", "q8", "q8", layout=layout)
-        pack(small(), tmp_path / layout, formats, Needs(columns))
-    image = Image(tmp_path / "split")
+    pack(small(), tmp_path / "m.sfm", Formats("q8", "q8", "q8"), Needs(columns))
+    image = Image(tmp_path / "m.sfm")
     t = half_thresholds(image, random_ids)
     sites = {"qkv": ((6, 7, 8), 0.3), "o": ((9,), 0.1), "gate": ((10,), 0.2), "up": ((11,), 0.2)}
     for i, names in enumerate(columns):
         for name in names.split():
             which, limit = sites[name]
             t[i, which] = limit
-    expected = host_tokens(Image(tmp_path / "joint"), t, host, tmp_path / "host", 8)
+    expected = host_tokens(image, t, host, tmp_path / "host", 8)
     compare(board, image, random_ids[:8], t, expected, tmp_path)
 
 
@@ -314,26 +300,23 @@ def test_larger_than_sram(host: Board, tmp_path: Path) -> None:
     model = random_model(
         n_layers=6, vocab=8192, dim=288, ffn_dim=768, n_heads=6, n_kv_heads=6, head_dim=48
     )
-    formats = {"attn": "q4", "ffn": "q4", "embed": "q8"}
-    for layout in ("joint", "split"):
-        pack(model, tmp_path / layout, Formats(**formats, layout=layout))
-    image = Image(tmp_path / "split")
+    pack(model, tmp_path / "m.sfm", Formats("q4", "q4", "q8"))
+    image = Image(tmp_path / "m.sfm")
     assert image.size > 6 * board.sram_bytes
     ids = np.random.default_rng(2).integers(0, image.spec.vocab, 6)
     thresholds = half_thresholds(image, ids)
-    expected = host_tokens(Image(tmp_path / "joint"), thresholds, host, tmp_path / "host", 4)
+    expected = host_tokens(image, thresholds, host, tmp_path / "host", 4)
     compare(replace(board, kv_len_default=64), image, ids, thresholds, expected, tmp_path)
 
 
 @pytest.mark.parametrize("name", BARE)
-def test_footprint(name: str, images: dict[str, Image], tmp_path: Path) -> None:
+def test_footprint(name: str, image: Image, tmp_path: Path) -> None:
     """No heap, a stack within the board's limit, and every byte of the sections has a part."""
     board = load_board(name)
     for absent in filter(None, [missing(board.toolchain["cc"])]):
         pytest.skip(absent)
-    image = image_for(board, images)
     if image.size > board.flash_bytes:
-        pack(small(), tmp_path / "small.sfm", Formats(layout=board.raw.get("layout", "joint")))
+        pack(small(), tmp_path / "small.sfm", Formats())
         image = Image(tmp_path / "small.sfm")
     generate(make_plan(image, board, dense_thresholds(image)), tmp_path / "gen", board)
     firmware = build_firmware(board, tmp_path / "gen", tmp_path / "firmware")
@@ -366,7 +349,7 @@ def test_plan_covers_the_linked_program(name: str, ffn_dim: int, tmp_path: Path)
     for absent in filter(None, [missing(board.toolchain["cc"])]):
         pytest.skip(absent)
     model = random_model(ffn_dim=ffn_dim, vocab=160 if ffn_dim < 1000 else 8192)
-    pack(model, tmp_path / "m.sfm", Formats(layout=board.raw.get("layout", "joint")))
+    pack(model, tmp_path / "m.sfm", Formats())
     image = Image(tmp_path / "m.sfm")
     plan = make_plan(image, board, dense_thresholds(image), 32)
     generate(plan, tmp_path / "gen", board)

@@ -107,7 +107,7 @@ def test_streams_ahead(plugin: Path, host: Board, tmp_path: Path) -> None:
     """The story model: the tokens of the host, its speed, and reads hidden behind computing."""
     board = cycles.marked(load_board("ast1030-evb"))
     f = load_recipe("story").formats
-    formats = Formats(f["attn"], f["ffn"], f["embed"], layout="split")
+    formats = Formats(f["attn"], f["ffn"], f["embed"])
     pack(story(), tmp_path / "model.sfm", formats)
     image = Image(tmp_path / "model.sfm")
     plan = make_plan(image, board, dense_thresholds(image), kv_len=256)

@@ -33,7 +33,7 @@ def test_reads_what_the_chip_holds(tmp_path: Path) -> None:
         pytest.skip(absent)
     sources = [s for s in board.sources if Path(s).name not in ("main.c", "mapped_flash.c")]
     board = replace(board, sources=[*sources, str(HERE / "dma_main.c"), "../common/mapped_flash.c"])
-    pack(random_model(), tmp_path / "model.sfm", Formats(layout="split"))
+    pack(random_model(), tmp_path / "model.sfm", Formats())
     image = Image(tmp_path / "model.sfm")
     generate(make_plan(image, board, dense_thresholds(image)), tmp_path, board)
     elf = build_firmware(board, tmp_path, tmp_path / "firmware")

@@ -169,7 +169,7 @@ def said(board: Board, folder: Path) -> bytes:
     """The first line of a board's main program."""
     settings = board.settings("emulator")
     need(board.toolchain["cc"], settings["command"][0], *(["npm"] if "npm" in settings else []))
-    pack(random_model(), folder / "model.sfm", Formats(layout=board.raw.get("layout", "joint")))
+    pack(random_model(), folder / "model.sfm", Formats())
     image = Image(folder / "model.sfm")
     generate(make_plan(image, board, dense_thresholds(image)), folder / "gen", board)
     elf = build_firmware(board, folder / "gen", folder / "firmware")

@@ -72,7 +72,7 @@ class Flashed:
 @pytest.fixture(scope="module")
 def small(board: Board, tmp_path_factory: pytest.TempPathFactory) -> Flashed:
     folder = tmp_path_factory.mktemp("pico")
-    pack(random_model(), folder / "model.sfm", Formats("q8", "q4", "q4", layout="split"))
+    pack(random_model(), folder / "model.sfm", Formats("q8", "q4", "q4"))
     image = Image(folder / "model.sfm")
     return Flashed(board, image, dense_thresholds(image), folder)
 
@@ -150,7 +150,7 @@ def test_cycles_are_the_same_in_every_run(small: Flashed) -> None:
 def test_model_larger_than_sram(board: Board, tmp_path: Path, percent: int) -> None:
     recipe = load_recipe("random-8m")
     model = open_model(recipe)
-    pack(model, tmp_path / "model.sfm", Formats(**recipe.formats, layout="split"))
+    pack(model, tmp_path / "model.sfm", Formats(**recipe.formats))
     image = Image(tmp_path / "model.sfm")
     assert image.size > 10 * board.sram_bytes
     thresholds = dense_thresholds(image)

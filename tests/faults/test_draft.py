@@ -137,7 +137,7 @@ def some_masks(image: Image) -> np.ndarray:
 def test_random_model(shape: str, flash: str, host: Board, tmp_path: Path) -> None:
     """Mapped with 1 and 3 threads, streamed, and streamed with reads that fail."""
     model = random_model(n_layers=6, tied_head=False, vocab=60, head_bias=shape == "bias")
-    pack(model, tmp_path / "m.sfm", Formats(layout="split"))
+    pack(model, tmp_path / "m.sfm", Formats())
     image = Image(tmp_path / "m.sfm")
     board, ram = host, None
     if flash != "map":
@@ -190,7 +190,7 @@ def test_story(host: Board, tmp_path: Path) -> None:
     """A real text: the sparse model of this repository, streamed; an answer's end ends a draft."""
     recipe = load_recipe("story")
     model = open_model(recipe)
-    pack(model, tmp_path / "m.sfm", Formats(**recipe.formats, layout="split"))
+    pack(model, tmp_path / "m.sfm", Formats(**recipe.formats))
     image = Image(tmp_path / "m.sfm")
     board = replace(stream_board(host), kind="bare", sram_bytes=1 << 20)
     none = dense_thresholds(image)
@@ -206,7 +206,7 @@ def test_story(host: Board, tmp_path: Path) -> None:
 
 
 def test_planned_where_reading_is_the_wall(host: Board, tmp_path: Path) -> None:
-    pack(random_model(n_layers=30, ffn_dim=704), tmp_path / "m.sfm", Formats(layout="split"))
+    pack(random_model(n_layers=30, ffn_dim=704), tmp_path / "m.sfm", Formats())
     image = Image(tmp_path / "m.sfm")
     none = dense_thresholds(image)
     disk, chip = stream_board(host), replace(stream_board(host), kind="bare")

@@ -42,13 +42,13 @@ STREAM = {
 
 
 def stream_board(host: Board, **changes: int) -> Board:
-    return replace(host, raw={**host.raw, "layout": "split", "stream": STREAM | changes})
+    return replace(host, raw={**host.raw, "stream": STREAM | changes})
 
 
 @pytest.fixture(scope="module")
 def image(tmp_path_factory: pytest.TempPathFactory) -> Image:
     path = tmp_path_factory.mktemp("image") / "model.sfm"
-    pack(random_model(n_layers=3), path, Formats(layout="split"), Needs(predictor=Proxies(2)))
+    pack(random_model(n_layers=3), path, Formats(), Needs(predictor=Proxies(2)))
     return Image(path)
 
 
@@ -128,7 +128,7 @@ def test_predictor_before_attention(ids: np.ndarray, host: Board, tmp_path: Path
     predictor = random_predictor(model.spec, 32, ahead=True)
     factors = random_factors(model.spec, "q4", "q4") if ram > 100_000 else None
     needs = Needs(predictor=predictor, factors=factors)
-    pack(model, tmp_path / "m.sfm", Formats(layout="split"), needs)
+    pack(model, tmp_path / "m.sfm", Formats(), needs)
     image = Image(tmp_path / "m.sfm")
     t = dense_thresholds(image)
     t[:, 5] = (0.2, 1e9, 0.3)  # one layer has no neuron at all
@@ -147,7 +147,7 @@ def test_speculation(kind: str, ids: np.ndarray, host: Board, tmp_path: Path) ->
     model = random_model(n_layers=3)
     rank = 0 if kind == "2 bits" else 32
     predictor = random_predictor(model.spec, rank, kind == "ahead") if rank else Proxies(2)
-    pack(model, tmp_path / "m.sfm", Formats(layout="split"), Needs(predictor=predictor))
+    pack(model, tmp_path / "m.sfm", Formats(), Needs(predictor=predictor))
     image = Image(tmp_path / "m.sfm")
     e = engine(image, stream_board(host, pick_buffers=6), 50_000, tmp_path, speculate="svd-64")
     cats, h = dense_thresholds(image), dense_thresholds(image)
@@ -186,7 +186,7 @@ def test_masked_inputs(
     columns: tuple[str, ...], ids: np.ndarray, host: Board, tmp_path: Path
 ) -> None:
     """The same for an image by columns: every input mask, late and reordered."""
-    formats = Formats(layout="split")
+    formats = Formats()
     pack(random_model(n_layers=3), tmp_path / "model.sfm", formats, Needs(columns))
     image = Image(tmp_path / "model.sfm")
     t = dense_thresholds(image)
@@ -258,7 +258,7 @@ def test_any_read_of_a_token_may_fail(
     pack(
         random_model(seed=2, n_layers=3),
         tmp_path / "m.sfm",
-        Formats(layout="split"),
+        Formats(),
         Needs(predictor=Proxies(2)),
     )
     image = Image(tmp_path / "m.sfm")
@@ -284,7 +284,7 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> tuple[Image, np.ndarray]:
     recipe, path = load_recipe("story"), tmp_path_factory.mktemp("story") / "model.sfm"
     model, f = open_model(recipe), recipe.formats
     assert model.tokenizer is not None
-    pack(model, path, Formats(f["attn"], f["ffn"], f["embed"], layout="split"))
+    pack(model, path, Formats(f["attn"], f["ffn"], f["embed"]))
     ids = model.tokenizer.encode("Once upon a time, there was a little girl named Lily.")
     return Image(path), np.array(ids[:6])
 

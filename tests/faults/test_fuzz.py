@@ -119,14 +119,14 @@ def test_image(flash: str, bits: int, host: Board, tmp_path: Path, count: Counte
     model = random_model(
         vocab=48, dim=32, ffn_dim=40, n_layers=1, n_heads=4, n_kv_heads=2, head_dim=8
     )
-    pack(model, tmp_path / "model.sfm", Formats(layout="split"), Needs(predictor=Proxies(2)))
+    pack(model, tmp_path / "model.sfm", Formats(), Needs(predictor=Proxies(2)))
     image = Image(tmp_path / "model.sfm")
     limits = np.zeros((1, len(THRESHOLDS)), np.float32)
     limits[:, THRESHOLDS.index("predictor")] = 0.05
     limits[:, THRESHOLDS.index("h")] = 0.02
     board, ram, more = host, None, []
     if flash == "stream":
-        board = replace(host, raw={**host.raw, "layout": "split", "stream": STREAM})
+        board = replace(host, raw={**host.raw, "stream": STREAM})
         ram, more = 16_000, [HERE / "fault_flash.c"]
     generate(make_plan(image, board, limits, kv_len=16, ram=ram), tmp_path / "gen")
     port = root() / "firmware" / "port" / "library" / "port.c"

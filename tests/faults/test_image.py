@@ -34,7 +34,7 @@ TRIES = 20_000 if os.environ.get("SPARSEFLASH_FAULTS") == "all" else 600
 @pytest.fixture(scope="module")
 def image(tmp_path_factory: pytest.TempPathFactory) -> Image:
     path = tmp_path_factory.mktemp("image") / "model.sfm"
-    pack(random_model(n_layers=2), path, Formats(layout="split"))
+    pack(random_model(n_layers=2), path, Formats())
     return Image(path)
 
 
@@ -81,7 +81,7 @@ def target(
     stream |= {"pick_buffers": 2, "pick_bytes": 2048, "program_bytes": 1000}
     board = host
     if request.param == "stream":
-        board = replace(host, raw={**host.raw, "layout": "split", "stream": stream})
+        board = replace(host, raw={**host.raw, "stream": stream})
     folder = tmp_path_factory.mktemp(request.param)
     return Target(image, folder, board, request.param == "stream")
 

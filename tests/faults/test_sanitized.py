@@ -38,7 +38,7 @@ def test_sanitized(name: str, kernels: str, bits: int, tmp_path: Path) -> None:
     chain = board.toolchain | {"cflags": flags}
     tiers = {"tier": "plain", "tiers": {}} if kernels == "plain" else {}
     board = replace(board, toolchain=chain, **tiers)
-    formats = Formats(layout=board.raw.get("layout", "joint"))
+    formats = Formats()
     model = random_model(n_layers=3, dim=256, ffn_dim=512, n_heads=8, head_dim=32)
     pack(model, tmp_path / "m.sfm", formats, Needs(predictor=Proxies(2)))
     image = Image(tmp_path / "m.sfm")

@@ -48,7 +48,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Pat
     @cache
     def build(board_id: str) -> tuple[Path, Path]:
         folder = tmp_path_factory.mktemp(board_id)
-        pack(random_model(), folder / "m.sfm", Formats(layout="split"))
+        pack(random_model(), folder / "m.sfm", Formats())
         image, board = Image(folder / "m.sfm"), load_board(board_id)
         generate(make_plan(image, board, dense_thresholds(image), 32), folder / "gen")
         return build_firmware(board, folder / "gen", folder / "device"), folder / "m.sfm"
@@ -107,7 +107,7 @@ def test_any_call_may_fail(
 
 def test_no_thread_can_be_made(shim: Path, tmp_path: Path) -> None:
     """The reader with threads refuses to start; it does not wait for what nobody reads."""
-    pack(random_model(), tmp_path / "m.sfm", Formats(layout="split"))
+    pack(random_model(), tmp_path / "m.sfm", Formats())
     image = Image(tmp_path / "m.sfm")
     board = load_board("host-flash")
     sources = [s.replace("flash_uring.c", "flash_pread.c") for s in board.sources]

@@ -375,7 +375,7 @@ def test_factored_projections(attn: str, ffn: str, level: str, host: Board, tmp_
         model = random_model(**SHAPES[shape] | {"n_layers": 3, "layers": (LayerSpec(),) * 3})
         predictor = random_predictor(model.spec, rank, True) if rank else None
         factors = random_factors(model.spec, attn, ffn)
-        formats = Formats(attn, ffn, "q8", layout="split")
+        formats = Formats(attn, ffn, "q8")
         needs, folder = Needs(predictor=predictor, factors=factors), tmp_path / shape
         pack(model, folder / "model.sfm", formats, needs)
         engine = engine_of(Image(folder / "model.sfm"), host, folder, "cc", level.split())

@@ -91,7 +91,7 @@ def test_largest(host: Board, tmp_path: Path) -> None:
 def test_streamed(pinned: float, tmp_path: Path) -> None:
     """The proxy comes through the ring, the picked rows through theirs, and fewer bytes do."""
     model = random_model(n_layers=3, dim=256, ffn_dim=512, vocab=4000)
-    pack(model, tmp_path / "m.sfm", replace(SCREENED, layout="split"))
+    pack(model, tmp_path / "m.sfm", SCREENED)
     image = Image(tmp_path / "m.sfm")
     board = load_board("host-flash")
     stream = board.raw["stream"] | {"ring_bytes": 65536, "ring_buffers": 4}

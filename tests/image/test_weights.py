@@ -28,8 +28,7 @@ from sparseflash.plan.boards import Board
 from sparseflash.plan.plan import make_plan
 
 KINDS: dict[str, dict[str, Any]] = {
-    "joint": {},
-    "split": {"layout": "split"},
+    "q4": {},
     "r8": {"attn": "r8", "ffn": "r8", "embed": "r8"},
     "s4": {"attn": "s4", "ffn": "s4", "embed": "q8"},
     "columns": {},
@@ -67,7 +66,7 @@ def test_factors_and_predictor_are_rows_of_it(tmp_path: Path) -> None:
     model = random_model()
     factors = random_factors(model.spec, "q4", "q4")
     needs = Needs(predictor=random_predictor(model.spec, 32), factors=factors)
-    pack(model, tmp_path / "m.sfm", Formats(layout="split"), needs)
+    pack(model, tmp_path / "m.sfm", Formats(), needs)
     names = {w.name for w in Image(tmp_path / "m.sfm").weights.values()}
     assert {"embed", "blk.0.attn_q", "blk.0.attn_q.b", "blk.1.predictor.b"} <= names
     assert "blk.0.attn_k.b" not in names and "blk.0.ffn_down.scales" in names
@@ -106,14 +105,14 @@ def rewritten(image: Image, change: dict[int, bytes], folder: Path) -> Path:
     ],
 )
 def test_a_damaged_field_is_named(at: int, value: bytes, message: str, tmp_path: Path) -> None:
-    image = packed("split", tmp_path)
+    image = packed("q4", tmp_path)
     row = next(i for i, w in enumerate(image.weights.values()) if w.role == "gate")
     with pytest.raises(InputError, match=message):
         Image(rewritten(image, {row * ENTRY.size + at: value}, tmp_path))
 
 
 def test_every_byte_of_the_file_is_checked(tmp_path: Path) -> None:
-    image = packed("split", tmp_path)
+    image = packed("q4", tmp_path)
     data = image.path.read_bytes()
     for at in np.random.default_rng(1).integers(0, len(data), 60):
         changed = bytearray(data)
@@ -146,14 +145,13 @@ SPARSE: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {"attn": "s4", "ffn": "s4"},
     ),
     "split gate in q4": ({"gate_inputs": 32}, {}),
-    "own thresholds": ({"own_thresholds": True}, {"ffn": "s4", "layout": "split"}),
+    "own thresholds": ({"own_thresholds": True}, {"ffn": "s4"}),
     "own thresholds in q4": ({"own_thresholds": True}, {}),
 }
 
 
 @pytest.mark.parametrize("name", SPARSE)
-@pytest.mark.parametrize("layout", ["joint", "split"])
-def test_models_sparse_by_training(name: str, layout: str, host: Board, tmp_path: Path) -> None:
+def test_models_sparse_by_training(name: str, host: Board, tmp_path: Path) -> None:
     """Logits, sites and neurons of the C are those of the reference, dense and with a method."""
     changes, formats = SPARSE[name]
     model = random_model(**changes)
@@ -167,7 +165,7 @@ def test_models_sparse_by_training(name: str, layout: str, host: Board, tmp_path
     needs = Needs()
     if changes.get("own_thresholds"):
         needs = needs.with_gate_by_columns(model.spec.n_layers)
-    pack(model, tmp_path / "m.sfm", Formats(**(formats | {"layout": layout})), needs)
+    pack(model, tmp_path / "m.sfm", Formats(**formats), needs)
     image = Image(tmp_path / "m.sfm")
     generate(make_plan(image, host, dense_thresholds(image), kv_len=48), tmp_path / "gen")
     engine = Engine(build_library(tmp_path / "gen", tmp_path / "m.so", "cc", ["-O1"]), image)

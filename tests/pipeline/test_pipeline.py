@@ -271,7 +271,7 @@ def test_no_warning(cc: str, flags: str, tmp_path: Path) -> None:
 def test_projections_in_factors(built: Built, tmp_path: Path) -> None:
     """ASVD's factors are searched once, and the device multiplies with them under a mask."""
     image = pipeline.pack_model(built.model, built.recipe, asvd=85)
-    assert image.path.name == "model.split.asvd85.sfm"
+    assert image.path.name == "model.asvd85.sfm"
     assert image.size < built.image.size and 0 < max(image.ranks) <= 64
     old = image.path.stat().st_mtime_ns
     pipeline.pack_model(built.model, built.recipe, asvd=85)

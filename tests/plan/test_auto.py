@@ -94,7 +94,7 @@ def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Model, Recipe
     formats = {"attn": "q8", "ffn": "q8", "embed": "q8"}
     recipe = replace(load_recipe("random-8m"), name="tiny", calibration=calibration)
     board = load_board("host")
-    board = replace(board, raw={**board.raw, "layout": "split", "stream": STREAM})
+    board = replace(board, raw={**board.raw, "stream": STREAM})
     return model, replace(recipe, formats=formats, kv_len=16), board
 
 
@@ -107,7 +107,7 @@ def test_auto(tiny: tuple[Model, Recipe, Board], monkeypatch: pytest.MonkeyPatch
     roomy = stages.auto_for(model, recipe, board)
     assert roomy.method == "dense" and "all weights stay in RAM" in roomy.reason
 
-    image = stages.pack_model(model, recipe, "split")
+    image = stages.pack_model(model, recipe)
     ram = half_ram(lambda ram: make_plan(image, board, roomy.thresholds, 16, ram=ram)["memory"])
     unknown = stages.auto_for(model, recipe, board, ram=ram)
     assert unknown.method == "dense" and "sparseflash prices --model tiny" in unknown.reason
@@ -123,7 +123,7 @@ def test_auto(tiny: tuple[Model, Recipe, Board], monkeypatch: pytest.MonkeyPatch
     assert np.array_equal(setting.thresholds, thresholds_of(rules))
 
     dense = stages.dense_plan(model, recipe, board, ram=ram)["placement"]["total"]
-    image = stages.pack_model(model, recipe, "split", settings=[setting])
+    image = stages.pack_model(model, recipe, settings=[setting])
     plan = make_plan(image, board, setting.thresholds, 16, ram=ram, use=setting.use)
     assert plan["memory"]["total"] <= ram
     assert plan["placement"]["total"]["read"] < 0.9 * dense["read"]

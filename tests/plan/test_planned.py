@@ -37,7 +37,7 @@ def test_planned(host: Board, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     recipe = add_small(base)
     recipe = replace(recipe, calibration={**recipe.calibration, "tokens": 2048})
     model = pipeline.open_model(recipe)
-    board = replace(host, raw={**host.raw, "layout": "split", "stream": STREAM})
+    board = replace(host, raw={**host.raw, "stream": STREAM})
     with pytest.raises(UsageError, match="maps its flash"):
         pipeline.planned_for(model, recipe, host, 20)
     full = pipeline.planned_for(model, recipe, board, 20, 64)
@@ -45,7 +45,7 @@ def test_planned(host: Board, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     with pytest.raises(TooSmallError, match="--ram"):
         pipeline.planned_for(model, recipe, board, 20, 64, 20_000)
 
-    image = pipeline.pack_model(model, recipe, "split")
+    image = pipeline.pack_model(model, recipe)
     ram = half_ram(lambda ram: make_plan(image, board, full.thresholds, 64, ram=ram)["memory"])
     dense = make_plan(image, board, full.thresholds, 64, ram=ram)["placement"]["total"]
     setting = pipeline.planned_for(model, recipe, board, 20, 64, ram)
@@ -55,7 +55,7 @@ def test_planned(host: Board, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     blocks = replace(board, raw={**board.raw, "stream": {**STREAM, "align": 512, "gap": 4096}})
     with pytest.raises(UsageError, match=r"in blocks of 512 bytes .* ask for a lower sparsity"):
         pipeline.planned_for(model, recipe, blocks, 20, 64, ram)
-    image = pipeline.pack_model(model, recipe, "split", settings=[setting])
+    image = pipeline.pack_model(model, recipe, settings=[setting])
     plan = make_plan(image, board, setting.thresholds, 64, ram=ram, use=setting.use)
     expected = plan["placement"]["total"]["read"]
     assert plan["memory"]["total"] <= ram

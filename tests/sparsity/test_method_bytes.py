@@ -202,7 +202,6 @@ def test_counters_are_the_byte_model(
     factors = random_factors(model.spec, fmt, fmt) if factored else None
     source = model
     if factors:
-        formats = replace(formats, layout="split")
         model = factors.multiplied_out(model, formats)
     assert model.tokenizer is not None
     text = "Once upon a time, a girl had a red ball. She liked to play with it. " * 8

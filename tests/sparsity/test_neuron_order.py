@@ -114,7 +114,7 @@ def test_fewer_reads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen, logits = {}, {}
     for name, given in (("file", None), ("coactivation", order)):
         folder = tmp_path / name
-        formats = Formats(**recipe.formats, layout="split", order=name)
+        formats = Formats(**recipe.formats, order=name)
         folder.mkdir()
         pack(model, folder / "m.sfm", formats, order=given)
         image = Image(folder / "m.sfm")

@@ -78,13 +78,12 @@ typedef struct {
     uintptr_t at, end, share;
     uintptr_t stop, stride, skip; /* the end of a part, and the way to the next */
 } sf_next;
-/* A step reads at most half a KiB of weights: rows farther apart than a neuron's are no neighbours.
+/* A step reads at most half a KiB of weights: rows that are farther apart are no neighbours.
  */
 #define SF_SHARE 2048u
 
-/* What lies behind `count` of the n rows, for so many steps: so many bytes of each, or 0 for all
- * and what lies between them, which is wanted next where a neuron's rows and column are neighbours.
- */
+/* What lies behind `count` of the n rows, for so many steps: so many bytes of each, or 0 for whole
+ * rows. */
 SF_INLINE sf_next sf_rows_behind(const uint8_t *const *row, uint32_t n, uint32_t from,
                                  uint32_t count, uint32_t bytes, uint32_t steps) {
     const uintptr_t behind = sf_behind(row, n);

@@ -78,8 +78,7 @@ def generate(
             loaded, recipe, target, method, sparsity, kv_len, ram, rows, speculate, asvd, progress
         )
         progress("packing")
-        layout = target.raw.get("layout", "joint")
-        image = stages.pack_model(loaded, recipe, layout, order, [setting], rows > 0, asvd)
+        image = stages.pack_model(loaded, recipe, order, [setting], rows > 0, asvd)
         plan = stages.plan_and_generate(
             image, target, setting, recipe, kv_len, ram, rows, loaded, draft
         )

@@ -23,10 +23,7 @@ THRESHOLDS = ("gate", "act", "up", "h", "down", "predictor", *INPUTS)
 """What each threshold of a layer compares with, in this order."""
 MET = {"q": "q", "k": "k", "v": "v", "o": "o", "xg": "gate", "xu": "up", "h": "down"}
 """Projection whose columns the entries of an input, or of h, meet."""
-BY_ROWS = (
-    "projections in two factors are stored by rows in the split layout; drop no inputs of matrices "
-    "with them"
-)
+BY_ROWS = "projections in two factors are stored by rows; drop no inputs of matrices with them"
 """Why methods that drop inputs are refused."""
 
 
@@ -50,14 +47,11 @@ def check_order(order: str) -> None:
 
 @dataclass(frozen=True)
 class Formats:
-    """What a person chooses of an image: the grid of each part, and how it lies in flash."""
+    """What a person chooses of an image: the grid of each part, and the order of neurons."""
 
     attn: str = "q4"
     ffn: str = "q4"
     embed: str = "q8"
-    layout: str = "joint"
-    """FFN records: ``joint`` keeps a neuron contiguous, ``split`` keeps its gate row, up row and
-    down column in a plane each, for flash that is read in large blocks."""
     order: str = "file"
     """Neurons as in the source (``file``), or ``coactivation`` within their group of 32."""
     screened: bool = False

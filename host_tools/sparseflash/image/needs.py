@@ -127,7 +127,7 @@ class Needs:
             raise UnsupportedError(
                 "thresholds on the inputs of gate need gate by columns in every layer; say so"
             )
-        if self.factors is not None and (self.columns or formats.layout != "split"):
+        if self.factors is not None and self.columns:
             raise UnsupportedError(BY_ROWS)
         if (self.norms or self.top_k) and (spec.own_thresholds or self.factors is not None):
             what = "projections in factors" if self.factors else "thresholds of its own"

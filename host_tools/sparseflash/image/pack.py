@@ -6,7 +6,6 @@ import hashlib
 import json
 import struct
 import zlib
-from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -120,29 +119,24 @@ class _Data:
         self.chunks.append(b"\0" * extra)
         self.size += extra
 
-    def items(self, weights: Sequence[tuple[Weight, np.ndarray]]) -> None:
-        """Items side by side: the first of each, then the second of each."""
-        rows = np.concatenate([items for _, items in weights], axis=1)
-        at, stride = self.size, rows.shape[1]
-        for w, items in weights:
-            crc = zlib.crc32(np.ascontiguousarray(items).tobytes())
-            self.weights.append(
-                replace(w, at=at, stride=stride, size=items.shape[1], count=len(items), crc=crc)
-            )
-            at += items.shape[1]
-        self.chunks.append(rows.tobytes())
-        self.size += rows.size
+    def items(self, w: Weight, items: np.ndarray) -> None:
+        """The items of a matrix, one after the other."""
+        data, size = items.tobytes(), items.shape[1]
+        place = {"at": self.size, "stride": size, "size": size, "count": len(items)}
+        self.weights.append(replace(w, **place, crc=zlib.crc32(data)))
+        self.chunks.append(data)
+        self.size += len(data)
 
     def raw(
         self, role: str, layer: int, name: str, items: np.ndarray, outputs: int, inputs: int
     ) -> None:
         """Rows of a grid ``name`` that is not one of image/grids, or that are packed already."""
         w = Weight(role, layer, name, False, 0, 0, 0, 0, outputs, inputs, 0)
-        self.items([(w, items)])
+        self.items(w, items)
 
     def matrix(self, role: str, layer: int, blocks: Blocks, columns: bool = False) -> None:
         """A matrix, and after it the tables of its columns."""
-        self.items([_item(role, layer, blocks, columns)])
+        self.items(*_item(role, layer, blocks, columns))
         if columns:
             self.tables(role, layer, blocks)
 
@@ -195,15 +189,10 @@ def _lay_layer(
     items = {m: _item(m, i, ffn[m], by_columns[m]) for m in whole}
     if by_columns["down"]:  # columns of the last group that no neuron has
         items["down"] = (items["down"][0], items["down"][1][: spec.ffn_dim])
-    others = any(by for m, by in by_columns.items() if m != "down")
-    joint = formats.layout == "joint" and by_columns["down"] and not others
-    if joint:
-        data.items([items[m] for m in whole])
-    else:
-        for m in whole:
-            data.items([items[m]])
-            if by_columns[m] and m != "down":
-                data.tables(m, i, ffn[m])
+    for m in whole:
+        data.items(*items[m])
+        if by_columns[m] and m != "down":
+            data.tables(m, i, ffn[m])
     if by_columns["down"]:
         data.align()
         data.tables("down", i, ffn["down"])

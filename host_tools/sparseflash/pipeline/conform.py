@@ -99,7 +99,7 @@ def conform(
     progress("generating")
     model = stages.open_model(recipe)
     setting = stages.setting_for(model, recipe, "h", PERCENT)
-    image = stages.pack_model(model, recipe, board.raw.get("layout", "joint"), settings=[setting])
+    image = stages.pack_model(model, recipe, settings=[setting])
     plan = stages.plan_and_generate(image, board, setting, recipe)
     # Until some weights really stream: buffers may shrink first.
     while (pinned := plan["memory"].get("pinned weights", 0)) and not _streams(plan):

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sparseflash.base.files import work
-from sparseflash.plan.boards import Board, load_board
+from sparseflash.plan.boards import Board
 from sparseflash.plan.kept import read_plan
 
 
@@ -28,12 +28,12 @@ class Places:
 
     @property
     def image(self) -> Path:
-        """The image in the layout that the board asks for."""
-        return self.image_of(load_board(self.board).raw.get("layout", "joint"))
+        """The image with the whole head, not in factors."""
+        return self.image_of()
 
-    def image_of(self, layout: str, screened: bool = False, asvd: float = 0.0) -> Path:
-        """model.sfm, and its twins of another layout, with a head proxy or in factors."""
-        names = ["model", *([layout] * (layout != "joint")), *(["screened"] * screened)]
+    def image_of(self, screened: bool = False, asvd: float = 0.0) -> Path:
+        """model.sfm, and its twins with a head proxy or in factors."""
+        names = ["model", *(["screened"] * screened)]
         return self.folder / ".".join([*names, *([f"asvd{asvd:g}"] * (asvd > 0)), "sfm"])
 
     @property

@@ -93,7 +93,6 @@ def open_model(recipe: Recipe) -> Model:
 def pack_model(
     model: Model,
     recipe: Recipe,
-    layout: str = "joint",
     order: str = "file",
     settings: Sequence[Setting] = (),
     screened: bool = False,
@@ -103,9 +102,8 @@ def pack_model(
 
     asvd: percent of the projections' bytes that whole matrices and factors take; 0: no factors.
     """
-    layout = "split" if asvd else layout
-    path = Places(recipe.name).image_of(layout, screened, asvd)
-    formats = replace(formats_for(recipe, layout, order), screened=screened)
+    path = Places(recipe.name).image_of(screened, asvd)
+    formats = replace(formats_for(recipe, order), screened=screened)
     needs = needs_for(recipe, settings)
     if model.spec.experts:
         needs = needs.for_experts()
@@ -423,7 +421,7 @@ def dense_plan(
 ) -> dict[str, Any]:
     """The plan of a board that streams when nothing is dropped."""
     none = np.zeros((model.spec.n_layers, len(THRESHOLDS)), np.float32)
-    image = pack_model(model, recipe, "split", screened=head_rows > 0)
+    image = pack_model(model, recipe, screened=head_rows > 0)
     positions = positions_of(model.spec, recipe, board, kv_len)
     return make_plan(image, board, none, positions, ram=ram, head_rows=head_rows)
 
@@ -619,8 +617,7 @@ def planned_fit(
     head_rows: int = 0,
 ) -> Fit:
     """How the model would lie on a board under a setting, whether it fits or not."""
-    layout = board.raw.get("layout", "joint")
-    image = pack_model(model, recipe, layout, settings=[setting], screened=head_rows > 0)
+    image = pack_model(model, recipe, settings=[setting], screened=head_rows > 0)
     board = with_curve(board)
     positions = positions_of(model.spec, recipe, board, kv_len)
 

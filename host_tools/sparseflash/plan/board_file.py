@@ -127,7 +127,6 @@ class BoardFile(_Strict):
     memories: list[Memory] = []
     reserve: dict[Literal["stack", "code and constants", "runtime"], Size] = {}
     flash: Flash | None = None
-    layout: Literal["joint", "split"] = "joint"
     stream: Stream | None = None
     code_in_sram: bool = False
     uart: Uart | None = None

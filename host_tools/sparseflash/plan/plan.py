@@ -131,17 +131,8 @@ def drafted(image: Image, board: Board, head_rows: int, left: int, block: int) -
 def stream_buffers(
     image: Image, board: Board, parts: list[Part], memory: dict[str, int], speculates: bool
 ) -> dict[str, Any]:
-    """What streaming asks for; adds its buffers to ``memory``.
-
-    Raises:
-        UnsupportedError: the image has another layout.
-    """
+    """What streaming asks for; adds its buffers to ``memory``."""
     stream = board.raw["stream"]
-    if image.formats.layout != "split":
-        raise UnsupportedError(
-            f"board {board.id} streams its flash in blocks and needs the split layout; generate "
-            "the model for this board again"
-        )
     names = ("align", "gap", "ring_buffers", "ring_bytes", "pick_buffers", "pick_bytes")
     flash = {k: int(stream[k]) for k in names}
     flash["pick_reads"] = int(stream.get("pick_reads", flash["pick_buffers"]))

@@ -2,7 +2,7 @@
 
 A matrix is read by rows, or, in layers where its input is masked, by columns: a column holds the
 integers, and the scales of each group of 32 columns are one table with an entry for each output,
-read when any column of the group lives (docs/SPEC.md stores down_proj so). Both layouts cost the
+read when any column of the group lives (docs/SPEC.md stores down_proj so). Both ways cost the
 same when dense, but for outputs that do not fill a group of 32. Of a projection in two factors B is
 read in full, and rows of A like those of a matrix. Predictors, proxies and the norms that scores
 need are read in full, for every token.

@@ -106,10 +106,10 @@ def thresholds_of(layers: Sequence[LayerRules]) -> np.ndarray:
     return out
 
 
-def formats_for(recipe: Recipe, layout: str = "joint", order: str = "file") -> Formats:
-    """The grids of the recipe's weights, and how they lie."""
+def formats_for(recipe: Recipe, order: str = "file") -> Formats:
+    """The grids of the recipe's weights, and the order of neurons."""
     f = recipe.formats
-    return Formats(f["attn"], f["ffn"], f["embed"], layout, order)
+    return Formats(f["attn"], f["ffn"], f["embed"], order)
 
 
 def needs_for(recipe: Recipe, settings: Sequence[Setting] = ()) -> Needs:

@@ -460,17 +460,17 @@ const sf_part sf_parts[SF_PARTS] = {
     { 16384u, 68u, 68u, 128u, 0u, 0u, false, false, 0, SF_GRID_Q8, 0 }, /* qkv 0 */
     { 25088u, 68u, 68u, 64u, 0u, 0u, false, false, 0, SF_GRID_Q8, 0 }, /* o 0 */
     { 29440u, 68u, 68u, 8u, 0u, 0u, true, false, 0, SF_GRID_Q8, 0 }, /* router 0 */
-    { 30016u, 112u, 40u, 256u, 0u, 0u, true, false, 0, SF_GRID_Q4, 0 }, /* gate 0 */
-    { 30056u, 112u, 40u, 256u, 0u, 0u, true, false, 0, SF_GRID_Q4, 0 }, /* up 0 */
+    { 30016u, 40u, 40u, 256u, 0u, 0u, true, false, 0, SF_GRID_Q4, 0 }, /* gate 0 */
+    { 40256u, 40u, 40u, 256u, 0u, 0u, true, false, 0, SF_GRID_Q4, 0 }, /* up 0 */
     { 58688u, 256u, 256u, 8u, 0u, 0u, true, true, 0, SF_GRID_Q4, 0 }, /* down_scales 0 */
-    { 30096u, 112u, 32u, 256u, 0u, 0u, true, false, 0, SF_GRID_Q4, 0 }, /* down 0 */
+    { 50496u, 32u, 32u, 256u, 0u, 0u, true, false, 0, SF_GRID_Q4, 0 }, /* down 0 */
     { 60736u, 68u, 68u, 128u, 0u, 0u, false, false, 0, SF_GRID_Q8, 0 }, /* qkv 1 */
     { 69440u, 68u, 68u, 64u, 0u, 0u, false, false, 0, SF_GRID_Q8, 0 }, /* o 1 */
     { 73792u, 68u, 68u, 8u, 0u, 0u, true, false, 0, SF_GRID_Q8, 0 }, /* router 1 */
-    { 74368u, 112u, 40u, 256u, 0u, 0u, true, false, 0, SF_GRID_Q4, 0 }, /* gate 1 */
-    { 74408u, 112u, 40u, 256u, 0u, 0u, true, false, 0, SF_GRID_Q4, 0 }, /* up 1 */
+    { 74368u, 40u, 40u, 256u, 0u, 0u, true, false, 0, SF_GRID_Q4, 0 }, /* gate 1 */
+    { 84608u, 40u, 40u, 256u, 0u, 0u, true, false, 0, SF_GRID_Q4, 0 }, /* up 1 */
     { 103040u, 256u, 256u, 8u, 0u, 0u, true, true, 0, SF_GRID_Q4, 0 }, /* down_scales 1 */
-    { 74448u, 112u, 32u, 256u, 0u, 0u, true, false, 0, SF_GRID_Q4, 0 }, /* down 1 */
+    { 94848u, 32u, 32u, 256u, 0u, 0u, true, false, 0, SF_GRID_Q4, 0 }, /* down 1 */
     { 5504u, 68u, 68u, 160u, 0u, 0u, false, false, 0, SF_GRID_Q8, 0 }, /* head 2 */
     { 5504u, 68u, 68u, 160u, 0u, 0u, false, false, 0, SF_GRID_Q8, 0 }, /* embed 2 */
 };

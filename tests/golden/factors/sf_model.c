@@ -460,36 +460,36 @@ static void keep_reaching(float v[][SF_FFN], float limit) {
 /* clang-format off */
 const sf_part sf_parts[SF_PARTS] = {
     /* at, stride, bytes, rows, resident rows and where, FFN, scales, threshold of inputs, grid, shift */
-    { 32128u, 68u, 68u, 32u, 0u, 0u, false, false, 0, SF_GRID_Q8, 0 }, /* q_b 0 */
-    { 34304u, 36u, 36u, 64u, 0u, 0u, false, false, 0, SF_GRID_Q8, 0 }, /* q 0 */
+    { 32064u, 68u, 68u, 32u, 0u, 0u, false, false, 0, SF_GRID_Q8, 0 }, /* q_b 0 */
+    { 34240u, 36u, 36u, 64u, 0u, 0u, false, false, 0, SF_GRID_Q8, 0 }, /* q 0 */
     { 0u, 0u, 0u, 0u, 0u, 0u, false, false, 0, SF_GRID_Q8, 0 }, /* k_b 0 */
-    { 16000u, 68u, 68u, 32u, 0u, 0u, false, false, 0, SF_GRID_Q8, 0 }, /* k 0 */
-    { 36608u, 68u, 68u, 64u, 0u, 0u, false, false, 0, SF_GRID_Q8, 0 }, /* v_b 0 */
-    { 40960u, 68u, 68u, 32u, 0u, 0u, false, false, 0, SF_GRID_Q8, 0 }, /* v 0 */
-    { 43136u, 68u, 68u, 32u, 0u, 0u, false, false, 0, SF_GRID_Q8, 0 }, /* o_b 0 */
-    { 45312u, 36u, 36u, 64u, 0u, 0u, false, false, 0, SF_GRID_Q8, 0 }, /* o 0 */
-    { 47616u, 40u, 40u, 64u, 0u, 0u, true, false, 0, SF_GRID_Q4, 0 }, /* gate_b 0 */
-    { 50176u, 40u, 40u, 172u, 0u, 0u, true, false, 0, SF_GRID_Q4, 0 }, /* gate 0 */
+    { 15936u, 68u, 68u, 32u, 0u, 0u, false, false, 0, SF_GRID_Q8, 0 }, /* k 0 */
+    { 36544u, 68u, 68u, 64u, 0u, 0u, false, false, 0, SF_GRID_Q8, 0 }, /* v_b 0 */
+    { 40896u, 68u, 68u, 32u, 0u, 0u, false, false, 0, SF_GRID_Q8, 0 }, /* v 0 */
+    { 43072u, 68u, 68u, 32u, 0u, 0u, false, false, 0, SF_GRID_Q8, 0 }, /* o_b 0 */
+    { 45248u, 36u, 36u, 64u, 0u, 0u, false, false, 0, SF_GRID_Q8, 0 }, /* o 0 */
+    { 47552u, 40u, 40u, 64u, 0u, 0u, true, false, 0, SF_GRID_Q4, 0 }, /* gate_b 0 */
+    { 50112u, 40u, 40u, 172u, 0u, 0u, true, false, 0, SF_GRID_Q4, 0 }, /* gate 0 */
     { 0u, 0u, 0u, 0u, 0u, 0u, true, false, 0, SF_GRID_Q4, 0 }, /* up_b 0 */
-    { 18176u, 40u, 40u, 172u, 0u, 0u, true, false, 0, SF_GRID_Q4, 0 }, /* up 0 */
-    { 30592u, 256u, 256u, 6u, 0u, 0u, true, true, 0, SF_GRID_Q4, 0 }, /* down_scales 0 */
-    { 25056u, 32u, 32u, 172u, 0u, 0u, true, false, 0, SF_GRID_Q4, 0 }, /* down 0 */
+    { 18112u, 40u, 40u, 172u, 0u, 0u, true, false, 0, SF_GRID_Q4, 0 }, /* up 0 */
+    { 30528u, 256u, 256u, 6u, 0u, 0u, true, true, 0, SF_GRID_Q4, 0 }, /* down_scales 0 */
+    { 24992u, 32u, 32u, 172u, 0u, 0u, true, false, 0, SF_GRID_Q4, 0 }, /* down 0 */
     { 0u, 0u, 0u, 0u, 0u, 0u, false, false, 0, SF_GRID_Q8, 0 }, /* q_b 1 */
-    { 57088u, 68u, 68u, 64u, 0u, 0u, false, false, 0, SF_GRID_Q8, 0 }, /* q 1 */
-    { 75008u, 68u, 68u, 32u, 0u, 0u, false, false, 0, SF_GRID_Q8, 0 }, /* k_b 1 */
-    { 77184u, 36u, 36u, 32u, 0u, 0u, false, false, 0, SF_GRID_Q8, 0 }, /* k 1 */
+    { 57024u, 68u, 68u, 64u, 0u, 0u, false, false, 0, SF_GRID_Q8, 0 }, /* q 1 */
+    { 74944u, 68u, 68u, 32u, 0u, 0u, false, false, 0, SF_GRID_Q8, 0 }, /* k_b 1 */
+    { 77120u, 36u, 36u, 32u, 0u, 0u, false, false, 0, SF_GRID_Q8, 0 }, /* k 1 */
     { 0u, 0u, 0u, 0u, 0u, 0u, false, false, 0, SF_GRID_Q8, 0 }, /* v_b 1 */
-    { 61440u, 68u, 68u, 32u, 0u, 0u, false, false, 0, SF_GRID_Q8, 0 }, /* v 1 */
+    { 61376u, 68u, 68u, 32u, 0u, 0u, false, false, 0, SF_GRID_Q8, 0 }, /* v 1 */
     { 0u, 0u, 0u, 0u, 0u, 0u, false, false, 0, SF_GRID_Q8, 0 }, /* o_b 1 */
-    { 63616u, 68u, 68u, 64u, 0u, 0u, false, false, 0, SF_GRID_Q8, 0 }, /* o 1 */
-    { 78336u, 40u, 40u, 32u, 0u, 0u, true, false, 0, SF_GRID_Q4, 0 }, /* gate_b 1 */
-    { 79616u, 20u, 20u, 172u, 0u, 0u, true, false, 0, SF_GRID_Q4, 0 }, /* gate 1 */
-    { 83056u, 40u, 40u, 96u, 0u, 0u, true, false, 0, SF_GRID_Q4, 0 }, /* up_b 1 */
-    { 86896u, 60u, 60u, 172u, 0u, 0u, true, false, 0, SF_GRID_Q4, 0 }, /* up 1 */
-    { 73472u, 256u, 256u, 6u, 0u, 0u, true, true, 0, SF_GRID_Q4, 0 }, /* down_scales 1 */
-    { 67968u, 32u, 32u, 172u, 0u, 0u, true, false, 0, SF_GRID_Q4, 0 }, /* down 1 */
-    { 5120u, 68u, 68u, 160u, 0u, 0u, false, false, 0, SF_GRID_Q8, 0 }, /* head 2 */
-    { 5120u, 68u, 68u, 160u, 0u, 0u, false, false, 0, SF_GRID_Q8, 0 }, /* embed 2 */
+    { 63552u, 68u, 68u, 64u, 0u, 0u, false, false, 0, SF_GRID_Q8, 0 }, /* o 1 */
+    { 78272u, 40u, 40u, 32u, 0u, 0u, true, false, 0, SF_GRID_Q4, 0 }, /* gate_b 1 */
+    { 79552u, 20u, 20u, 172u, 0u, 0u, true, false, 0, SF_GRID_Q4, 0 }, /* gate 1 */
+    { 82992u, 40u, 40u, 96u, 0u, 0u, true, false, 0, SF_GRID_Q4, 0 }, /* up_b 1 */
+    { 86832u, 60u, 60u, 172u, 0u, 0u, true, false, 0, SF_GRID_Q4, 0 }, /* up 1 */
+    { 73408u, 256u, 256u, 6u, 0u, 0u, true, true, 0, SF_GRID_Q4, 0 }, /* down_scales 1 */
+    { 67904u, 32u, 32u, 172u, 0u, 0u, true, false, 0, SF_GRID_Q4, 0 }, /* down 1 */
+    { 5056u, 68u, 68u, 160u, 0u, 0u, false, false, 0, SF_GRID_Q8, 0 }, /* head 2 */
+    { 5056u, 68u, 68u, 160u, 0u, 0u, false, false, 0, SF_GRID_Q8, 0 }, /* embed 2 */
 };
 /* clang-format on */
 

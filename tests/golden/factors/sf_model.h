@@ -52,10 +52,10 @@ _Static_assert(SF_PLAN == SF_PLAN_ASKED, "sf_model.h is of another plan than pla
 #define SF_EMBED_SCALE 0x1.0000000000000p+0f
 
 /* Flash image: offsets and strides in bytes. */
-#define SF_IMAGE_BYTES 97216u
-#define SF_TOKENS_AT 1536u
-#define SF_VECTORS_AT 2240u
-#define SF_ROPE_AT 3520u
+#define SF_IMAGE_BYTES 97152u
+#define SF_TOKENS_AT 1472u
+#define SF_VECTORS_AT 2176u
+#define SF_ROPE_AT 3456u
 
 /* How the rows or columns of a part store their weights. */
 enum sf_grid {

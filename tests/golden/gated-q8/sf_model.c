@@ -454,16 +454,16 @@ const sf_part sf_parts[SF_PARTS] = {
     /* at, stride, bytes, rows, resident rows and where, FFN, scales, threshold of inputs, grid, shift */
     { 15488u, 68u, 68u, 128u, 0u, 0u, false, false, 0, SF_GRID_Q8, 0 }, /* qkv 0 */
     { 24192u, 68u, 68u, 64u, 0u, 0u, false, false, 0, SF_GRID_Q8, 0 }, /* o 0 */
-    { 28544u, 200u, 68u, 172u, 0u, 0u, true, false, 0, SF_GRID_Q8, 0 }, /* gate 0 */
-    { 28612u, 200u, 68u, 172u, 0u, 0u, true, false, 0, SF_GRID_Q8, 0 }, /* up 0 */
+    { 28544u, 68u, 68u, 172u, 0u, 0u, true, false, 0, SF_GRID_Q8, 0 }, /* gate 0 */
+    { 40240u, 68u, 68u, 172u, 0u, 0u, true, false, 0, SF_GRID_Q8, 0 }, /* up 0 */
     { 62976u, 128u, 128u, 6u, 0u, 0u, true, true, 0, SF_GRID_Q8, 0 }, /* down_scales 0 */
-    { 28680u, 200u, 64u, 172u, 0u, 0u, true, false, 0, SF_GRID_Q8, 0 }, /* down 0 */
+    { 51936u, 64u, 64u, 172u, 0u, 0u, true, false, 0, SF_GRID_Q8, 0 }, /* down 0 */
     { 63744u, 68u, 68u, 128u, 0u, 0u, false, false, 0, SF_GRID_Q8, 0 }, /* qkv 1 */
     { 72448u, 68u, 68u, 64u, 0u, 0u, false, false, 0, SF_GRID_Q8, 0 }, /* o 1 */
-    { 76800u, 200u, 68u, 172u, 0u, 0u, true, false, 0, SF_GRID_Q8, 0 }, /* gate 1 */
-    { 76868u, 200u, 68u, 172u, 0u, 0u, true, false, 0, SF_GRID_Q8, 0 }, /* up 1 */
+    { 76800u, 68u, 68u, 172u, 0u, 0u, true, false, 0, SF_GRID_Q8, 0 }, /* gate 1 */
+    { 88496u, 68u, 68u, 172u, 0u, 0u, true, false, 0, SF_GRID_Q8, 0 }, /* up 1 */
     { 111232u, 128u, 128u, 6u, 0u, 0u, true, true, 0, SF_GRID_Q8, 0 }, /* down_scales 1 */
-    { 76936u, 200u, 64u, 172u, 0u, 0u, true, false, 0, SF_GRID_Q8, 0 }, /* down 1 */
+    { 100192u, 64u, 64u, 172u, 0u, 0u, true, false, 0, SF_GRID_Q8, 0 }, /* down 1 */
     { 4608u, 68u, 68u, 160u, 0u, 0u, false, false, 0, SF_GRID_Q8, 0 }, /* head 2 */
     { 4608u, 68u, 68u, 160u, 0u, 0u, false, false, 0, SF_GRID_Q8, 0 }, /* embed 2 */
 };

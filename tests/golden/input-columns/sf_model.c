@@ -496,37 +496,37 @@ static void keep_reaching(float v[][SF_FFN], float limit) {
 const sf_part sf_parts[SF_PARTS] = {
     /* at, stride, bytes, rows, resident rows and where, FFN, scales, threshold of inputs, grid, shift */
     { 0u, 0u, 0u, 0u, 0u, 0u, false, false, 0, SF_GRID_Q8, 0 }, /* qkv 0 */
-    { 15936u, 64u, 64u, 64u, 0u, 0u, false, false, SF_T_Q, SF_GRID_Q8, 0 }, /* q 0 */
-    { 20032u, 128u, 128u, 2u, 0u, 0u, false, true, 0, SF_GRID_Q8, 0 }, /* q_scales 0 */
-    { 20288u, 32u, 32u, 64u, 0u, 0u, false, false, SF_T_K, SF_GRID_Q8, 0 }, /* k 0 */
-    { 22336u, 64u, 64u, 2u, 0u, 0u, false, true, 0, SF_GRID_Q8, 0 }, /* k_scales 0 */
-    { 22464u, 32u, 32u, 64u, 0u, 0u, false, false, SF_T_V, SF_GRID_Q8, 0 }, /* v 0 */
-    { 24512u, 64u, 64u, 2u, 0u, 0u, false, true, 0, SF_GRID_Q8, 0 }, /* v_scales 0 */
-    { 24640u, 68u, 68u, 64u, 0u, 0u, false, false, 0, SF_GRID_Q8, 0 }, /* o 0 */
+    { 15872u, 64u, 64u, 64u, 0u, 0u, false, false, SF_T_Q, SF_GRID_Q8, 0 }, /* q 0 */
+    { 19968u, 128u, 128u, 2u, 0u, 0u, false, true, 0, SF_GRID_Q8, 0 }, /* q_scales 0 */
+    { 20224u, 32u, 32u, 64u, 0u, 0u, false, false, SF_T_K, SF_GRID_Q8, 0 }, /* k 0 */
+    { 22272u, 64u, 64u, 2u, 0u, 0u, false, true, 0, SF_GRID_Q8, 0 }, /* k_scales 0 */
+    { 22400u, 32u, 32u, 64u, 0u, 0u, false, false, SF_T_V, SF_GRID_Q8, 0 }, /* v 0 */
+    { 24448u, 64u, 64u, 2u, 0u, 0u, false, true, 0, SF_GRID_Q8, 0 }, /* v_scales 0 */
+    { 24576u, 68u, 68u, 64u, 0u, 0u, false, false, 0, SF_GRID_Q8, 0 }, /* o 0 */
     { 0u, 0u, 0u, 0u, 0u, 0u, false, true, 0, SF_GRID_Q8, 0 }, /* o_scales 0 */
-    { 28992u, 96u, 96u, 64u, 0u, 0u, true, false, SF_T_XG, SF_GRID_Q4, 0 }, /* gate 0 */
-    { 35136u, 768u, 768u, 2u, 0u, 0u, true, true, 0, SF_GRID_Q4, 0 }, /* gate_scales 0 */
-    { 36672u, 40u, 40u, 172u, 0u, 0u, true, false, 0, SF_GRID_Q4, 0 }, /* up 0 */
+    { 28928u, 96u, 96u, 64u, 0u, 0u, true, false, SF_T_XG, SF_GRID_Q4, 0 }, /* gate 0 */
+    { 35072u, 768u, 768u, 2u, 0u, 0u, true, true, 0, SF_GRID_Q4, 0 }, /* gate_scales 0 */
+    { 36608u, 40u, 40u, 172u, 0u, 0u, true, false, 0, SF_GRID_Q4, 0 }, /* up 0 */
     { 0u, 0u, 0u, 0u, 0u, 0u, true, true, 0, SF_GRID_Q4, 0 }, /* up_scales 0 */
-    { 49088u, 256u, 256u, 6u, 0u, 0u, true, true, 0, SF_GRID_Q4, 0 }, /* down_scales 0 */
-    { 43552u, 32u, 32u, 172u, 0u, 0u, true, false, 0, SF_GRID_Q4, 0 }, /* down 0 */
-    { 50624u, 68u, 68u, 128u, 0u, 0u, false, false, 0, SF_GRID_Q8, 0 }, /* qkv 1 */
+    { 49024u, 256u, 256u, 6u, 0u, 0u, true, true, 0, SF_GRID_Q4, 0 }, /* down_scales 0 */
+    { 43488u, 32u, 32u, 172u, 0u, 0u, true, false, 0, SF_GRID_Q4, 0 }, /* down 0 */
+    { 50560u, 68u, 68u, 128u, 0u, 0u, false, false, 0, SF_GRID_Q8, 0 }, /* qkv 1 */
     { 0u, 0u, 0u, 0u, 0u, 0u, false, false, 0, SF_GRID_Q8, 0 }, /* q 1 */
     { 0u, 0u, 0u, 0u, 0u, 0u, false, true, 0, SF_GRID_Q8, 0 }, /* q_scales 1 */
     { 0u, 0u, 0u, 0u, 0u, 0u, false, false, 0, SF_GRID_Q8, 0 }, /* k 1 */
     { 0u, 0u, 0u, 0u, 0u, 0u, false, true, 0, SF_GRID_Q8, 0 }, /* k_scales 1 */
     { 0u, 0u, 0u, 0u, 0u, 0u, false, false, 0, SF_GRID_Q8, 0 }, /* v 1 */
     { 0u, 0u, 0u, 0u, 0u, 0u, false, true, 0, SF_GRID_Q8, 0 }, /* v_scales 1 */
-    { 59328u, 64u, 64u, 64u, 0u, 0u, false, false, SF_T_O, SF_GRID_Q8, 0 }, /* o 1 */
-    { 63424u, 128u, 128u, 2u, 0u, 0u, false, true, 0, SF_GRID_Q8, 0 }, /* o_scales 1 */
-    { 63680u, 40u, 40u, 172u, 0u, 0u, true, false, 0, SF_GRID_Q4, 0 }, /* gate 1 */
+    { 59264u, 64u, 64u, 64u, 0u, 0u, false, false, SF_T_O, SF_GRID_Q8, 0 }, /* o 1 */
+    { 63360u, 128u, 128u, 2u, 0u, 0u, false, true, 0, SF_GRID_Q8, 0 }, /* o_scales 1 */
+    { 63616u, 40u, 40u, 172u, 0u, 0u, true, false, 0, SF_GRID_Q4, 0 }, /* gate 1 */
     { 0u, 0u, 0u, 0u, 0u, 0u, true, true, 0, SF_GRID_Q4, 0 }, /* gate_scales 1 */
-    { 70560u, 96u, 96u, 64u, 0u, 0u, true, false, SF_T_XU, SF_GRID_Q4, 0 }, /* up 1 */
-    { 76704u, 768u, 768u, 2u, 0u, 0u, true, true, 0, SF_GRID_Q4, 0 }, /* up_scales 1 */
-    { 83776u, 256u, 256u, 6u, 0u, 0u, true, true, 0, SF_GRID_Q4, 0 }, /* down_scales 1 */
-    { 78240u, 32u, 32u, 172u, 0u, 0u, true, false, 0, SF_GRID_Q4, 0 }, /* down 1 */
-    { 5056u, 68u, 68u, 160u, 0u, 0u, false, false, 0, SF_GRID_Q8, 0 }, /* head 2 */
-    { 5056u, 68u, 68u, 160u, 0u, 0u, false, false, 0, SF_GRID_Q8, 0 }, /* embed 2 */
+    { 70496u, 96u, 96u, 64u, 0u, 0u, true, false, SF_T_XU, SF_GRID_Q4, 0 }, /* up 1 */
+    { 76640u, 768u, 768u, 2u, 0u, 0u, true, true, 0, SF_GRID_Q4, 0 }, /* up_scales 1 */
+    { 83712u, 256u, 256u, 6u, 0u, 0u, true, true, 0, SF_GRID_Q4, 0 }, /* down_scales 1 */
+    { 78176u, 32u, 32u, 172u, 0u, 0u, true, false, 0, SF_GRID_Q4, 0 }, /* down 1 */
+    { 4992u, 68u, 68u, 160u, 0u, 0u, false, false, 0, SF_GRID_Q8, 0 }, /* head 2 */
+    { 4992u, 68u, 68u, 160u, 0u, 0u, false, false, 0, SF_GRID_Q8, 0 }, /* embed 2 */
 };
 /* clang-format on */
 

@@ -474,14 +474,14 @@ const sf_part sf_parts[SF_PARTS] = {
     /* at, stride, bytes, rows, resident rows and where, FFN, scales, threshold of inputs, grid, shift */
     { 31680u, 68u, 68u, 128u, 0u, 0u, false, false, 0, SF_GRID_Q8, 0 }, /* qkv 0 */
     { 40384u, 68u, 68u, 64u, 0u, 0u, false, false, 0, SF_GRID_Q8, 0 }, /* o 0 */
-    { 44736u, 132u, 68u, 172u, 0u, 0u, true, false, 0, SF_GRID_Q8, 0 }, /* up 0 */
+    { 44736u, 68u, 68u, 172u, 0u, 0u, true, false, 0, SF_GRID_Q8, 0 }, /* up 0 */
     { 67456u, 128u, 128u, 6u, 0u, 0u, true, true, 0, SF_GRID_Q8, 0 }, /* down_scales 0 */
-    { 44804u, 132u, 64u, 172u, 0u, 0u, true, false, 0, SF_GRID_Q8, 0 }, /* down 0 */
+    { 56432u, 64u, 64u, 172u, 0u, 0u, true, false, 0, SF_GRID_Q8, 0 }, /* down 0 */
     { 68224u, 68u, 68u, 128u, 0u, 0u, false, false, 0, SF_GRID_Q8, 0 }, /* qkv 1 */
     { 76928u, 68u, 68u, 64u, 0u, 0u, false, false, 0, SF_GRID_Q8, 0 }, /* o 1 */
-    { 81280u, 132u, 68u, 172u, 0u, 0u, true, false, 0, SF_GRID_Q8, 0 }, /* up 1 */
+    { 81280u, 68u, 68u, 172u, 0u, 0u, true, false, 0, SF_GRID_Q8, 0 }, /* up 1 */
     { 104000u, 128u, 128u, 6u, 0u, 0u, true, true, 0, SF_GRID_Q8, 0 }, /* down_scales 1 */
-    { 81348u, 132u, 64u, 172u, 0u, 0u, true, false, 0, SF_GRID_Q8, 0 }, /* down 1 */
+    { 92976u, 64u, 64u, 172u, 0u, 0u, true, false, 0, SF_GRID_Q8, 0 }, /* down 1 */
     { 20800u, 68u, 68u, 160u, 0u, 0u, false, false, 0, SF_GRID_Q8, 0 }, /* head 2 */
     { 9920u, 68u, 68u, 160u, 0u, 0u, false, false, 0, SF_GRID_Q8, 0 }, /* embed 2 */
 };

@@ -471,26 +471,26 @@ static void predict(uint32_t l) {
 /* clang-format off */
 const sf_part sf_parts[SF_PARTS] = {
     /* at, stride, bytes, rows, resident rows and where, FFN, scales, threshold of inputs, grid, shift */
-    { 44416u, 40u, 40u, 32u, 0u, 0u, true, false, 0, SF_GRID_Q4, 0 }, /* predictor_b 0 */
-    { 45696u, 20u, 20u, 172u, 0u, 0u, true, false, 0, SF_GRID_Q4, 0 }, /* predictor_gate 0 */
-    { 49136u, 20u, 20u, 172u, 0u, 0u, true, false, 0, SF_GRID_Q4, 0 }, /* predictor_up 0 */
-    { 15936u, 40u, 40u, 128u, 0u, 0u, false, false, 0, SF_GRID_Q4, 0 }, /* qkv 0 */
-    { 21056u, 40u, 40u, 64u, 0u, 0u, false, false, 0, SF_GRID_Q4, 0 }, /* o 0 */
-    { 23616u, 40u, 40u, 172u, 0u, 0u, true, false, 0, SF_GRID_Q4, 0 }, /* gate 0 */
-    { 30496u, 40u, 40u, 172u, 0u, 0u, true, false, 0, SF_GRID_Q4, 0 }, /* up 0 */
-    { 42880u, 256u, 256u, 6u, 0u, 0u, true, true, 0, SF_GRID_Q4, 0 }, /* down_scales 0 */
-    { 37376u, 32u, 32u, 172u, 0u, 0u, true, false, 0, SF_GRID_Q4, 0 }, /* down 0 */
-    { 81088u, 40u, 40u, 32u, 0u, 0u, true, false, 0, SF_GRID_Q4, 0 }, /* predictor_b 1 */
-    { 82368u, 20u, 20u, 172u, 0u, 0u, true, false, 0, SF_GRID_Q4, 0 }, /* predictor_gate 1 */
-    { 85808u, 20u, 20u, 172u, 0u, 0u, true, false, 0, SF_GRID_Q4, 0 }, /* predictor_up 1 */
-    { 52608u, 40u, 40u, 128u, 0u, 0u, false, false, 0, SF_GRID_Q4, 0 }, /* qkv 1 */
-    { 57728u, 40u, 40u, 64u, 0u, 0u, false, false, 0, SF_GRID_Q4, 0 }, /* o 1 */
-    { 60288u, 40u, 40u, 172u, 0u, 0u, true, false, 0, SF_GRID_Q4, 0 }, /* gate 1 */
-    { 67168u, 40u, 40u, 172u, 0u, 0u, true, false, 0, SF_GRID_Q4, 0 }, /* up 1 */
-    { 79552u, 256u, 256u, 6u, 0u, 0u, true, true, 0, SF_GRID_Q4, 0 }, /* down_scales 1 */
-    { 74048u, 32u, 32u, 172u, 0u, 0u, true, false, 0, SF_GRID_Q4, 0 }, /* down 1 */
-    { 5056u, 68u, 68u, 160u, 0u, 0u, false, false, 0, SF_GRID_Q8, 0 }, /* head 2 */
-    { 5056u, 68u, 68u, 160u, 0u, 0u, false, false, 0, SF_GRID_Q8, 0 }, /* embed 2 */
+    { 44352u, 40u, 40u, 32u, 0u, 0u, true, false, 0, SF_GRID_Q4, 0 }, /* predictor_b 0 */
+    { 45632u, 20u, 20u, 172u, 0u, 0u, true, false, 0, SF_GRID_Q4, 0 }, /* predictor_gate 0 */
+    { 49072u, 20u, 20u, 172u, 0u, 0u, true, false, 0, SF_GRID_Q4, 0 }, /* predictor_up 0 */
+    { 15872u, 40u, 40u, 128u, 0u, 0u, false, false, 0, SF_GRID_Q4, 0 }, /* qkv 0 */
+    { 20992u, 40u, 40u, 64u, 0u, 0u, false, false, 0, SF_GRID_Q4, 0 }, /* o 0 */
+    { 23552u, 40u, 40u, 172u, 0u, 0u, true, false, 0, SF_GRID_Q4, 0 }, /* gate 0 */
+    { 30432u, 40u, 40u, 172u, 0u, 0u, true, false, 0, SF_GRID_Q4, 0 }, /* up 0 */
+    { 42816u, 256u, 256u, 6u, 0u, 0u, true, true, 0, SF_GRID_Q4, 0 }, /* down_scales 0 */
+    { 37312u, 32u, 32u, 172u, 0u, 0u, true, false, 0, SF_GRID_Q4, 0 }, /* down 0 */
+    { 81024u, 40u, 40u, 32u, 0u, 0u, true, false, 0, SF_GRID_Q4, 0 }, /* predictor_b 1 */
+    { 82304u, 20u, 20u, 172u, 0u, 0u, true, false, 0, SF_GRID_Q4, 0 }, /* predictor_gate 1 */
+    { 85744u, 20u, 20u, 172u, 0u, 0u, true, false, 0, SF_GRID_Q4, 0 }, /* predictor_up 1 */
+    { 52544u, 40u, 40u, 128u, 0u, 0u, false, false, 0, SF_GRID_Q4, 0 }, /* qkv 1 */
+    { 57664u, 40u, 40u, 64u, 0u, 0u, false, false, 0, SF_GRID_Q4, 0 }, /* o 1 */
+    { 60224u, 40u, 40u, 172u, 0u, 0u, true, false, 0, SF_GRID_Q4, 0 }, /* gate 1 */
+    { 67104u, 40u, 40u, 172u, 0u, 0u, true, false, 0, SF_GRID_Q4, 0 }, /* up 1 */
+    { 79488u, 256u, 256u, 6u, 0u, 0u, true, true, 0, SF_GRID_Q4, 0 }, /* down_scales 1 */
+    { 73984u, 32u, 32u, 172u, 0u, 0u, true, false, 0, SF_GRID_Q4, 0 }, /* down 1 */
+    { 4992u, 68u, 68u, 160u, 0u, 0u, false, false, 0, SF_GRID_Q8, 0 }, /* head 2 */
+    { 4992u, 68u, 68u, 160u, 0u, 0u, false, false, 0, SF_GRID_Q8, 0 }, /* embed 2 */
 };
 /* clang-format on */
 

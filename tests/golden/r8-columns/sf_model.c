@@ -439,16 +439,16 @@ const sf_part sf_parts[SF_PARTS] = {
     /* at, stride, bytes, rows, resident rows and where, FFN, scales, threshold of inputs, grid, shift */
     { 16768u, 76u, 76u, 128u, 0u, 0u, false, false, 0, SF_GRID_R8, 0 }, /* qkv 0 */
     { 26496u, 76u, 76u, 64u, 0u, 0u, false, false, 0, SF_GRID_R8, 0 }, /* o 0 */
-    { 31360u, 216u, 76u, 172u, 0u, 0u, true, false, 0, SF_GRID_R8, 0 }, /* gate 0 */
-    { 31436u, 216u, 76u, 172u, 0u, 0u, true, false, 0, SF_GRID_R8, 0 }, /* up 0 */
+    { 31360u, 76u, 76u, 172u, 0u, 0u, true, false, 0, SF_GRID_R8, 0 }, /* gate 0 */
+    { 44432u, 76u, 76u, 172u, 0u, 0u, true, false, 0, SF_GRID_R8, 0 }, /* up 0 */
     { 68544u, 256u, 256u, 1u, 0u, 0u, true, true, 0, SF_GRID_R8, 0 }, /* down_scales 0 */
-    { 31512u, 216u, 64u, 172u, 0u, 0u, true, false, 0, SF_GRID_R8, 0 }, /* down 0 */
+    { 57504u, 64u, 64u, 172u, 0u, 0u, true, false, 0, SF_GRID_R8, 0 }, /* down 0 */
     { 68800u, 76u, 76u, 128u, 0u, 0u, false, false, 0, SF_GRID_R8, 0 }, /* qkv 1 */
     { 78528u, 76u, 76u, 64u, 0u, 0u, false, false, 0, SF_GRID_R8, 0 }, /* o 1 */
-    { 83392u, 216u, 76u, 172u, 0u, 0u, true, false, 0, SF_GRID_R8, 0 }, /* gate 1 */
-    { 83468u, 216u, 76u, 172u, 0u, 0u, true, false, 0, SF_GRID_R8, 0 }, /* up 1 */
+    { 83392u, 76u, 76u, 172u, 0u, 0u, true, false, 0, SF_GRID_R8, 0 }, /* gate 1 */
+    { 96464u, 76u, 76u, 172u, 0u, 0u, true, false, 0, SF_GRID_R8, 0 }, /* up 1 */
     { 120576u, 256u, 256u, 1u, 0u, 0u, true, true, 0, SF_GRID_R8, 0 }, /* down_scales 1 */
-    { 83544u, 216u, 64u, 172u, 0u, 0u, true, false, 0, SF_GRID_R8, 0 }, /* down 1 */
+    { 109536u, 64u, 64u, 172u, 0u, 0u, true, false, 0, SF_GRID_R8, 0 }, /* down 1 */
     { 4608u, 76u, 76u, 160u, 0u, 0u, false, false, 0, SF_GRID_R8, 0 }, /* head 2 */
     { 4608u, 76u, 76u, 160u, 0u, 0u, false, false, 0, SF_GRID_R8, 0 }, /* embed 2 */
 };

@@ -430,24 +430,24 @@ static void predict(uint32_t l) {
 /* clang-format off */
 const sf_part sf_parts[SF_PARTS] = {
     /* at, stride, bytes, rows, resident rows and where, FFN, scales, threshold of inputs, grid, shift */
-    { 15808u, 40u, 40u, 128u, 40u, 0u, false, false, 0, SF_GRID_Q4, 0 }, /* qkv 0 */
-    { 20928u, 40u, 40u, 64u, 19u, 1600u, false, false, 0, SF_GRID_Q4, 0 }, /* o 0 */
-    { 44288u, 20u, 20u, 172u, 52u, 2368u, true, false, 0, SF_GRID_PROXY, 0 }, /* predictor_gate 0 */
-    { 47728u, 20u, 20u, 172u, 52u, 3456u, true, false, 0, SF_GRID_PROXY, 0 }, /* predictor_up 0 */
-    { 23488u, 40u, 40u, 172u, 54u, 4544u, true, false, 0, SF_GRID_Q4, 0 }, /* gate 0 */
-    { 30368u, 40u, 40u, 172u, 54u, 6720u, true, false, 0, SF_GRID_Q4, 0 }, /* up 0 */
-    { 42752u, 256u, 256u, 6u, 6u, 8896u, true, true, 0, SF_GRID_Q4, 0 }, /* down_scales 0 */
-    { 37248u, 32u, 32u, 172u, 54u, 10432u, true, false, 0, SF_GRID_Q4, 0 }, /* down 0 */
-    { 51200u, 40u, 40u, 128u, 40u, 12160u, false, false, 0, SF_GRID_Q4, 0 }, /* qkv 1 */
-    { 56320u, 40u, 40u, 64u, 19u, 13760u, false, false, 0, SF_GRID_Q4, 0 }, /* o 1 */
-    { 79680u, 20u, 20u, 172u, 52u, 14528u, true, false, 0, SF_GRID_PROXY, 0 }, /* predictor_gate 1 */
-    { 83120u, 20u, 20u, 172u, 52u, 15616u, true, false, 0, SF_GRID_PROXY, 0 }, /* predictor_up 1 */
-    { 58880u, 40u, 40u, 172u, 54u, 16704u, true, false, 0, SF_GRID_Q4, 0 }, /* gate 1 */
-    { 65760u, 40u, 40u, 172u, 54u, 18880u, true, false, 0, SF_GRID_Q4, 0 }, /* up 1 */
-    { 78144u, 256u, 256u, 6u, 6u, 21056u, true, true, 0, SF_GRID_Q4, 0 }, /* down_scales 1 */
-    { 72640u, 32u, 32u, 172u, 54u, 22592u, true, false, 0, SF_GRID_Q4, 0 }, /* down 1 */
-    { 4928u, 68u, 68u, 160u, 51u, 24320u, false, false, 0, SF_GRID_Q8, 0 }, /* head 2 */
-    { 4928u, 68u, 68u, 160u, 51u, 24320u, false, false, 0, SF_GRID_Q8, 0 }, /* embed 2 */
+    { 15744u, 40u, 40u, 128u, 40u, 0u, false, false, 0, SF_GRID_Q4, 0 }, /* qkv 0 */
+    { 20864u, 40u, 40u, 64u, 19u, 1600u, false, false, 0, SF_GRID_Q4, 0 }, /* o 0 */
+    { 44224u, 20u, 20u, 172u, 52u, 2368u, true, false, 0, SF_GRID_PROXY, 0 }, /* predictor_gate 0 */
+    { 47664u, 20u, 20u, 172u, 52u, 3456u, true, false, 0, SF_GRID_PROXY, 0 }, /* predictor_up 0 */
+    { 23424u, 40u, 40u, 172u, 54u, 4544u, true, false, 0, SF_GRID_Q4, 0 }, /* gate 0 */
+    { 30304u, 40u, 40u, 172u, 54u, 6720u, true, false, 0, SF_GRID_Q4, 0 }, /* up 0 */
+    { 42688u, 256u, 256u, 6u, 6u, 8896u, true, true, 0, SF_GRID_Q4, 0 }, /* down_scales 0 */
+    { 37184u, 32u, 32u, 172u, 54u, 10432u, true, false, 0, SF_GRID_Q4, 0 }, /* down 0 */
+    { 51136u, 40u, 40u, 128u, 40u, 12160u, false, false, 0, SF_GRID_Q4, 0 }, /* qkv 1 */
+    { 56256u, 40u, 40u, 64u, 19u, 13760u, false, false, 0, SF_GRID_Q4, 0 }, /* o 1 */
+    { 79616u, 20u, 20u, 172u, 52u, 14528u, true, false, 0, SF_GRID_PROXY, 0 }, /* predictor_gate 1 */
+    { 83056u, 20u, 20u, 172u, 52u, 15616u, true, false, 0, SF_GRID_PROXY, 0 }, /* predictor_up 1 */
+    { 58816u, 40u, 40u, 172u, 54u, 16704u, true, false, 0, SF_GRID_Q4, 0 }, /* gate 1 */
+    { 65696u, 40u, 40u, 172u, 54u, 18880u, true, false, 0, SF_GRID_Q4, 0 }, /* up 1 */
+    { 78080u, 256u, 256u, 6u, 6u, 21056u, true, true, 0, SF_GRID_Q4, 0 }, /* down_scales 1 */
+    { 72576u, 32u, 32u, 172u, 54u, 22592u, true, false, 0, SF_GRID_Q4, 0 }, /* down 1 */
+    { 4864u, 68u, 68u, 160u, 51u, 24320u, false, false, 0, SF_GRID_Q8, 0 }, /* head 2 */
+    { 4864u, 68u, 68u, 160u, 51u, 24320u, false, false, 0, SF_GRID_Q8, 0 }, /* embed 2 */
 };
 /* clang-format on */
 
