@@ -56,6 +56,10 @@ static void *serve(void *number) {
     return NULL;
 }
 
+uint32_t sf_workers(void) {
+    return workers;
+}
+
 void sf_parallel(sf_work work, const void *task) {
     if (workers == 1u) {
         work(0, 1, task);

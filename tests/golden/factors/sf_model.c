@@ -264,6 +264,83 @@ static void rows(const sf_part *p, list which, vectors out) {
 
 /* Columns: parts of the weights times the activations of each token, an input a column. */
 
+/* Threads share the columns of one token: each adds some to sums of its own, which are then joined.
+ * They are integers, so any shares give the same bits. */
+
+/* Workers that share columns at most. A block has sums for each of its tokens; one token leaves
+ * all but the first to the other workers. */
+enum { SHARERS = SF_WORKERS < SF_BLOCK ? SF_WORKERS : SF_BLOCK };
+/* Columns of fewer bytes are read before another thread has begun and its sums are joined. */
+enum { FEW_BYTES = 16384 };
+
+/* Whether this thread takes n columns of one token by itself. */
+static bool alone(const sf_part *p, uint32_t n) {
+    return sf_workers() == 1u || SHARERS == 1 || n * p->bytes < FEW_BYTES;
+}
+
+static uint32_t at_most(uint32_t n, uint32_t limit) {
+    return n < limit ? n : limit;
+}
+
+/* Workers that share the columns of a token. */
+static uint32_t sharers(uint32_t workers) {
+    return at_most(workers, SHARERS);
+}
+
+/* Numbers from..to, without the last. */
+typedef struct {
+    uint32_t from, to;
+} span;
+
+/* A worker's part of n. The first worker has some of any, those without sums have none. */
+static span share(uint32_t n, uint32_t worker, uint32_t workers) {
+    const uint32_t of = sharers(workers), to = (n * (worker + 1u) + of - 1u) / of;
+    return (span){(n * worker + of - 1u) / of, at_most(to, n)};
+}
+
+static bool begun; /* threads have shared columns of this list */
+
+/* A worker's sums begin at zero, and it has the scales of the token's activations beside them.
+ * Each grid uses sums of one size, and of the other there may be fewer. */
+static void begin_sums(uint32_t worker, uint32_t workers, uint32_t outputs) {
+    if (begun || worker == 0 || worker >= sharers(workers)) {
+        return;
+    }
+    memset(acc[worker], 0, at_most(outputs, SF_OUTPUTS) * sizeof acc[0][0]);
+    memcpy(act_k[worker], act_k[0], sizeof act_k[0]);
+    memcpy(act_sum[worker], act_sum[0], sizeof act_sum[0]);
+    memset(isum[worker], 0, at_most(outputs, SF_BLOCK_OUTPUTS) * sizeof isum[0][0]);
+}
+
+/* The token's sums of 32 bits += those of the other workers, if they have some, and these begin
+ * anew. */
+static void join_isum(uint32_t outputs) {
+    for (uint32_t worker = 1; begun && worker < sharers(sf_workers()); worker++) {
+        for (uint32_t i = 0; i < at_most(outputs, SF_BLOCK_OUTPUTS); i++) {
+            isum[0][i] += isum[worker][i];
+            isum[worker][i] = 0;
+        }
+    }
+}
+
+/* The same of 64 bits, at the end of a list. */
+static void join_acc(uint32_t outputs) {
+    for (uint32_t worker = 1; begun && worker < sharers(sf_workers()); worker++) {
+        for (uint32_t i = 0; i < outputs; i++) {
+            acc[0][i] += acc[worker][i];
+        }
+    }
+    begun = false;
+}
+
+/* Asks for n columns of a list from `from` on, before the end of a worker's. */
+static void ask_ahead(const sf_tile *tile, uint32_t from, uint32_t n, uint32_t end,
+                      uint32_t bytes) {
+    if (from < end) {
+        sf_ask_for(tile, from, at_most(n, end - from), bytes);
+    }
+}
+
 /* Pieces that threads work on at once. In mapped flash the scales of all are at hand. */
 enum { PIECES = 64 };
 
@@ -365,6 +442,49 @@ static void some_columns(uint32_t worker, uint32_t workers, const void *task) {
     }
 }
 
+/* A worker's share of the columns of one token, whole pieces; it adds them to sums of its own. */
+static void some_pieces(uint32_t worker, uint32_t workers, const void *task) {
+    const columns_task *w = task;
+    const span mine = share(w->pieces, worker, workers);
+    begin_sums(worker, workers, w->outputs);
+    for (uint32_t k = mine.from; k < mine.to; k++) {
+        const columns_piece *c = &w->piece[k];
+        for (uint32_t i = c->from, n; i < c->to; i += n) {
+            const uint32_t at = w->tile->first + i;
+            int8_t h[SF_TILE];
+            n = c->to - i < SF_TILE ? c->to - i : SF_TILE;
+            if (w->idx == NULL) {
+                memcpy(h, act_q[0] + at, n);
+            } else {
+                ask_ahead(w->tile, i + SF_TILE, n, w->piece[mine.to - 1u].to, w->part->bytes);
+                for (uint32_t r = 0; r < n; r++) {
+                    h[r] = act_q[0][w->idx[at + r]];
+                }
+            }
+            add_columns(w, c->block, w->tile->row + i, n, h, worker, 0, w->outputs);
+        }
+        if (c->ends) {
+            end_block(w->part, c, worker, 0, w->outputs);
+        }
+    }
+}
+
+/* The pieces of a task times each token's activations; n columns, the last of them in c. */
+static void all_pieces(const columns_task *w, const columns_piece *c, uint32_t n) {
+    (void)c; /* not used where sums take no scales */
+    if (tokens() > 1u) {
+        sf_parallel(some_columns, w);
+    } else if (w->pieces == 1u || alone(w->part, n)) {
+        some_columns(0, 1, w);
+    } else {
+        sf_parallel(some_pieces, w);
+        begun = true;
+        if (!c->ends) { /* the first worker goes on with the block */
+            join_isum(w->outputs);
+        }
+    }
+}
+
 /* acc [outputs] of each token = the columns of a list times its activations. Sums are integers, so
  * their order is free. */
 static void sum_columns(const sf_part *p, list which, const sf_part *scales, uint32_t outputs) {
@@ -398,15 +518,12 @@ static void sum_columns(const sf_part *p, list which, const sf_part *scales, uin
             }
             task.piece[task.pieces++] = c;
             if (task.pieces == PIECES || c.to == tile.rows) {
-                if (PIECES == 1 && tokens() == 1u) { /* too little for threads */
-                    some_columns(0, 1, &task);
-                } else {
-                    sf_parallel(some_columns, &task);
-                }
+                all_pieces(&task, &c, c.to - task.piece[0].from);
                 task.pieces = 0;
             }
         }
     }
+    join_acc(outputs);
 }
 
 /* out [outputs] of each token = the columns of a list times its activations. */
