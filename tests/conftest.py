@@ -23,7 +23,15 @@ from sparseflash.base.files import root
 from sparseflash.image.factors import FACTORED, Factors, shape_of
 from sparseflash.image.grids import pack_rows, quantize
 from sparseflash.image.predictor import Predictor
-from sparseflash.model.spec import Layer, LayerSpec, Model, ModelSpec, Norm, Position
+from sparseflash.model.spec import (
+    Layer,
+    LayerSpec,
+    Model,
+    ModelSpec,
+    Norm,
+    Position,
+    Thresholds,
+)
 from sparseflash.plan.boards import Board, load_board
 
 
@@ -166,6 +174,16 @@ def random_predictor(spec: ModelSpec, rank: int, ahead: bool = False, seed: int 
 
 MIXED_RANKS = ((32, 0, 64, 32, 64, 0), (0, 32, 0, 0, 32, 96), (0,) * 6)
 """Ranks of q, k, v, o, gate and up by layer, for tests."""
+
+
+def random_thresholds(model: Model) -> Model:
+    """The model with thresholds of its own in every layer; its spec says that it has them."""
+    rng = np.random.default_rng(3)
+    for layer in model.layers:
+        sizes = (model.spec.dim, model.spec.ffn_dim, model.spec.ffn_dim)
+        parts = (rng.random(n).astype(np.float32) * f for n, f in zip(sizes, (1.0, 0.1, 0.1)))
+        layer.thresholds = Thresholds(*(np.asarray(p, np.float32) for p in parts))
+    return model
 
 
 def random_factors(spec: ModelSpec, attn: str, ffn: str, seed: int = 6) -> Factors:

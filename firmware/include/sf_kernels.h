@@ -42,6 +42,18 @@ static inline float sf_from_bits(uint32_t u) {
     memcpy(&x, &u, sizeof x);
     return x;
 }
+/* Limits that a model was trained with: the bits of a float for all, and a byte for each to add. */
+typedef struct {
+    uint32_t base;
+    const uint8_t *code; /* NULL: there are none, and all is kept */
+} sf_limits;
+static inline sf_limits sf_limits_at(const float *words) {
+    return (sf_limits){sf_bits(words[0]), (const uint8_t *)(const void *)(words + 1)};
+}
+/* |v| >= limit i for numbers. */
+static inline bool sf_reaches(float v, sf_limits limits, uint32_t i) {
+    return sf_bits(v) << 1 >= (limits.base + ((uint32_t)limits.code[i] << 18)) << 1;
+}
 /* 2^e for -126 <= e <= 127. */
 static inline float sf_pow2(int32_t e) {
     return sf_from_bits((uint32_t)(e + 127) << 23);

@@ -16,7 +16,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from conftest import BITS, flags_of, random_factors, random_model, random_predictor
+from conftest import (
+    BITS,
+    flags_of,
+    random_factors,
+    random_model,
+    random_predictor,
+    random_thresholds,
+)
 from sparseflash.base.files import root
 from sparseflash.codegen.build import STRICT, includes, runtime_sources
 from sparseflash.codegen.generate import render
@@ -122,6 +129,7 @@ SHAPES = {
         Formats(), Needs(predictor=Signs()), OPT, {"predictor": 33.0, "h": 0.125}
     ),
     "experts": Shape(Formats("q8", "q4", "q8"), model=OLMOE),
+    "own-thresholds": Shape(Formats("q4", "s4", "q8"), model={"own_thresholds": True}),
     "stream-prefetch": Shape(
         Formats(),
         Needs(predictor=Proxies(2)),
@@ -136,6 +144,8 @@ def rendered(shape: Shape, host: Board, folder: Path) -> dict[str, str]:
     """The files of a shape, without what changes with every version: hashes and the banner."""
     model = random_model(**shape.model)
     f, needs = shape.formats, shape.needs
+    if model.spec.own_thresholds:
+        model, needs = random_thresholds(model), needs.with_gate_by_columns(model.spec.n_layers)
     if shape.rank:
         needs = replace(needs, predictor=random_predictor(model.spec, shape.rank, ahead=True))
     if shape.factored:

@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from conftest import random_factors, random_model, random_predictor
+from conftest import random_factors, random_model, random_predictor, random_thresholds
 from sparseflash.base.errors import InputError
+from sparseflash.base.limits import pack_limits, round_limits, unpack_limits
 from sparseflash.codegen.build import build_library
 from sparseflash.codegen.generate import generate
 from sparseflash.image.formats import Formats
@@ -23,7 +24,7 @@ from sparseflash.image.reference import Reference
 from sparseflash.image.sfm import HEADER, Image, Section
 from sparseflash.image.weights import ENTRY, ROLES, Weight, name_of
 from sparseflash.measure.engine import Engine, dense_thresholds
-from sparseflash.model.spec import Activation, Model, Thresholds
+from sparseflash.model.spec import Activation
 from sparseflash.plan.boards import Board
 from sparseflash.plan.plan import make_plan
 
@@ -129,15 +130,6 @@ def test_names() -> None:
         assert len(w.packed()) == ENTRY.size and len(w.name) < 24
 
 
-def trained_thresholds(model: Model) -> Model:
-    rng = np.random.default_rng(3)
-    for layer in model.layers:
-        sizes = (model.spec.dim, model.spec.ffn_dim, model.spec.ffn_dim)
-        parts = (rng.random(n).astype(np.float32) * f for n, f in zip(sizes, (1.0, 0.1, 0.1)))
-        layer.thresholds = Thresholds(*(np.asarray(p, np.float32) for p in parts))
-    return model
-
-
 SPARSE: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "s4": ({}, {"attn": "s4", "ffn": "s4"}),
     "story": (
@@ -161,7 +153,7 @@ def test_models_sparse_by_training(name: str, host: Board, tmp_path: Path) -> No
             assert isinstance(layer.up_proj, np.ndarray)
             layer.gate_proj, layer.up_proj = layer.gate_proj[:, :32], layer.up_proj[:, 32:]
     if changes.get("own_thresholds"):
-        model = trained_thresholds(model)
+        model = random_thresholds(model)
     needs = Needs()
     if changes.get("own_thresholds"):
         needs = needs.with_gate_by_columns(model.spec.n_layers)
@@ -188,3 +180,24 @@ def test_models_sparse_by_training(name: str, host: Board, tmp_path: Path) -> No
         dense = len(ids) * model.spec.n_layers * model.spec.ffn_dim
         sparse = limit > 0 or name in ("story", "own thresholds", "own thresholds in q4")
         assert (0 < found["neurons"] < dense) if sparse else found["neurons"] == dense
+
+
+def test_thresholds_take_a_byte_each() -> None:
+    """The nearest of 256 values that reach down almost eight octaves from the largest one."""
+    rng = np.random.default_rng(2)
+    x = np.exp2(rng.uniform(-7.9, 0, 10_000)).astype(np.float32)
+    x[0] = 1.0
+    base, codes = pack_limits(x)
+    got = unpack_limits(base, codes)
+    every = unpack_limits(base, np.arange(256, dtype=np.uint8))
+    bits = every.view(np.uint32).astype(np.int64)
+    away = np.abs(x.view(np.uint32).astype(np.int64)[:, None] - bits)
+    assert np.array_equal(away[np.arange(x.size), codes], away.min(1))
+    assert np.abs(got / x - 1).max() < 1 / 63 and got[0] == 1.0
+    assert every[0] < 2.0**-7.9 and np.array_equal(np.sort(every), every)
+
+
+def test_thresholds_that_are_too_small_keep_a_little_less() -> None:
+    got = round_limits(np.array([0.0, 2.0**-20, 1.0], np.float32))
+    assert got[0] == got[1] and 0 < got[0] < 2.0**-7.9 and got[2] == 1.0
+    assert np.array_equal(round_limits(np.zeros(4, np.float32)), np.zeros(4, np.float32))

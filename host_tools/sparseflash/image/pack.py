@@ -13,6 +13,7 @@ import numpy as np
 
 from sparseflash.base.errors import InputError, UnsupportedError
 from sparseflash.base.files import write_bytes
+from sparseflash.base.limits import pack_limits
 from sparseflash.base.progress import each
 from sparseflash.image.bfp import GROUP
 from sparseflash.image.formats import FACTORED, MET, Formats, shape_of
@@ -88,16 +89,23 @@ def _vector(owner: Layer | Model, name: str, size: int) -> np.ndarray | None:
 
 
 def _floats(model: Model, order: np.ndarray | None, norms: tuple[str, ...]) -> np.ndarray:
-    """The section VECTORS, float32."""
+    """The section VECTORS, float32 and bytes of thresholds."""
     out: list[np.ndarray] = []
 
     def add(owner: Layer | Model, where: str, layout: list[tuple[str, int]], i: int = 0) -> None:
-        for name, size in layout:
+        for name, words in layout:
+            limits = name.endswith("_threshold")
+            size = 4 * (words - 1) if limits else words
             v = _vector(owner, name, size)
             if v is None or v.size != size:
                 raise InputError(f"{where}{name} should hold {size} values")
             v = np.asarray(v, dtype="<f4").reshape(-1)
-            out.append(v[order[i]] if order is not None and name in NEURONS else v)
+            v = v[order[i]] if order is not None and name in NEURONS else v
+            if limits:
+                base, codes = pack_limits(v)
+                out.append(np.array([base], "<u4").view("<f4"))
+                v = codes.view("<f4")
+            out.append(v)
 
     for i, layer in enumerate(model.layers):
         add(layer, f"layer {i}: ", vector_layout(model.spec, norms), i)

@@ -14,6 +14,7 @@ import numpy as np
 
 from sparseflash.base.errors import InputError
 from sparseflash.base.files import parse_json
+from sparseflash.base.limits import unpack_limits
 from sparseflash.image.formats import Formats, width_of
 from sparseflash.image.grids import Blocks, grid, padded
 from sparseflash.image.proxy import unpack_proxy
@@ -24,7 +25,7 @@ from sparseflash.model.spec import (
 )
 
 MAGIC = b"SFM1"
-VERSION = 2
+VERSION = 3
 HEADER = struct.Struct("<4sHHIIQII32s")  # 64 bytes
 DIMS = struct.Struct("<16I")
 ENTRY = struct.Struct("<IIQQII")
@@ -43,7 +44,10 @@ class Section(IntEnum):
 
 
 def vector_layout(spec: ModelSpec, norms: Sequence[str] = ()) -> list[tuple[str, int]]:
-    """Names and lengths of a layer's float vectors, in image order; ``norms`` is of ``Needs``."""
+    """Names and words of a layer's vectors, in image order; ``norms`` is of ``Needs``.
+
+    A word is a float32. Thresholds have a word for all and a byte each (``base.limits``).
+    """
     v: list[tuple[str, int]] = []
     before = ["attn_norm", "ffn_norm"] if spec.pre_norms else []
     biases = ("", "_bias") if spec.norm is Norm.LAYER else ("",)
@@ -62,8 +66,8 @@ def vector_layout(spec: ModelSpec, norms: Sequence[str] = ()) -> list[tuple[str,
         v += [("gate_bias", spec.ffn_dim)] * spec.gated
         v += [("up_bias", spec.ffn_dim), ("down_bias", spec.dim)]
     if spec.own_thresholds:
-        v += [("x_threshold", spec.dim)]
-        v += [("act_threshold", spec.ffn_dim), ("h_threshold", spec.ffn_dim)]
+        v += [("x_threshold", 1 + spec.dim // 4)]
+        v += [(f"{site}_threshold", 1 + spec.ffn_dim // 4) for site in ("act", "h")]
     return v + [(f"{site}_column_norm", width_of(spec, site)) for site in norms]
 
 
@@ -277,14 +281,19 @@ class Image:
         return b, gate, up
 
     def vectors(self) -> tuple[list[dict[str, np.ndarray]], dict[str, np.ndarray]]:
-        """Float vectors of every layer by name, and those behind the layers."""
+        """Vectors of every layer by name, float32, and those behind the layers."""
         data = self.section(Section.VECTORS).view("<f4")
         at = 0
         layers = []
         for _ in range(self.spec.n_layers):
             one = {}
             for name, size in vector_layout(self.spec, self.norms):
-                one[name] = data[at : at + size]
+                words = data[at : at + size]
+                if name.endswith("_threshold"):
+                    codes = words[1:].view(np.uint8)
+                    one[name] = unpack_limits(int(words[:1].view("<u4")[0]), codes)
+                else:
+                    one[name] = words
                 at += size
             layers.append(one)
         last = {}

@@ -505,9 +505,9 @@ def bytes_of(shape: Shape, densities: Tensor) -> Tensor:
     """FFN bytes a token as the device counts, over those of the dense base in affine 4 bit.
 
     ``densities`` (..., L, 3) of x, act and h. A read line costs 18 bytes for 32 weights; the
-    float32 thresholds (D + 2 F a layer) are counted as read. The base has 20 bytes for 32.
+    thresholds (a byte each and a word a vector) are counted as read. The base has 20 bytes for 32.
     """
     d, f = shape.dim, shape.ffn
     line = torch.tensor([d * f, f * d, f * d], device=densities.device) * (18 / 32)
-    read = (densities * line).sum(-1) + 4 * (d + 2 * f)
+    read = (densities * line).sum(-1) + (d + 2 * f) + 12
     return read.mean(-1) / (3 * d * f * 20 / 32)

@@ -776,8 +776,8 @@ static void down(uint32_t l, const float *vec) {
 /* The FFN: rows and columns of the active neurons alone. */
 
 /* gate [SF_FFN] of token t becomes h, zero where the mask drops it, and lists the neurons that it
- * keeps; takes up. own: limits of h of each neuron, or NULL. */
-static list mask(uint32_t t, const float *limit, const float *own) {
+ * keeps; takes up. own: limits of h of each neuron, if there are some. */
+static list mask(uint32_t t, const float *limit, sf_limits own) {
     float *const h = gate[t], *const product = up[t];
     const list from = neurons[t];
     uint32_t kept = 0;
@@ -788,7 +788,7 @@ static list mask(uint32_t t, const float *limit, const float *own) {
         product[i] *= h[i];
         active[t][kept] = (uint16_t)i;
         const bool large_h = reaches(product[i], limit[SF_T_H]);
-        const bool own_large = own == NULL || reaches(product[i], own[i]);
+        const bool own_large = own.code == NULL || sf_reaches(product[i], own, i);
         kept += large_up & large_h & own_large;
     }
     memset(h, 0, sizeof gate[t]);
@@ -824,7 +824,7 @@ static void ffn(uint32_t l, const float *vec) {
         if (all.h) {
             sf_multiply(gate[t], up[t], SF_FFN);
         } else {
-            neurons[t] = mask(t, limit, NULL);
+            neurons[t] = mask(t, limit, (sf_limits){0, NULL});
         }
     }
     down(l, vec);

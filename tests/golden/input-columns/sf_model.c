@@ -545,23 +545,24 @@ static void columns(const sf_part *p, const sf_part *scales, list which, uint32_
     }
 }
 
-/* Thresholds of the inputs of p that the model was trained with; NULL without any. */
-static const float *trained(const sf_part *p) {
+/* Thresholds of the inputs of p that the model was trained with. */
+static sf_limits trained(const sf_part *p) {
     (void)p;
-    return NULL;
+    return (sf_limits){0, NULL};
 }
 
 /* out [outputs] of each token = p, by columns, times in without inputs below the threshold. */
 static void active_columns(const sf_part *p, vectors in, uint32_t outputs, vectors out) {
     const uint32_t l = (uint32_t)(p - sf_parts) / SF_LAYER_PARTS;
-    const float limit = sf_threshold[l][p->input], *own = trained(p);
+    const float limit = sf_threshold[l][p->input];
+    const sf_limits own = trained(p);
     list which[SF_BLOCK] = {{NULL, 0}};
     for (uint32_t t = 0; t < tokens(); t++) {
         const float *v = of_token(in, t);
         which[t] = (list){active_input[t], 0};
         for (uint32_t i = 0; i < p->rows; i++) {
             const bool large = reaches(v[i], limit);
-            const bool own_large = own == NULL || reaches(v[i], own[i]);
+            const bool own_large = own.code == NULL || sf_reaches(v[i], own, i);
             const bool active_in = large & own_large;
             masked[t][i] = active_in ? v[i] : 0.0f;
             active_input[t][which[t].n] = (uint16_t)i;
@@ -569,7 +570,7 @@ static void active_columns(const sf_part *p, vectors in, uint32_t outputs, vecto
         }
     }
     quantize((vectors){masked[0], SF_ACTIVE_INPUTS}, p->rows);
-    const bool some = limit > 0.0f || own != NULL;
+    const bool some = limit > 0.0f || own.code != NULL;
     columns(p, p + 1, some ? together(which) : first(p->rows), outputs, out);
 }
 
@@ -844,8 +845,8 @@ static void down(uint32_t l, const float *vec) {
 /* The FFN: rows and columns of the active neurons alone. */
 
 /* gate [SF_FFN] of token t becomes h, zero where the mask drops it, and lists the neurons that it
- * keeps; takes up. own: limits of h of each neuron, or NULL. */
-static list mask(uint32_t t, const float *limit, const float *own) {
+ * keeps; takes up. own: limits of h of each neuron, if there are some. */
+static list mask(uint32_t t, const float *limit, sf_limits own) {
     float *const h = gate[t], *const product = up[t];
     const list from = neurons[t];
     uint32_t kept = 0;
@@ -856,7 +857,7 @@ static list mask(uint32_t t, const float *limit, const float *own) {
         product[i] *= h[i];
         active[t][kept] = (uint16_t)i;
         const bool large_h = reaches(product[i], limit[SF_T_H]);
-        const bool own_large = own == NULL || reaches(product[i], own[i]);
+        const bool own_large = own.code == NULL || sf_reaches(product[i], own, i);
         kept += large_up & large_h & own_large;
     }
     memset(h, 0, sizeof gate[t]);
@@ -895,7 +896,7 @@ static void ffn(uint32_t l, const float *vec) {
         if (all.h) {
             sf_multiply(gate[t], up[t], SF_FFN);
         } else {
-            neurons[t] = mask(t, limit, NULL);
+            neurons[t] = mask(t, limit, (sf_limits){0, NULL});
         }
     }
     down(l, vec);

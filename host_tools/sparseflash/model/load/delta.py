@@ -42,6 +42,7 @@ import numpy as np
 
 from sparseflash.base.errors import InputError
 from sparseflash.base.files import write_bytes
+from sparseflash.base.limits import round_limits
 from sparseflash.base.progress import each
 from sparseflash.model.spec import Model, S4Blocks, S4Columns, Thresholds, as_float32
 
@@ -81,12 +82,12 @@ class Delta:
     meta: dict[str, Any] = field(default_factory=dict)
 
     def thresholds(self, layer: int, budget: int) -> Thresholds:
-        """Float32 threshold vectors of a layer under a budget (percent of FFN bytes)."""
+        """Thresholds of a layer under a budget (percent of FFN bytes), rounded to bytes."""
         t = [
             self.threshold[s][layer].astype(np.float32) * self.scale[budget][layer, i]
             for i, s in enumerate(SITES)
         ]
-        return Thresholds(*t)
+        return Thresholds(*map(round_limits, t))
 
 
 def base_scales(lines: np.ndarray) -> np.ndarray:

@@ -1,0 +1,978 @@
+/* An example of generated code.
+ *
+ * The forward pass of random: llama, 2 layers. Weights stay in flash. */
+#include "sf_model.h"
+
+#include "sf_flash.h"
+#include "sf_kernels.h"
+#include "sf_port.h"
+#include "sf_runtime.h"
+#include "sf_state.h"
+#include "sf_threads.h"
+#include "sf_timeline.h"
+
+_Static_assert(SF_PLAN == 0x0000000000000000ull, "sf_model.h is of another plan");
+_Static_assert(SF_RUNTIME_VERSION == 7, "generated for another runtime");
+_Static_assert(sizeof(sf_part) == 28u, "the plan counts on it");
+_Static_assert(SF_DIM % SF_GROUP == 0 && SF_Q_DIM % SF_GROUP == 0, "rows are whole groups");
+_Static_assert(SF_HEAD_DIM % 4u == 0, "heads are whole words of 8-bit values");
+
+/* What was generated from what. */
+/* clang-format off */
+const char sf_model_name[] = "random";
+const uint8_t sf_model_sha[32] = { 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00 };
+const uint8_t sf_plan_digest[32] = { 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00 };
+
+/* Tokens that end an answer. */
+const uint32_t sf_eos[] = { 2u };
+const uint32_t sf_eos_count = 1u;
+
+/* Thresholds of a layer, in the order of enum sf_threshold; 0 keeps all. */
+float sf_threshold[SF_LAYERS][SF_THRESHOLDS] = {
+    { 0x0.0p+0f, 0x0.0p+0f, 0x0.0p+0f, 0x0.0p+0f, 0x0.0p+0f, 0x0.0p+0f, 0x0.0p+0f, 0x0.0p+0f, 0x0.0p+0f, 0x0.0p+0f, 0x0.0p+0f, 0x0.0p+0f },
+    { 0x0.0p+0f, 0x0.0p+0f, 0x0.0p+0f, 0x0.0p+0f, 0x0.0p+0f, 0x0.0p+0f, 0x0.0p+0f, 0x0.0p+0f, 0x0.0p+0f, 0x0.0p+0f, 0x0.0p+0f, 0x0.0p+0f },
+};
+
+/* Working memory. */
+static float x[SF_BLOCK][SF_DIM];                                  /* residual stream */
+static float y[SF_BLOCK][SF_WIDEST];                               /* normed input of a branch, then its output */
+static float qkv[SF_BLOCK][SF_QKV];                                /* q, then k, then v */
+static float gate[SF_BLOCK][SF_FFN];                               /* gate, then act(gate), then h */
+static float up[SF_BLOCK][SF_UP];
+static uint16_t active[SF_BLOCK][SF_FFN];                          /* numbers of neurons, ascending */
+static float logits[SF_VOCAB];
+static _Alignas(8) int8_t k_cache[SF_LAYERS][SF_KV_LEN][SF_KV_DIM];
+static _Alignas(8) int8_t v_cache[SF_LAYERS][SF_KV_LEN][SF_KV_DIM];
+static int8_t k_exp[SF_LAYERS][SF_KV_LEN][SF_KV_HEADS];            /* exponents */
+static int8_t v_exp[SF_LAYERS][SF_KV_LEN][SF_KV_HEADS];
+static int8_t k_least[SF_LAYERS][SF_KV_HEADS];                     /* least of k_exp so far */
+static int8_t v_least[SF_LAYERS][SF_KV_HEADS];
+static _Alignas(8) int32_t score[SF_WORKERS][SF_SCORES];
+static _Alignas(8) int16_t q16[SF_WORKERS][SF_HEAD_PAIR];
+static int32_t mix[SF_WORKERS][SF_HEAD_PAIR];
+static float angles[SF_HEAD_DIM];                                  /* cosine and sine of each pair */
+static int32_t isum[SF_BLOCK][SF_BLOCK_OUTPUTS];                   /* of a block of 32 columns */
+static _Alignas(8) int8_t act_q[SF_BLOCK][SF_BFP_LENGTH];
+static int32_t act_sum[SF_BLOCK][SF_BFP_GROUPS];
+static uint8_t act_k[SF_BLOCK][SF_BFP_GROUPS];
+static float masked[SF_BLOCK][SF_ACTIVE_INPUTS];                   /* an input, zero where dropped */
+static uint16_t active_input[SF_BLOCK][SF_ACTIVE_INPUTS];          /* numbers of the others, ascending */
+static uint16_t shared[SF_SHARED];                                 /* numbers that some token keeps */
+static uint32_t wanted[SF_BLOCK][SF_SHARED_WORDS];                 /* a bit for each of them */
+uint32_t sf_site_hash[SF_LAYERS][SF_SITES];                        /* of the last token */
+float sf_site_values[SF_LONGEST];                                  /* of the site that is tapped */
+static sf_bfp act[SF_BLOCK];                                       /* what a matrix is multiplied by */
+static uint32_t position;                                          /* of the block's first token in the cache */
+static uint32_t token_count = 1;                                   /* tokens that go through the layers together */
+
+_Static_assert(sizeof x + sizeof y + sizeof qkv + sizeof gate + sizeof up + sizeof active +
+    sizeof logits + sizeof k_cache + sizeof v_cache + sizeof k_exp + sizeof v_exp +
+    sizeof k_least + sizeof v_least + sizeof score + sizeof q16 + sizeof mix +
+    sizeof angles + sizeof isum + sizeof act_q + sizeof act_sum + sizeof act_k +
+    sizeof masked + sizeof active_input + sizeof shared + sizeof wanted +
+    sizeof sf_threshold + sizeof sf_site_hash + sizeof sf_site_values == SF_ARENA_BYTES,
+    "the compiler counts the bytes of the plan");
+/* clang-format on */
+
+/* Matrices: by rows, by columns, in two factors. */
+/* Tokens of a block: their vectors, and the lists of rows or columns that they want. */
+
+/* Tokens of this block; the compiler knows where there can only be one. */
+static inline uint32_t tokens(void) {
+    return SF_BLOCK > 1u ? token_count : 1u;
+}
+
+/* A vector of each token: of the first, and the way from one to the next. */
+typedef struct {
+    float *first;
+    uint32_t stride;
+} vectors;
+
+static inline float *of_token(vectors v, uint32_t t) {
+    return v.first + t * v.stride;
+}
+
+/* Each token's vector becomes what matrices are multiplied by. */
+static void quantize(vectors in, uint32_t n) {
+    for (uint32_t t = 0; t < tokens(); t++) {
+        sf_quantize(of_token(in, t), n, &act[t]);
+    }
+}
+
+/* Numbers of rows or columns, ascending; the first n where idx is NULL. */
+typedef struct {
+    const uint16_t *idx;
+    uint32_t n;
+} list;
+
+static list first(uint32_t n) {
+    return (list){NULL, n};
+}
+
+/* |v| >= limit for numbers; in integers, for cores without floats. */
+static bool reaches(float v, float limit) {
+    return sf_bits(v) << 1 >= sf_bits(limit) << 1;
+}
+
+/* What any of the tokens' lists holds: all are of the first n, or all have indices. */
+static list together(const list *of) {
+    if (tokens() == 1u || of[0].idx == NULL) {
+        return of[0];
+    }
+    uint32_t n = 0;
+    memset(wanted, 0, sizeof wanted);
+    for (uint32_t t = 0; t < tokens(); t++) {
+        for (uint32_t k = 0; k < of[t].n; k++) {
+            wanted[t][of[t].idx[k] / 32u] |= 1u << of[t].idx[k] % 32u;
+        }
+    }
+    for (uint32_t w = 0; w < SF_SHARED_WORDS; w++) {
+        uint32_t m = 0;
+        for (uint32_t t = 0; t < tokens(); t++) {
+            m |= wanted[t][w];
+        }
+        for (; m != 0; m &= m - 1u) {
+            shared[n++] = (uint16_t)(32u * w + (uint32_t)__builtin_ctz(m));
+        }
+    }
+    return (list){shared, n};
+}
+
+/* Whether token t wants row i of those that some token wants. */
+static inline bool wants(uint32_t t, uint32_t i) {
+    return tokens() == 1u || (wanted[t][i / 32u] >> i % 32u & 1u) != 0;
+}
+
+/* Rows: parts of the weights times the activations of each token, an output a row. */
+
+/* out[r] = row r of n times the activations of token t. */
+static void dot(const sf_part *p, const uint8_t *const *row, uint32_t n, uint32_t t, float *out) {
+    switch (p->grid) {
+    case SF_GRID_Q4: sf_dot_q4(row, n, &act[t], out); break;
+    case SF_GRID_Q8: sf_dot_q8(row, n, &act[t], out); break;
+    default: sf_dot_s4(row, n, &act[t], out); break;
+    }
+}
+
+/* out[0] and out[1] for tokens t and t + 1. */
+static void dot2(const sf_part *p, const uint8_t *const *row, uint32_t n, uint32_t t,
+                 float *const *out) {
+    switch (p->grid) {
+    case SF_GRID_Q4: sf_dot2_q4(row, n, &act[t], out); break;
+    case SF_GRID_Q8: sf_dot2_q8(row, n, &act[t], out); break;
+    case SF_GRID_S4: sf_dot2_s4(row, n, &act[t], out); break;
+    default:
+        dot(p, row, n, t, out[0]);
+        dot(p, row, n, t + 1u, out[1]);
+        break;
+    }
+}
+
+/* Rows of a tile, and where each token's products with them go. */
+typedef struct {
+    const sf_part *part;
+    const sf_tile *tile;
+    const uint16_t *idx;
+    vectors out;
+} rows_task;
+
+/* The products of n rows of a tile with every token. */
+static void for_all(const rows_task *w, uint32_t from, uint32_t n) {
+    const uint8_t *const *row = w->tile->row + from;
+    const uint32_t at = w->tile->first + from;
+    uint32_t t = 0;
+    for (; t + 1u < tokens(); t += 2u) {
+        float *const two[2] = {of_token(w->out, t) + at, of_token(w->out, t + 1u) + at};
+        dot2(w->part, row, n, t, two);
+    }
+    for (; t < tokens(); t++) {
+        dot(w->part, row, n, t, of_token(w->out, t) + at);
+    }
+}
+
+/* A worker's share of a tile's rows, as many at a time as kernels take. */
+static void some_rows(uint32_t worker, uint32_t workers, const void *task) {
+    const rows_task *w = task;
+    const uint32_t rows = w->tile->rows, pieces = (rows + SF_TILE - 1u) / SF_TILE;
+    const uint32_t end = pieces * (worker + 1u) / workers * SF_TILE;
+    for (uint32_t from = pieces * worker / workers * SF_TILE; from < end; from += SF_TILE) {
+        for_all(w, from, rows - from < SF_TILE ? rows - from : SF_TILE);
+    }
+}
+
+/* out[idx[r]] = row r of n times the activations of token t. */
+static void scatter(const rows_task *w, const uint8_t *const *row, const uint16_t *idx, uint32_t n,
+                    uint32_t t) {
+    float value[SF_LISTED], *out = of_token(w->out, t);
+    if (n > 0) {
+        dot(w->part, row, n, t, value);
+    }
+    for (uint32_t r = 0; r < n; r++) {
+        out[idx[r]] = value[r];
+    }
+}
+
+/* The same for those that token t wants: the list is that of all tokens. */
+static void scatter_wanted(const rows_task *w, const uint8_t *const *row, const uint16_t *idx,
+                           uint32_t n, uint32_t t) {
+    const uint8_t *own[SF_LISTED];
+    uint16_t to[SF_LISTED];
+    uint32_t kept = 0;
+    for (uint32_t r = 0; r < n; r++) {
+        if (wants(t, idx[r])) {
+            own[kept] = row[r];
+            to[kept++] = idx[r];
+        }
+    }
+    scatter(w, own, to, kept, t);
+}
+
+/* A worker's share of a tile's listed rows; later ones are asked for meanwhile. */
+static void some_listed(uint32_t worker, uint32_t workers, const void *task) {
+    const rows_task *w = task;
+    const uint32_t rows = w->tile->rows, pieces = (rows + SF_LISTED - 1u) / SF_LISTED;
+    const uint32_t end = pieces * (worker + 1u) / workers * SF_LISTED;
+    uint32_t from = pieces * worker / workers * SF_LISTED;
+    sf_ask_for(w->tile, from, SF_AHEAD, w->part->bytes);
+    for (; from < end; from += SF_LISTED) {
+        const uint32_t n = rows - from < SF_LISTED ? rows - from : SF_LISTED;
+        sf_ask_for(w->tile, from + SF_AHEAD, SF_LISTED, w->part->bytes);
+        const uint8_t *const *row = w->tile->row + from;
+        const uint16_t *idx = w->idx + w->tile->first + from;
+        if (tokens() == 1u) {
+            scatter(w, row, idx, n, 0);
+            continue;
+        }
+        for (uint32_t t = 0; t < tokens(); t++) {
+            scatter_wanted(w, row, idx, n, t);
+        }
+    }
+}
+
+/* Each token's out[i] = row i of p times its activations, for the rows of a list. */
+static void rows(const sf_part *p, list which, vectors out) {
+    sf_stream s;
+    sf_tile t;
+    sf_stream_open(&s, p, which.idx, which.n);
+    while (sf_stream_next(&s, &t)) {
+        const rows_task task = {p, &t, which.idx, out};
+        if (which.idx != NULL) {
+            sf_parallel(some_listed, &task);
+        } else {
+            sf_parallel(some_rows, &task);
+        }
+    }
+}
+
+/* Columns: parts of the weights times the activations of each token, an input a column. */
+
+/* Threads share the columns of one token: each adds some to sums of its own, which are then joined.
+ * They are integers, so any shares give the same bits. */
+
+/* Workers that share columns at most. A block has sums for each of its tokens; one token leaves
+ * all but the first to the other workers. */
+enum { SHARERS = SF_WORKERS < SF_BLOCK ? SF_WORKERS : SF_BLOCK };
+/* Columns of fewer bytes are read before another thread has begun and its sums are joined. */
+enum { FEW_BYTES = 16384 };
+
+/* Whether this thread takes n columns of one token by itself. */
+static bool alone(const sf_part *p, uint32_t n) {
+    return sf_workers() == 1u || SHARERS == 1 || n * p->bytes < FEW_BYTES;
+}
+
+static uint32_t at_most(uint32_t n, uint32_t limit) {
+    return n < limit ? n : limit;
+}
+
+/* Workers that share the columns of a token. */
+static uint32_t sharers(uint32_t workers) {
+    return at_most(workers, SHARERS);
+}
+
+/* Numbers from..to, without the last. */
+typedef struct {
+    uint32_t from, to;
+} span;
+
+/* A worker's part of n. The first worker has some of any, those without sums have none. */
+static span share(uint32_t n, uint32_t worker, uint32_t workers) {
+    const uint32_t of = sharers(workers), to = (n * (worker + 1u) + of - 1u) / of;
+    return (span){(n * worker + of - 1u) / of, at_most(to, n)};
+}
+
+static bool begun; /* threads have shared columns of this list */
+
+/* A worker's sums begin at zero, and it has the scales of the token's activations beside them.
+ * Each grid uses sums of one size, and of the other there may be fewer. */
+static void begin_sums(uint32_t worker, uint32_t workers, uint32_t outputs) {
+    if (begun || worker == 0 || worker >= sharers(workers)) {
+        return;
+    }
+    memset(isum[worker], 0, at_most(outputs, SF_BLOCK_OUTPUTS) * sizeof isum[0][0]);
+}
+
+/* The token's sums of 32 bits += those of the other workers, if they have some, and these begin
+ * anew. */
+static void join_isum(uint32_t outputs) {
+    for (uint32_t worker = 1; begun && worker < sharers(sf_workers()); worker++) {
+        for (uint32_t i = 0; i < at_most(outputs, SF_BLOCK_OUTPUTS); i++) {
+            isum[0][i] += isum[worker][i];
+            isum[worker][i] = 0;
+        }
+    }
+}
+
+/* Asks for n columns of a list from `from` on, before the end of a worker's. */
+static void ask_ahead(const sf_tile *tile, uint32_t from, uint32_t n, uint32_t end,
+                      uint32_t bytes) {
+    if (from < end) {
+        sf_ask_for(tile, from, at_most(n, end - from), bytes);
+    }
+}
+
+/* Columns that carry their scales: a worker takes some of the tokens. */
+typedef struct {
+    const sf_part *part;
+    const sf_tile *tile;
+    const uint16_t *idx;
+    uint32_t outputs;
+} own_task;
+
+static void some_own_columns(uint32_t worker, uint32_t workers, const void *task) {
+    const own_task *w = task;
+    const sf_tile *tile = w->tile;
+    for (uint32_t t = worker; t < tokens(); t += workers) {
+        const uint8_t *col[SF_TILE];
+        int32_t in[SF_TILE];
+        uint32_t n = 0;
+        for (uint32_t r = 0; r < tile->rows; r++) {
+            const uint32_t at = tile->first + r, k = w->idx ? w->idx[at] : at;
+            if (t == worker && r % SF_TILE == 0) {
+                sf_ask_for(tile, r + SF_TILE, SF_TILE, w->part->bytes);
+            }
+            in[n] = act_q[t][k] * (int32_t)(1u << act_k[t][k / SF_GROUP]);
+            col[n] = tile->row[r];
+            n += in[n] != 0; /* others want the columns that are zero here */
+            if (n == SF_TILE || (r + 1u == tile->rows && n > 0)) {
+                sf_axpy_s4(col, in, n, w->outputs, w->part->shift, isum[t]);
+                n = 0;
+            }
+        }
+    }
+}
+
+/* A worker's share of the columns of one token; it adds them to sums of its own. */
+static void some_of_one(uint32_t worker, uint32_t workers, const void *task) {
+    const own_task *w = task;
+    const sf_tile *tile = w->tile;
+    const span mine = share(tile->rows, worker, workers);
+    const uint8_t *col[SF_TILE];
+    int32_t in[SF_TILE];
+    uint32_t n = 0;
+    begin_sums(worker, workers, w->outputs);
+    for (uint32_t r = mine.from; r < mine.to; r++) {
+        const uint32_t at = tile->first + r, k = w->idx ? w->idx[at] : at;
+        if ((r - mine.from) % SF_TILE == 0) {
+            ask_ahead(tile, r + SF_TILE, SF_TILE, mine.to, w->part->bytes);
+        }
+        in[n] = act_q[0][k] * (int32_t)(1u << act_k[0][k / SF_GROUP]);
+        col[n] = tile->row[r];
+        n += in[n] != 0;
+        if (n == SF_TILE || (r + 1u == mine.to && n > 0)) {
+            sf_axpy_s4(col, in, n, w->outputs, w->part->shift, isum[worker]);
+            n = 0;
+        }
+    }
+}
+
+/* out [outputs] of each token = the columns of a list, which carry their scales, times its
+ * activations. */
+static void own_columns(const sf_part *p, list which, uint32_t outputs, vectors out) {
+    const uint32_t whole_groups = (outputs + SF_GROUP - 1u) / SF_GROUP * SF_GROUP;
+    sf_stream s;
+    sf_tile tile;
+    const own_task task = {p, &tile, which.idx, whole_groups};
+    sf_stream_open(&s, p, which.idx, which.n);
+    while (sf_stream_next(&s, &tile)) {
+        if (tokens() == 1u && alone(p, tile.rows)) {
+            some_own_columns(0, 1, &task);
+            continue;
+        }
+        if (tokens() == 1u) {
+            sf_parallel(some_of_one, &task);
+            begun = true;
+            continue;
+        }
+        sf_parallel(some_own_columns, &task);
+    }
+    join_isum(whole_groups);
+    begun = false;
+    for (uint32_t t = 0; t < tokens(); t++) {
+        for (uint32_t i = 0; i < outputs; i++) {
+            of_token(out, t)[i] = sf_s4_to_float(isum[t][i], p->shift, act[t].s);
+        }
+        memset(isum[t], 0, whole_groups * sizeof isum[t][0]);
+    }
+}
+
+/* out [outputs] of each token = the columns of a list times its activations. */
+static void columns(const sf_part *p, const sf_part *scales, list which, uint32_t outputs,
+                    vectors out) {
+    if (p->grid == SF_GRID_S4) {
+        own_columns(p, which, outputs, out);
+        return;
+    }
+    (void)scales;
+}
+
+/* Thresholds of the inputs of p that the model was trained with. */
+static sf_limits trained(const sf_part *p) {
+    if (p->input == SF_T_XG) {
+        const uint32_t l = (uint32_t)(p - sf_parts) / SF_LAYER_PARTS;
+        const float *all = (const float *)(const void *)sf_flash_map(SF_VECTORS_AT, 4u);
+        return sf_limits_at(all + l * SF_V_LAYER + SF_V_X_THRESHOLD);
+    }
+    (void)p;
+    return (sf_limits){0, NULL};
+}
+
+/* out [outputs] of each token = p, by columns, times in without inputs below the threshold. */
+static void active_columns(const sf_part *p, vectors in, uint32_t outputs, vectors out) {
+    const uint32_t l = (uint32_t)(p - sf_parts) / SF_LAYER_PARTS;
+    const float limit = sf_threshold[l][p->input];
+    const sf_limits own = trained(p);
+    list which[SF_BLOCK] = {{NULL, 0}};
+    for (uint32_t t = 0; t < tokens(); t++) {
+        const float *v = of_token(in, t);
+        which[t] = (list){active_input[t], 0};
+        for (uint32_t i = 0; i < p->rows; i++) {
+            const bool large = reaches(v[i], limit);
+            const bool own_large = own.code == NULL || sf_reaches(v[i], own, i);
+            const bool active_in = large & own_large;
+            masked[t][i] = active_in ? v[i] : 0.0f;
+            active_input[t][which[t].n] = (uint16_t)i;
+            which[t].n += active_in;
+        }
+    }
+    quantize((vectors){masked[0], SF_ACTIVE_INPUTS}, p->rows);
+    const bool some = limit > 0.0f || own.code != NULL;
+    columns(p, p + 1, some ? together(which) : first(p->rows), outputs, out);
+}
+
+/* out = W in [inputs] of each token: the outputs of a list. */
+static void project(const sf_part *p, vectors in, uint32_t inputs, list which, vectors out) {
+    if (p->input != 0u) {
+        active_columns(p, in, which.n, out);
+        return;
+    }
+    quantize(in, inputs);
+    rows(p, which, out);
+}
+
+/* Trace and tap see the block's last token. */
+static void observe(uint32_t l, uint32_t site, vectors v, uint32_t n) {
+    sf_observe(l, site, of_token(v, tokens() - 1u), n);
+}
+
+/* The predictor: which neurons will be active, before their rows are read. */
+
+/* Neurons of each token that can still be active. */
+static list neurons[SF_BLOCK];
+
+/* Of the neurons of each token those whose v [SF_FFN] reaches a limit. */
+static void keep_reaching(float v[][SF_FFN], float limit) {
+    for (uint32_t t = 0; t < tokens(); t++) {
+        const list from = neurons[t];
+        uint32_t kept = 0;
+        for (uint32_t k = 0; k < from.n; k++) {
+            const uint32_t i = from.idx ? from.idx[k] : k;
+            active[t][kept] = (uint16_t)i;
+            kept += reaches(v[t][i], limit);
+        }
+        neurons[t] = (list){active[t], kept};
+    }
+}
+
+/* Of the neurons of each token those whose v [SF_FFN] reaches a limit of their own. */
+static void keep_reaching_own(float v[][SF_FFN], sf_limits own) {
+    for (uint32_t t = 0; t < tokens(); t++) {
+        const list from = neurons[t];
+        uint32_t kept = 0;
+        for (uint32_t k = 0; k < from.n; k++) {
+            const uint32_t i = from.idx ? from.idx[k] : k;
+            active[t][kept] = (uint16_t)i;
+            kept += sf_reaches(v[t][i], own, i);
+        }
+        neurons[t] = (list){active[t], kept};
+    }
+}
+
+/* Of the neurons of each token those whose gate, activated, reaches the trained limits. */
+static void keep_trained(const float *vec) {
+    (void)vec;
+    keep_reaching_own(gate, sf_limits_at(vec + SF_V_ACT_THRESHOLD));
+}
+
+/* Prefetch: where the parts lie, and which are read before they are asked for. */
+
+/* clang-format off */
+const sf_part sf_parts[SF_PARTS] = {
+    /* at, stride, bytes, rows, resident rows and where, FFN, scales, threshold of inputs, grid, shift */
+    { 16256u, 40u, 40u, 128u, 0u, 0u, false, false, 0, SF_GRID_Q4, 0 }, /* qkv 0 */
+    { 21376u, 40u, 40u, 64u, 0u, 0u, false, false, 0, SF_GRID_Q4, 0 }, /* o 0 */
+    { 23936u, 108u, 108u, 64u, 0u, 0u, true, false, SF_T_XG, SF_GRID_S4, 25 }, /* gate 0 */
+    { 30848u, 36u, 36u, 172u, 0u, 0u, true, false, 0, SF_GRID_S4, 0 }, /* up 0 */
+    { 37040u, 36u, 36u, 172u, 0u, 0u, true, false, 0, SF_GRID_S4, 24 }, /* down 0 */
+    { 43264u, 40u, 40u, 128u, 0u, 0u, false, false, 0, SF_GRID_Q4, 0 }, /* qkv 1 */
+    { 48384u, 40u, 40u, 64u, 0u, 0u, false, false, 0, SF_GRID_Q4, 0 }, /* o 1 */
+    { 50944u, 108u, 108u, 64u, 0u, 0u, true, false, SF_T_XG, SF_GRID_S4, 25 }, /* gate 1 */
+    { 57856u, 36u, 36u, 172u, 0u, 0u, true, false, 0, SF_GRID_S4, 0 }, /* up 1 */
+    { 64048u, 36u, 36u, 172u, 0u, 0u, true, false, 0, SF_GRID_S4, 24 }, /* down 1 */
+    { 5376u, 68u, 68u, 160u, 0u, 0u, false, false, 0, SF_GRID_Q8, 0 }, /* head 2 */
+    { 5376u, 68u, 68u, 160u, 0u, 0u, false, false, 0, SF_GRID_Q8, 0 }, /* embed 2 */
+};
+/* clang-format on */
+
+/* What the masks of a layer leave whole: all gate rows, all up rows, all of h. */
+typedef struct {
+    bool gate, up, h;
+} whole_ffn;
+
+static whole_ffn whole(const float *limit) {
+    const bool every_gate = !SF_ROUTES && (SF_SPECULATES || !(limit[SF_T_PREDICTOR] > 0.0f));
+    const bool every_up =
+        every_gate && !SF_TRAINED_MASK && !(limit[SF_T_GATE] > 0.0f || limit[SF_T_ACT] > 0.0f);
+    const bool every_h = every_up && !(limit[SF_T_UP] > 0.0f || limit[SF_T_H] > 0.0f);
+    return (whole_ffn){every_gate, every_up, every_h};
+}
+
+/* The schedule: parts that every token reads whole come in their order, and are read ahead. */
+bool sf_reads_all(uint32_t layer, uint32_t kind) {
+    const sf_part *part = &sf_parts[layer * SF_LAYER_PARTS + kind];
+    const float *limit = sf_threshold[layer];
+    const whole_ffn all = whole(limit);
+    if (part->tables || part->input != 0u) {
+        const bool trained = SF_OWN_THRESHOLDS && part->input == SF_T_XG;
+        return !part->tables && !trained && !(limit[part->input] > 0.0f);
+    }
+    switch (kind) {
+    case SF_PART_GATE: return all.gate;
+    case SF_PART_UP: return all.up;
+    case SF_PART_DOWN: return SF_DOWN_ROWS || all.h;
+    default: return true;
+    }
+}
+
+/* Norms. A branch, attention or FFN, takes y and leaves in y what x gains. */
+
+/* out = in normed with weights w, behind which the biases are; in itself without weights. */
+static void normed(const float *in, const float *w, float *out) {
+    if (w == NULL) {
+        memcpy(out, in, SF_DIM * sizeof *in);
+        return;
+    }
+    sf_rmsnorm(in, w, SF_DIM, SF_NORM_EPS, out);
+}
+
+/* y = x normed, of each token. */
+static void norm_all(const float *w) {
+    for (uint32_t t = 0; t < tokens(); t++) {
+        normed(x[t], w, y[t]);
+    }
+}
+
+/* Attention. */
+
+/* qkv = the projections of y. */
+static void project_qkv(const sf_part *part) {
+    const vectors in = {y[0], SF_WIDEST}, out = {qkv[0], SF_QKV};
+    project(part + SF_PART_QKV, in, SF_DIM, first(SF_QKV), out);
+}
+
+/* Each of n heads turns by the angles of its position. */
+static void rotate_heads(float *heads, uint32_t n) {
+    for (uint32_t h = 0; h < n; h++) {
+        sf_rope(heads + h * SF_HEAD_DIM, angles, SF_HEAD_DIM / 2u);
+    }
+}
+
+/* k and v of token t go into the cache; an exponent for each head. */
+static void cache_heads(uint32_t l, uint32_t t, const float *k, const float *v) {
+    const uint32_t p = position + t;
+    for (uint32_t h = 0; h < SF_KV_HEADS; h++) {
+        const uint32_t at = h * SF_HEAD_DIM;
+        k_exp[l][p][h] = (int8_t)sf_quantize8(k + at, SF_HEAD_DIM, k_cache[l][p] + at);
+        v_exp[l][p][h] = (int8_t)sf_quantize8(v + at, SF_HEAD_DIM, v_cache[l][p] + at);
+    }
+}
+
+/* The least exponents of a head of k and v; those of the positions before the block are kept. */
+typedef struct {
+    int8_t k, v;
+} exponents;
+
+static exponents least_before(uint32_t l, uint32_t g) {
+    const exponents none = {INT8_MAX, INT8_MAX};
+    return position == 0 ? none : (exponents){k_least[l][g], v_least[l][g]};
+}
+
+static exponents least_with(exponents e, uint32_t l, uint32_t g, uint32_t p) {
+    const int8_t k = k_exp[l][p][g], v = v_exp[l][p][g];
+    return (exponents){k < e.k ? k : e.k, v < e.v ? v : e.v};
+}
+
+/* y = the heads' mixes of values, a worker's share of the heads; heads of q that share a head of k
+ * and v go together. */
+static void some_heads(uint32_t worker, uint32_t workers, const void *task) {
+    const uint32_t l = *(const uint32_t *)task, heads = SF_HEADS / SF_KV_HEADS;
+    const uint32_t end = SF_HEADS * (worker + 1u) / workers;
+    for (uint32_t h = SF_HEADS * worker / workers, n; h < end; h += n) {
+        const uint32_t g = h / heads;
+        exponents least = least_before(l, g);
+        n = (g + 1u) * heads < end ? (g + 1u) * heads - h : end - h;
+        for (uint32_t t = 0; t < tokens(); t++) {
+            const uint32_t p = position + t;
+            least = least_with(least, l, g, p);
+            const sf_attn a = {
+                .k = k_cache[l][0] + g * SF_HEAD_DIM,
+                .v = v_cache[l][0] + g * SF_HEAD_DIM,
+                .ks = k_exp[l][0] + g,
+                .vs = v_exp[l][0] + g,
+                .stride = SF_KV_DIM,
+                .estride = SF_KV_HEADS,
+                .first = 0,
+                .last = p,
+                .head_dim = SF_HEAD_DIM,
+                .k_least = least.k,
+                .v_least = least.v,
+                .scale = SF_SCORE_SCALE,
+            };
+            sf_attention(&a, n, qkv[t] + h * SF_HEAD_DIM, q16[worker], score[worker], mix[worker],
+                         y[t] + h * SF_HEAD_DIM);
+        }
+    }
+}
+
+/* y = attention of the block's tokens; the least exponents then hold for them too. */
+static void attend(uint32_t l) {
+    sf_parallel(some_heads, &l);
+    for (uint32_t g = 0; g < SF_KV_HEADS; g++) {
+        exponents least = least_before(l, g);
+        for (uint32_t t = 0; t < tokens(); t++) {
+            least = least_with(least, l, g, position + t);
+        }
+        k_least[l][g] = least.k;
+        v_least[l][g] = least.v;
+    }
+}
+
+/* x += attention of x. */
+static void attention(uint32_t l, const float *vec) {
+    const sf_part *part = &sf_parts[l * SF_LAYER_PARTS];
+    const vectors mixed = {y[0], SF_WIDEST};
+    norm_all(vec + SF_V_ATTN_NORM);
+    observe(l, SF_SITE_ATTN_IN, mixed, SF_DIM);
+    project_qkv(part);
+    const uint8_t *step = sf_flash_map(SF_ROPE_AT + l * SF_HEAD_DIM * 2u, SF_HEAD_DIM * 2u);
+    for (uint32_t t = 0; t < tokens(); t++) {
+        float *const q = qkv[t], *const k = q + SF_Q_DIM, *const v = k + SF_KV_DIM;
+        sf_rope_angles((const uint32_t *)(const void *)step, SF_HEAD_DIM / 2u, position + t,
+                       angles);
+        rotate_heads(q, SF_HEADS);
+        rotate_heads(k, SF_KV_HEADS);
+        cache_heads(l, t, k, v);
+    }
+    observe(l, SF_SITE_Q, (vectors){qkv[0], SF_QKV}, SF_Q_DIM);
+    attend(l);
+    observe(l, SF_SITE_ATTN, mixed, SF_Q_DIM);
+    project(part + SF_PART_O, mixed, SF_Q_DIM, first(SF_DIM), mixed);
+    for (uint32_t t = 0; t < tokens(); t++) {
+        sf_add(x[t], y[t], SF_DIM);
+    }
+}
+
+/* The end of the FFN: columns of the active neurons. */
+
+/* Outputs v below a limit become 0. */
+static void drop_outputs(float limit, float *v) {
+    for (uint32_t i = 0; limit > 0.0f && i < SF_DIM; i++) {
+        v[i] = reaches(v[i], limit) ? v[i] : 0.0f;
+    }
+}
+
+/* x += down times h, which gate holds; the lists have the active neurons. */
+static void down(uint32_t l, const float *vec) {
+    const sf_part *part = &sf_parts[l * SF_LAYER_PARTS];
+    const vectors h = {gate[0], SF_FFN}, out = {y[0], SF_WIDEST};
+    (void)vec;
+    observe(l, SF_SITE_H, h, SF_FFN);
+    for (uint32_t t = 0; t < tokens(); t++) {
+        sf_count_neurons(neurons[t].n);
+    }
+    quantize(h, SF_FFN);
+    columns(part + SF_PART_DOWN, NULL, together(neurons), SF_DIM, out);
+    for (uint32_t t = 0; t < tokens(); t++) {
+        drop_outputs(sf_threshold[l][SF_T_DOWN], y[t]);
+    }
+    observe(l, SF_SITE_FFN_OUT, out, SF_DIM);
+    for (uint32_t t = 0; t < tokens(); t++) {
+        sf_add(x[t], y[t], SF_DIM);
+    }
+}
+
+/* The FFN: rows and columns of the active neurons alone. */
+
+/* gate [SF_FFN] of token t becomes h, zero where the mask drops it, and lists the neurons that it
+ * keeps; takes up. own: limits of h of each neuron, if there are some. */
+static list mask(uint32_t t, const float *limit, sf_limits own) {
+    float *const h = gate[t], *const product = up[t];
+    const list from = neurons[t];
+    uint32_t kept = 0;
+    /* No branches: which neurons are kept cannot be foretold. */
+    for (uint32_t k = 0; k < from.n; k++) {
+        const uint32_t i = from.idx ? from.idx[k] : k;
+        const bool large_up = reaches(product[i], limit[SF_T_UP]);
+        product[i] *= h[i];
+        active[t][kept] = (uint16_t)i;
+        const bool large_h = reaches(product[i], limit[SF_T_H]);
+        const bool own_large = own.code == NULL || sf_reaches(product[i], own, i);
+        kept += large_up & large_h & own_large;
+    }
+    memset(h, 0, sizeof gate[t]);
+    for (uint32_t k = 0; k < kept; k++) {
+        h[active[t][k]] = product[active[t][k]];
+    }
+    return (list){active[t], kept};
+}
+
+/* x += FFN of x. */
+static void ffn(uint32_t l, const float *vec) {
+    const sf_part *part = &sf_parts[l * SF_LAYER_PARTS];
+    const float *limit = sf_threshold[l];
+    const whole_ffn all = whole(limit);
+    const vectors in = {y[0], SF_WIDEST}, gates = {gate[0], SF_FFN}, ups = {up[0], SF_FFN};
+    norm_all(vec + SF_V_FFN_NORM);
+    observe(l, SF_SITE_FFN_IN, in, SF_DIM);
+    for (uint32_t t = 0; t < tokens() && (all.gate || SF_SPECULATES); t++) {
+        neurons[t] = first(SF_FFN);
+    }
+    project(part + SF_PART_GATE, in, SF_GATE_INPUTS, together(neurons), gates);
+    if (limit[SF_T_GATE] > 0.0f) {
+        keep_reaching(gate, limit[SF_T_GATE]);
+    }
+    for (uint32_t t = 0; t < tokens(); t++) {
+        sf_silu(gate[t], SF_FFN, gate[t]);
+    }
+    if (limit[SF_T_ACT] > 0.0f) {
+        keep_reaching(gate, limit[SF_T_ACT]);
+    }
+    keep_trained(vec);
+    /* By columns every neuron has its up. */
+    const vectors up_in = {y[0] + SF_DIM - SF_UP_INPUTS, SF_WIDEST};
+    project(part + SF_PART_UP, up_in, SF_UP_INPUTS,
+            part[SF_PART_UP].input ? first(SF_FFN) : together(neurons), ups);
+    for (uint32_t t = 0; t < tokens(); t++) {
+        if (all.h) {
+            sf_multiply(gate[t], up[t], SF_FFN);
+        } else {
+            neurons[t] = mask(t, limit, sf_limits_at(vec + SF_V_H_THRESHOLD));
+        }
+    }
+    down(l, vec);
+}
+
+/* The head: out = logits of n of the block's tokens. */
+static void head(const float *norm, uint32_t from, uint32_t n, float *out) {
+    for (uint32_t t = 0; t < n; t++) {
+        normed(x[from + t], norm, y[t]);
+    }
+    token_count = n;
+    quantize((vectors){y[0], SF_WIDEST}, SF_DIM);
+    const vectors each = {out, SF_VOCAB};
+    rows(&sf_parts[SF_PART_WHOLE_HEAD], first(SF_VOCAB), each);
+}
+
+/* x = the embedding of a token. */
+static void embed(uint32_t token, uint32_t t) {
+    float *const out = x[t];
+    sf_row_q8(sf_flash_row(&sf_parts[SF_PART_EMBED], token), SF_DIM, out);
+}
+
+/* One layer: attention and FFN each add to x. */
+static void layer(uint32_t l, const float *vec) {
+    const uint64_t t0 = sf_port_ticks();
+    attention(l, vec);
+    const uint64_t t1 = sf_port_ticks();
+    ffn(l, vec);
+    observe(l, SF_SITE_RESIDUAL, (vectors){x[0], SF_DIM}, SF_DIM);
+    const uint64_t t2 = sf_port_ticks();
+    sf_count_time(t1 - t0, t2 - t1, 0);
+    sf_event(SF_LANE_COMPUTE, "attention", l, t0, t1);
+    sf_event(SF_LANE_COMPUTE, "FFN", l, t1, t2);
+}
+
+void sf_rewind(uint32_t to) {
+    position = to < position ? to : position;
+    for (uint32_t l = 0; l < SF_LAYERS; l++) {
+        for (uint32_t h = 0; h < SF_KV_HEADS; h++) {
+            exponents least = {INT8_MAX, INT8_MAX};
+            for (uint32_t p = 0; p < position; p++) {
+                least = least_with(least, l, h, p);
+            }
+            k_least[l][h] = least.k;
+            v_least[l][h] = least.v;
+        }
+    }
+}
+
+/* Runs n tokens, which fit the block and the cache, at the next positions. */
+static int run(const uint32_t *token, uint32_t n, bool want_logits) {
+    const uint64_t start = sf_port_ticks();
+    sf_flash_token(want_logits);
+    const float *vec = (const float *)(const void *)sf_flash_map(SF_VECTORS_AT, 4u);
+    token_count = n;
+    for (uint32_t t = 0; t < n; t++) {
+        act[t].q = act_q[t];
+        act[t].sum = act_sum[t];
+        act[t].k = act_k[t];
+        embed(token[t], t);
+    }
+    for (uint32_t l = 0; l < SF_LAYERS; l++) {
+        layer(l, vec + l * SF_V_LAYER);
+    }
+    if (want_logits) {
+        const uint64_t t0 = sf_port_ticks();
+        const float *norm = vec + SF_LAYERS * SF_V_LAYER;
+        head(norm, n - 1u, 1, logits);
+        const uint64_t t1 = sf_port_ticks();
+        sf_count_time(0, 0, t1 - t0);
+        sf_event(SF_LANE_COMPUTE, "head", 0, t0, t1);
+    }
+    const int code = sf_flash_error();
+    if (code != SF_OK) {
+        sf_rewind(position); /* which stays, so the same tokens can be tried again */
+        return code;
+    }
+    position += n;
+    sf_count_tokens(n, sf_port_ticks() - start);
+    return SF_OK;
+}
+
+int sf_prefill(const uint32_t *token, uint32_t count, bool want_logits) {
+    for (uint32_t from = 0, n; from < count; from += n) {
+        for (n = 0; n < SF_BLOCK && n < count - from; n++) {
+            if (token[from + n] >= SF_VOCAB || position + n >= SF_KV_LEN) {
+                break;
+            }
+        }
+        if (n == 0) {
+            return token[from] >= SF_VOCAB ? SF_ERR_TOKEN : SF_ERR_CONTEXT;
+        }
+        const int code = run(token + from, n, want_logits && from + n == count);
+        if (code != SF_OK) {
+            return code;
+        }
+    }
+    return SF_OK;
+}
+
+int sf_step(uint32_t token, bool want_logits) {
+    return sf_prefill(&token, 1, want_logits);
+}
+
+void sf_reset(void) {
+    position = 0;
+}
+
+int sf_greedy(uint32_t token, uint32_t most, uint32_t *next, uint32_t *count) {
+    (void)most;
+    const int code = sf_step(token, true);
+    *count = code == SF_OK;
+    next[0] = code == SF_OK ? sf_largest() : 0;
+    return code;
+}
+
+/* Kept state: what the cache holds of a position, in bytes. */
+
+/* Copies bytes of position p from `at` on, to `out` or, to write them, from `in`: of each layer k,
+ * v, and their exponents. */
+static void copy_state(uint32_t p, uint32_t at, uint32_t n, bool write, uint8_t *out,
+                       const uint8_t *in) {
+    for (uint32_t done = 0, some; done < n; done += some) {
+        const uint32_t l = (at + done) / SF_LAYER_STATE;
+        uint32_t i = (at + done) % SF_LAYER_STATE, width = SF_KV_DIM;
+        int8_t *from = k_cache[l][p];
+        if (i >= 2u * SF_KV_DIM) {
+            i -= 2u * SF_KV_DIM;
+            width = SF_KV_HEADS;
+            from = i < width ? k_exp[l][p] : v_exp[l][p];
+        } else if (i >= width) {
+            from = v_cache[l][p];
+        }
+        i -= i >= width ? width : 0;
+        some = width - i < n - done ? width - i : n - done;
+        if (write) {
+            memcpy(from + i, in + done, some);
+        } else {
+            memcpy(out + done, from + i, some);
+        }
+    }
+}
+
+int sf_state_read(uint32_t p, uint32_t at, uint32_t n, uint8_t *out) {
+    if (p >= position || at > SF_STATE || n > SF_STATE - at) {
+        return SF_ERR_ARG;
+    }
+    copy_state(p, at, n, false, out, NULL);
+    return SF_OK;
+}
+
+int sf_state_write(uint32_t at, uint32_t n, const uint8_t *in) {
+    if (position >= SF_KV_LEN) {
+        return SF_ERR_CONTEXT;
+    }
+    if (at > SF_STATE || n > SF_STATE - at) {
+        return SF_ERR_ARG;
+    }
+    copy_state(position, at, n, true, NULL, in);
+    return SF_OK;
+}
+
+int sf_state_keep(uint32_t token) {
+    if (token >= SF_VOCAB || position >= SF_KV_LEN) {
+        return token >= SF_VOCAB ? SF_ERR_TOKEN : SF_ERR_CONTEXT;
+    }
+    /* Kernels count on what attention writes. */
+    bool good = true;
+    for (uint32_t l = 0; l < SF_LAYERS; l++) {
+        for (uint32_t i = 0; i < SF_KV_DIM; i++) {
+            good &= k_cache[l][position][i] != INT8_MIN && v_cache[l][position][i] != INT8_MIN;
+        }
+        for (uint32_t h = 0; h < SF_KV_HEADS; h++) {
+            const int8_t k = k_exp[l][position][h], v = v_exp[l][position][h];
+            good &= k >= -40 && k <= 60 && v >= -40 && v <= 60;
+        }
+    }
+    if (!good) {
+        return SF_ERR_ARG;
+    }
+    position++;
+    sf_rewind(position);
+    return SF_OK;
+}
+
+uint32_t sf_position(void) {
+    return position;
+}
+
+const float *sf_logits(void) {
+    return logits;
+}
+
+int sf_block_logits(float *out) {
+    sf_flash_token(true);
+    const float *vec = (const float *)(const void *)sf_flash_map(SF_VECTORS_AT, 4u);
+    const float *norm = vec + SF_LAYERS * SF_V_LAYER;
+    head(norm, 0, tokens(), out);
+    return sf_flash_error();
+}
