@@ -333,7 +333,7 @@ def test_thresholds_hold_with_factors(built: Built, tmp_path: Path) -> None:
 
 def test_generated_code_holds_no_weights(built: Built) -> None:
     text = (Places(NAME).target / "gen" / "sf_model.c").read_text()
-    assert len(text) < 40_000  # of a model with 260,000 of them
+    assert len(text) < 50_000  # of a model with 260,000 of them
 
 
 @pytest.mark.parametrize(

@@ -56,6 +56,8 @@ def context(plan: dict[str, Any]) -> dict[str, Any]:
         "column_group": {g: grid(g).column_bytes(32) for g in sorted(columns)},
         "table_output": {g: grid(g).table_bytes(32) // 32 for g in sorted(columns)},
         "input_columns": bool(inputs),
+        # The sums of other threads are those of a block's other tokens.
+        "shared_columns": plan["workers"] > 1 and plan["block"] > 1,
         "activation": ACTIVATIONS[plan["model"]["activation"]],
         "entry": "GATE" if plan["model"]["gated"] else "UP",
         "part_bytes": PART_BYTES,

@@ -277,7 +277,7 @@ enum { FEW_BYTES = 16384 };
 
 /* Whether this thread takes n columns of one token by itself. */
 static bool alone(const sf_part *p, uint32_t n) {
-    return sf_workers() == 1u || SHARERS == 1 || n * p->bytes < FEW_BYTES;
+    return sf_workers() == 1u || n * p->bytes < FEW_BYTES;
 }
 
 static uint32_t at_most(uint32_t n, uint32_t limit) {
