@@ -12,7 +12,7 @@
 #include "sf_timeline.h"
 
 _Static_assert(SF_PLAN == 0x0000000000000000ull, "sf_model.h is of another plan");
-_Static_assert(SF_RUNTIME_VERSION == 7, "generated for another runtime");
+_Static_assert(SF_RUNTIME_VERSION == 8, "generated for another runtime");
 _Static_assert(sizeof(sf_part) == 28u, "the plan counts on it");
 _Static_assert(SF_DIM % SF_GROUP == 0 && SF_Q_DIM % SF_GROUP == 0, "rows are whole groups");
 _Static_assert(SF_HEAD_DIM % 4u == 0, "heads are whole words of 8-bit values");
