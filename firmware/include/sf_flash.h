@@ -77,6 +77,13 @@ static inline void sf_ask_for(const sf_tile *t, uint32_t from, uint32_t n, uint3
         }
     }
 }
+/* The same of those before a row `end`. */
+static inline void sf_ask_before(const sf_tile *t, uint32_t end, uint32_t from, uint32_t n,
+                                 uint32_t bytes) {
+    if (from < end) {
+        sf_ask_for(t, from, n < end - from ? n : end - from, bytes);
+    }
+}
 
 void sf_stream_open(sf_stream *s, const sf_part *part, const uint16_t *idx, uint32_t n);
 /* Starts reading rows that the next list of this part may ask for; only streams of whole parts may

@@ -332,14 +332,6 @@ static void join_acc(uint32_t outputs) {
     begun = false;
 }
 
-/* Asks for n columns of a list from `from` on, before the end of a worker's. */
-static void ask_ahead(const sf_tile *tile, uint32_t from, uint32_t n, uint32_t end,
-                      uint32_t bytes) {
-    if (from < end) {
-        sf_ask_for(tile, from, at_most(n, end - from), bytes);
-    }
-}
-
 /* Pieces that threads work on at once. In mapped flash the scales of all are at hand. */
 enum { PIECES = 64 };
 
@@ -455,7 +447,8 @@ static void some_pieces(uint32_t worker, uint32_t workers, const void *task) {
             if (w->idx == NULL) {
                 memcpy(h, act_q[0] + at, n);
             } else {
-                ask_ahead(w->tile, i + SF_TILE, n, w->piece[mine.to - 1u].to, w->part->bytes);
+                const uint32_t end = w->piece[mine.to - 1u].to;
+                sf_ask_before(w->tile, end, i + SF_TILE, n, w->part->bytes);
                 for (uint32_t r = 0; r < n; r++) {
                     h[r] = act_q[0][w->idx[at + r]];
                 }

@@ -322,14 +322,6 @@ static void join_isum(uint32_t outputs) {
     }
 }
 
-/* Asks for n columns of a list from `from` on, before the end of a worker's. */
-static void ask_ahead(const sf_tile *tile, uint32_t from, uint32_t n, uint32_t end,
-                      uint32_t bytes) {
-    if (from < end) {
-        sf_ask_for(tile, from, at_most(n, end - from), bytes);
-    }
-}
-
 /* Columns that carry their scales: a worker takes some of the tokens. */
 typedef struct {
     const sf_part *part;
@@ -338,50 +330,42 @@ typedef struct {
     uint32_t outputs;
 } own_task;
 
+/* sums += the columns from..to of a tile times token t's activations. ask: for those to come. */
+static void add_own_columns(const own_task *w, uint32_t t, uint32_t from, uint32_t to, bool ask,
+                            int32_t *sums) {
+    const sf_tile *tile = w->tile;
+    const uint8_t *col[SF_TILE];
+    int32_t in[SF_TILE];
+    uint32_t n = 0;
+    for (uint32_t r = from; r < to; r++) {
+        const uint32_t at = tile->first + r, k = w->idx ? w->idx[at] : at;
+        if (ask && (r - from) % SF_TILE == 0) {
+            sf_ask_before(tile, to, r + SF_TILE, SF_TILE, w->part->bytes);
+        }
+        in[n] = act_q[t][k] * (int32_t)(1u << act_k[t][k / SF_GROUP]);
+        col[n] = tile->row[r];
+        n += in[n] != 0; /* others want the columns that are zero here */
+        if (n == SF_TILE || (r + 1u == to && n > 0)) {
+            sf_axpy_s4(col, in, n, w->outputs, w->part->shift, sums);
+            n = 0;
+        }
+    }
+}
+
 static void some_own_columns(uint32_t worker, uint32_t workers, const void *task) {
     const own_task *w = task;
-    const sf_tile *tile = w->tile;
     for (uint32_t t = worker; t < tokens(); t += workers) {
-        const uint8_t *col[SF_TILE];
-        int32_t in[SF_TILE];
-        uint32_t n = 0;
-        for (uint32_t r = 0; r < tile->rows; r++) {
-            const uint32_t at = tile->first + r, k = w->idx ? w->idx[at] : at;
-            if (t == worker && r % SF_TILE == 0) {
-                sf_ask_for(tile, r + SF_TILE, SF_TILE, w->part->bytes);
-            }
-            in[n] = act_q[t][k] * (int32_t)(1u << act_k[t][k / SF_GROUP]);
-            col[n] = tile->row[r];
-            n += in[n] != 0; /* others want the columns that are zero here */
-            if (n == SF_TILE || (r + 1u == tile->rows && n > 0)) {
-                sf_axpy_s4(col, in, n, w->outputs, w->part->shift, isum[t]);
-                n = 0;
-            }
-        }
+        add_own_columns(w, t, 0, w->tile->rows, t == worker, isum[t]);
     }
 }
 
 /* A worker's share of the columns of one token; it adds them to sums of its own. */
 static void some_of_one(uint32_t worker, uint32_t workers, const void *task) {
     const own_task *w = task;
-    const sf_tile *tile = w->tile;
-    const span mine = share(tile->rows, worker, workers);
-    const uint8_t *col[SF_TILE];
-    int32_t in[SF_TILE];
-    uint32_t n = 0;
+    const span mine = share(w->tile->rows, worker, workers);
     begin_sums(worker, workers, w->outputs);
-    for (uint32_t r = mine.from; r < mine.to; r++) {
-        const uint32_t at = tile->first + r, k = w->idx ? w->idx[at] : at;
-        if ((r - mine.from) % SF_TILE == 0) {
-            ask_ahead(tile, r + SF_TILE, SF_TILE, mine.to, w->part->bytes);
-        }
-        in[n] = act_q[0][k] * (int32_t)(1u << act_k[0][k / SF_GROUP]);
-        col[n] = tile->row[r];
-        n += in[n] != 0;
-        if (n == SF_TILE || (r + 1u == mine.to && n > 0)) {
-            sf_axpy_s4(col, in, n, w->outputs, w->part->shift, isum[worker]);
-            n = 0;
-        }
+    if (mine.from < mine.to) { /* a worker without sums has none */
+        add_own_columns(w, 0, mine.from, mine.to, true, isum[worker]);
     }
 }
 
