@@ -42,14 +42,12 @@ bool sf_stream_next(sf_stream *s, sf_tile *t) {
         }
     }
     s->next += t->rows;
-    sf_count_used(t->rows * p->bytes, p->ffn);
-    sf_count_read(t->rows * p->bytes, reads);
+    sf_count_mapped(t->rows * p->bytes, reads, p->ffn);
     return true;
 }
 
 const uint8_t *sf_flash_row(const sf_part *part, uint32_t row) {
-    sf_count_used(part->bytes, part->ffn);
-    sf_count_read(part->bytes, 1);
+    sf_count_mapped(part->bytes, 1, part->ffn);
     return sf_port_flash_base() + part->at + part->stride * row;
 }
 

@@ -30,6 +30,8 @@ void sf_count_neurons(uint32_t n);
 /* Weight bytes the forward pass used, and those that were read from flash for it. */
 void sf_count_used(uint32_t bytes, bool ffn);
 void sf_count_read(uint32_t bytes, uint32_t reads);
+/* Both, of bytes that are used where they lie. */
+void sf_count_mapped(uint32_t bytes, uint32_t reads, bool ffn);
 /* Bytes of rows read before they were asked for, of those that were, and of those not among them.
  */
 void sf_count_early(uint32_t predicted, uint32_t used, uint32_t missed);

@@ -103,6 +103,11 @@ void sf_count_read(uint32_t bytes, uint32_t reads) {
     counters.reads += reads;
 }
 
+void sf_count_mapped(uint32_t bytes, uint32_t reads, bool ffn) {
+    sf_count_used(bytes, ffn);
+    sf_count_read(bytes, reads);
+}
+
 void sf_count_early(uint32_t predicted, uint32_t used, uint32_t missed) {
     counters.bytes_early += predicted;
     counters.bytes_early_used += used;

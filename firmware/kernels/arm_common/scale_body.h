@@ -12,7 +12,7 @@ void SF_NAME(scale_q8)(const uint8_t *scales, uint32_t k, int32_t sum, uint32_t 
     register const int32_t *end __asm("lr") = isum + dim;
     (void)sum;
     /* clang-format off */
-    __asm volatile("mov r12, #0\n\t"
+    __asm volatile("mov r7, #0\n\t"
           "1:\n\t"
           "vldmia r0!, {s15}\n\t"
           "vcvtb.f32.f16 s14, s15\n\t"
@@ -21,20 +21,18 @@ void SF_NAME(scale_q8)(const uint8_t *scales, uint32_t k, int32_t sum, uint32_t 
           "vcvt.s32.f32 s15, s15, #24\n\t"
           "vmov r4, r5, s14, s15\n\t"
           "ldm r2, {r6, r8}\n\t"
-          "strd r12, r12, [r2], #8\n\t"
+          "strd r7, r7, [r2], #8\n\t"
           "lsl r6, r6, r1\n\t"
           "lsl r8, r8, r1\n\t"
-          "ldrd r9, r10, [r3]\n\t"
+          "ldm r3, {r9, r10, r11, r12}\n\t"
           "smlal r9, r10, r6, r4\n\t"
-          "strd r9, r10, [r3], #8\n\t"
-          "ldrd r9, r10, [r3]\n\t"
-          "smlal r9, r10, r8, r5\n\t"
-          "strd r9, r10, [r3], #8\n\t"
+          "smlal r11, r12, r8, r5\n\t"
+          "stm r3!, {r9, r10, r11, r12}\n\t"
           "cmp r2, lr\n\t"
           "bne 1b"
           : "+r"(d), "+r"(s), "+r"(a)
           : "r"(shift), "r"(end)
-          : "r4", "r5", "r6", "r8", "r9", "r10", "r12", "s14", "s15", "cc", "memory");
+          : "r4", "r5", "r6", "r7", "r8", "r9", "r10", "r11", "r12", "s14", "s15", "cc", "memory");
     /* clang-format on */
 }
 

@@ -131,11 +131,14 @@ static uint32_t *widen_q4(const int8_t *q, uint32_t *out) {
     return out;
 }
 
-/* Activations for rows of two groups; the loop over rows ends by what follows them. */
+/* Activations for rows of two groups, and behind them what ends the loop over rows: where it goes
+ * on, the last pointer's end, and the way from the next pointer to a row's output, which is as wide
+ * as a pointer. */
 struct two_groups {
     uint32_t x[32];
     const uint32_t *again;
     const uint8_t *const *end;
+    uint32_t to_out;
 };
 
 /* Rows of two groups; x holds activations shifted left by their group's distance from the least,
@@ -145,9 +148,9 @@ struct two_groups {
 static bool rows_of_two_q8(const uint8_t *const *rows, struct two_groups *two, float factor,
                            float *out) {
     register const uint8_t *const *row __asm("r0") = rows;
-    register float *y __asm("r1") = out;
     register uint32_t x __asm("r2") = (uint32_t)(uintptr_t)two->x; /* then the flags */
     two->again = two->x;
+    two->to_out = (uint32_t)(uintptr_t)out - (uint32_t)(uintptr_t)(rows + 1);
     /* clang-format off */
     __asm volatile(
           "vmrs r3, fpscr\n\t"
@@ -157,8 +160,7 @@ static bool rows_of_two_q8(const uint8_t *const *rows, struct two_groups *two, f
           "msr APSR_nzcvq, r3\n\t"
           "1:\n\t"
           "ldr r7, [r0], #4\n\t"
-          GROUP_AT("r7", "r2", "r11")
-          "vmov s13, r11\n\t"
+          GROUP_AT("r7", "r2", "r1")
           GROUP_AT("r7", "r2", "r11")
           "vldr s15, [r7]\n\t"
           "vcvtb.f32.f16 s14, s15\n\t"
@@ -166,27 +168,27 @@ static bool rows_of_two_q8(const uint8_t *const *rows, struct two_groups *two, f
           "vcvt.s32.f32 s14, s14, #32\n\t"
           "vcvt.s32.f32 s15, s15, #32\n\t"
           "vmov r3, r4, s14, s15\n\t"
-          "vmov r5, s13\n\t"
-          "smull r6, r8, r5, r3\n\t"
+          "smull r6, r8, r1, r3\n\t"
           "smlal r6, r8, r11, r4\n\t"
+          "ldm r2, {r2, r3, r4}\n\t"
           "ssat r9, #25, r8\n\t"
           "vmov s14, s15, r6, r8\n\t"
           "vcvt.f32.u32 s14, s14, #32\n\t"
           "vcvt.f32.s32 s15, s15\n\t"
+          "add r4, r4, r0\n\t"
           "vadd.f32 s14, s14, s15\n\t"
-          "vmul.f32 s14, s14, %[f]\n\t"
-          "vstmia r1!, {s14}\n\t"
-          "ldm r2, {r2, r3}\n\t"
           "cmp r0, r3\n\t"
+          "vmul.f32 s14, s14, %[f]\n\t"
+          "vstr s14, [r4]\n\t"
           "bne 1b\n\t"
           "mrs r2, APSR\n\t"
           "vmrs r3, fpscr\n\t"
           "and r3, r3, #1\n\t"
           "and r2, r2, #0x08000000\n\t"
           "orr r2, r2, r3"
-          : "+r"(row), "+r"(y), "+r"(x)
+          : "+r"(row), "+r"(x)
           : [f] "t"(factor)
-          : "r7", "r11", "s13", USED);
+          : "r1", "r7", "r11", USED);
     /* clang-format on */
     return x == 0;
 }

@@ -111,11 +111,8 @@ static bool reaches(float v, float limit) {
     return sf_bits(v) << 1 >= sf_bits(limit) << 1;
 }
 
-/* What any of the tokens' lists holds: all are of the first n, or all have indices. */
-static list together(const list *of) {
-    if (tokens() == 1u || of[0].idx == NULL) {
-        return of[0];
-    }
+/* What any of the tokens' lists holds. */
+static list any_of(const list *of) {
     uint32_t n = 0;
     memset(wanted, 0, sizeof wanted);
     for (uint32_t t = 0; t < tokens(); t++) {
@@ -135,6 +132,11 @@ static list together(const list *of) {
     return (list){shared, n};
 }
 
+/* The same of lists that are all of the first n, or all have indices. */
+static inline list together(const list *of) {
+    return tokens() == 1u || of[0].idx == NULL ? of[0] : any_of(of);
+}
+
 /* Whether token t wants row i of those that some token wants. */
 static inline bool wants(uint32_t t, uint32_t i) {
     return tokens() == 1u || (wanted[t][i / 32u] >> i % 32u & 1u) != 0;
@@ -151,8 +153,8 @@ static void dot(const sf_part *p, const uint8_t *const *row, uint32_t n, uint32_
 }
 
 /* out[0] and out[1] for tokens t and t + 1. */
-static void dot2(const sf_part *p, const uint8_t *const *row, uint32_t n, uint32_t t,
-                 float *const *out) {
+static inline void dot2(const sf_part *p, const uint8_t *const *row, uint32_t n, uint32_t t,
+                        float *const *out) {
     switch (p->grid) {
     case SF_GRID_Q8: sf_dot2_q8(row, n, &act[t], out); break;
     default:
@@ -171,7 +173,7 @@ typedef struct {
 } rows_task;
 
 /* The products of n rows of a tile with every token. */
-static void for_all(const rows_task *w, uint32_t from, uint32_t n) {
+static inline void for_all(const rows_task *w, uint32_t from, uint32_t n) {
     const uint8_t *const *row = w->tile->row + from;
     const uint32_t at = w->tile->first + from;
     uint32_t t = 0;
@@ -187,7 +189,8 @@ static void for_all(const rows_task *w, uint32_t from, uint32_t n) {
 /* A worker's share of a tile's rows, as many at a time as kernels take. */
 static void some_rows(uint32_t worker, uint32_t workers, const void *task) {
     const rows_task *w = task;
-    const uint32_t rows = w->tile->rows, pieces = (rows + SF_TILE - 1u) / SF_TILE;
+    const uint32_t rows = w->tile->rows;
+    const uint32_t pieces = SF_SPAN > SF_TILE ? (rows + SF_TILE - 1u) / SF_TILE : 1u;
     const uint32_t end = pieces * (worker + 1u) / workers * SF_TILE;
     for (uint32_t from = pieces * worker / workers * SF_TILE; from < end; from += SF_TILE) {
         for_all(w, from, rows - from < SF_TILE ? rows - from : SF_TILE);
@@ -198,9 +201,7 @@ static void some_rows(uint32_t worker, uint32_t workers, const void *task) {
 static void scatter(const rows_task *w, const uint8_t *const *row, const uint16_t *idx, uint32_t n,
                     uint32_t t) {
     float value[SF_LISTED], *out = of_token(w->out, t);
-    if (n > 0) {
-        dot(w->part, row, n, t, value);
-    }
+    dot(w->part, row, n, t, value);
     for (uint32_t r = 0; r < n; r++) {
         out[idx[r]] = value[r];
     }
@@ -210,15 +211,20 @@ static void scatter(const rows_task *w, const uint8_t *const *row, const uint16_
 static void scatter_wanted(const rows_task *w, const uint8_t *const *row, const uint16_t *idx,
                            uint32_t n, uint32_t t) {
     const uint8_t *own[SF_LISTED];
-    uint16_t to[SF_LISTED];
+    float value[SF_LISTED], *out = of_token(w->out, t);
     uint32_t kept = 0;
     for (uint32_t r = 0; r < n; r++) {
+        own[kept] = row[r];
+        kept += wants(t, idx[r]);
+    }
+    if (kept > 0) {
+        dot(w->part, own, kept, t, value);
+    }
+    for (uint32_t r = 0, k = 0; r < n; r++) {
         if (wants(t, idx[r])) {
-            own[kept] = row[r];
-            to[kept++] = idx[r];
+            out[idx[r]] = value[k++];
         }
     }
-    scatter(w, own, to, kept, t);
 }
 
 /* A worker's share of a tile's listed rows; later ones are asked for meanwhile. */
@@ -247,9 +253,9 @@ static void some_listed(uint32_t worker, uint32_t workers, const void *task) {
 static void rows(const sf_part *p, list which, vectors out) {
     sf_stream s;
     sf_tile t;
+    const rows_task task = {p, &t, which.idx, out};
     sf_stream_open(&s, p, which.idx, which.n);
     while (sf_stream_next(&s, &t)) {
-        const rows_task task = {p, &t, which.idx, out};
         if (which.idx != NULL) {
             sf_parallel(some_listed, &task);
         } else {

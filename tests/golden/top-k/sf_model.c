@@ -133,11 +133,8 @@ static void only(list which, const float *v, uint32_t n, float *out) {
     }
 }
 
-/* What any of the tokens' lists holds: all are of the first n, or all have indices. */
-static list together(const list *of) {
-    if (tokens() == 1u || of[0].idx == NULL) {
-        return of[0];
-    }
+/* What any of the tokens' lists holds. */
+static list any_of(const list *of) {
     uint32_t n = 0;
     memset(wanted, 0, sizeof wanted);
     for (uint32_t t = 0; t < tokens(); t++) {
@@ -157,6 +154,11 @@ static list together(const list *of) {
     return (list){shared, n};
 }
 
+/* The same of lists that are all of the first n, or all have indices. */
+static inline list together(const list *of) {
+    return tokens() == 1u || of[0].idx == NULL ? of[0] : any_of(of);
+}
+
 /* Whether token t wants row i of those that some token wants. */
 static inline bool wants(uint32_t t, uint32_t i) {
     return tokens() == 1u || (wanted[t][i / 32u] >> i % 32u & 1u) != 0;
@@ -173,8 +175,8 @@ static void dot(const sf_part *p, const uint8_t *const *row, uint32_t n, uint32_
 }
 
 /* out[0] and out[1] for tokens t and t + 1. */
-static void dot2(const sf_part *p, const uint8_t *const *row, uint32_t n, uint32_t t,
-                 float *const *out) {
+static inline void dot2(const sf_part *p, const uint8_t *const *row, uint32_t n, uint32_t t,
+                        float *const *out) {
     switch (p->grid) {
     case SF_GRID_Q4: sf_dot2_q4(row, n, &act[t], out); break;
     case SF_GRID_Q8: sf_dot2_q8(row, n, &act[t], out); break;
@@ -194,7 +196,7 @@ typedef struct {
 } rows_task;
 
 /* The products of n rows of a tile with every token. */
-static void for_all(const rows_task *w, uint32_t from, uint32_t n) {
+static inline void for_all(const rows_task *w, uint32_t from, uint32_t n) {
     const uint8_t *const *row = w->tile->row + from;
     const uint32_t at = w->tile->first + from;
     uint32_t t = 0;
@@ -210,7 +212,8 @@ static void for_all(const rows_task *w, uint32_t from, uint32_t n) {
 /* A worker's share of a tile's rows, as many at a time as kernels take. */
 static void some_rows(uint32_t worker, uint32_t workers, const void *task) {
     const rows_task *w = task;
-    const uint32_t rows = w->tile->rows, pieces = (rows + SF_TILE - 1u) / SF_TILE;
+    const uint32_t rows = w->tile->rows;
+    const uint32_t pieces = SF_SPAN > SF_TILE ? (rows + SF_TILE - 1u) / SF_TILE : 1u;
     const uint32_t end = pieces * (worker + 1u) / workers * SF_TILE;
     for (uint32_t from = pieces * worker / workers * SF_TILE; from < end; from += SF_TILE) {
         for_all(w, from, rows - from < SF_TILE ? rows - from : SF_TILE);
@@ -221,9 +224,7 @@ static void some_rows(uint32_t worker, uint32_t workers, const void *task) {
 static void scatter(const rows_task *w, const uint8_t *const *row, const uint16_t *idx, uint32_t n,
                     uint32_t t) {
     float value[SF_LISTED], *out = of_token(w->out, t);
-    if (n > 0) {
-        dot(w->part, row, n, t, value);
-    }
+    dot(w->part, row, n, t, value);
     for (uint32_t r = 0; r < n; r++) {
         out[idx[r]] = value[r];
     }
@@ -233,15 +234,20 @@ static void scatter(const rows_task *w, const uint8_t *const *row, const uint16_
 static void scatter_wanted(const rows_task *w, const uint8_t *const *row, const uint16_t *idx,
                            uint32_t n, uint32_t t) {
     const uint8_t *own[SF_LISTED];
-    uint16_t to[SF_LISTED];
+    float value[SF_LISTED], *out = of_token(w->out, t);
     uint32_t kept = 0;
     for (uint32_t r = 0; r < n; r++) {
+        own[kept] = row[r];
+        kept += wants(t, idx[r]);
+    }
+    if (kept > 0) {
+        dot(w->part, own, kept, t, value);
+    }
+    for (uint32_t r = 0, k = 0; r < n; r++) {
         if (wants(t, idx[r])) {
-            own[kept] = row[r];
-            to[kept++] = idx[r];
+            out[idx[r]] = value[k++];
         }
     }
-    scatter(w, own, to, kept, t);
 }
 
 /* A worker's share of a tile's listed rows; later ones are asked for meanwhile. */
@@ -270,9 +276,9 @@ static void some_listed(uint32_t worker, uint32_t workers, const void *task) {
 static void rows(const sf_part *p, list which, vectors out) {
     sf_stream s;
     sf_tile t;
+    const rows_task task = {p, &t, which.idx, out};
     sf_stream_open(&s, p, which.idx, which.n);
     while (sf_stream_next(&s, &t)) {
-        const rows_task task = {p, &t, which.idx, out};
         if (which.idx != NULL) {
             sf_parallel(some_listed, &task);
         } else {
@@ -380,6 +386,11 @@ static void join_acc(uint32_t outputs) {
 /* Pieces that threads work on at once. In mapped flash the scales of all are at hand. */
 enum { PIECES = 64 };
 
+/* Of n columns of a piece, those that kernels take at once. */
+static inline uint32_t at_once(uint32_t n) {
+    return SF_TILE < SF_GROUP && n > SF_TILE ? SF_TILE : n;
+}
+
 /* Columns of a tile that lie in one block of 32 inputs, and the scales of the block. */
 typedef struct {
     uint32_t from, to, block;
@@ -452,7 +463,7 @@ static void some_columns(uint32_t worker, uint32_t workers, const void *task) {
                 const uint8_t *own_col[SF_TILE];
                 const uint32_t at = w->tile->first + i;
                 int8_t h[SF_TILE];
-                n = c->to - i < SF_TILE ? c->to - i : SF_TILE;
+                n = at_once(c->to - i);
                 if (w->idx == NULL) {
                     add_columns(w, c->block, col, n, act_q[t] + at, t, from, to);
                     continue;
@@ -494,7 +505,7 @@ static void some_pieces(uint32_t worker, uint32_t workers, const void *task) {
         for (uint32_t i = c->from, n; i < c->to; i += n) {
             const uint32_t at = w->tile->first + i;
             int8_t h[SF_TILE];
-            n = c->to - i < SF_TILE ? c->to - i : SF_TILE;
+            n = at_once(c->to - i);
             if (w->idx == NULL) {
                 memcpy(h, act_q[0] + at, n);
             } else {
@@ -534,37 +545,35 @@ static void sum_columns(const sf_part *p, list which, const sf_part *scales, uin
     const uint16_t *idx = which.idx;
     sf_tile tile;
     columns_task task = {.part = p, .tile = &tile, .idx = idx, .outputs = outputs};
-    columns_piece c = {0};
     sf_stream s;
     (void)scales; /* not used where they are those of outputs, once for all blocks */
     for (uint32_t t = 0; t < tokens(); t++) {
         memset(acc[t], 0, outputs * sizeof acc[t][0]);
-        memset(isum[t], 0, sizeof isum[t]); /* a failed read may have left a block unfinished */
     }
     sf_stream_open(&s, p, idx, which.n);
     while (sf_stream_next(&s, &tile)) {
-        for (c.from = 0; c.from < tile.rows; c.from = c.to) {
-            const uint32_t at = tile.first + c.from;
-            c.block = (idx ? idx[at] : at) / SF_GROUP;
-            if (idx == NULL) {
-                const uint32_t end = SF_GROUP * (c.block + 1u) - tile.first;
-                c.to = end < tile.rows ? end : tile.rows;
-            } else {
-                for (c.to = c.from + 1u;
-                     c.to < tile.rows && idx[tile.first + c.to] / SF_GROUP == c.block; c.to++) {
-                }
+        for (uint32_t from = 0, to; from < tile.rows; from = to) {
+            const uint32_t at = tile.first + from, block = (idx ? idx[at] : at) / SF_GROUP;
+            const uint32_t end = SF_GROUP * (block + 1u) - tile.first;
+            to = idx ? from + 1u : (end < tile.rows ? end : tile.rows);
+            while (idx && to < tile.rows && idx[tile.first + to] / SF_GROUP == block) {
+                to++;
             }
-            const uint32_t next = tile.first + c.to;
-            c.ends = next == which.n || (idx ? idx[next] : next) / SF_GROUP != c.block;
-            if (c.ends) {
-                c.scales = sf_flash_row(scales, c.block);
+            columns_piece *const c = &task.piece[task.pieces++];
+            *c = (columns_piece){.from = from, .to = to, .block = block};
+            const uint32_t next = tile.first + to;
+            c->ends = next == which.n || (idx ? idx[next] : next) / SF_GROUP != block;
+            if (c->ends) {
+                c->scales = sf_flash_row(scales, block);
             }
-            task.piece[task.pieces++] = c;
-            if (task.pieces == PIECES || c.to == tile.rows) {
-                all_pieces(&task, &c, c.to - task.piece[0].from);
+            if (task.pieces == PIECES || to == tile.rows) {
+                all_pieces(&task, c, to - task.piece[0].from);
                 task.pieces = 0;
             }
         }
+    }
+    if (s.next < which.n) { /* a failed read may have left a block unfinished */
+        memset(isum, 0, sizeof isum);
     }
     join_acc(outputs);
 }
