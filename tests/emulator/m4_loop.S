@@ -18,6 +18,9 @@ start:
     mov r7, r4
     mov sp, r4
     movs r2, #0
+    b 0f
+    .ltorg /* within reach, however long the snippets are */
+0:
     SNIPPETS
     .global marked_end
 marked_end:

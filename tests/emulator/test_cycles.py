@@ -55,6 +55,11 @@ SNIPPETS = [
     ("vmul.f32 s0, s0, s0; vadd.f32 s0, s0, s0; vfma.f32 s0, s0, s0; vmla.f32 s0, s0, s0", 8),
     ("vdiv.f32 s0, s0, s0; vsqrt.f32 s0, s0; vneg.f32 s0, s0", 14 + 14 + 1),
     ("vldmia r4, {s0-s3}; vmov r0, s0; vmov r0, r1, s0, s1; vmrs r0, fpscr", 5 + 1 + 2 + 1),
+    # At the end of a page, where QEMU looks ahead whether the next instruction crosses.
+    ("b 1f; .balign 4096; .space 4092; 1: ldm r5!, {r0, r1, r3}; nop", 3 + 4 + 1),
+    ("b 1f; .balign 4096; .space 4090; 1: udiv r0, r1, r4; nop", 3 + 12 + 1),
+    ("movs r0, #9; b 1f; .balign 4096; .space 4092; 1: push {r1, r3}; pop.w {r1, r3}; subs r0, #1;"
+     " bne 1b", 1 + 3 + 9 * 8 + 8 * 2),
 ]  # fmt: skip
 """Instructions, and their cycles by the Technical Reference Manual with a refill of 2."""
 

@@ -35,7 +35,6 @@ void qemu_plugin_register_atexit_cb(plugin_id id, void (*f)(plugin_id, void *), 
 size_t qemu_plugin_tb_n_insns(const struct qemu_plugin_tb *tb);
 struct qemu_plugin_insn *qemu_plugin_tb_get_insn(const struct qemu_plugin_tb *tb, size_t i);
 const void *qemu_plugin_insn_data(const struct qemu_plugin_insn *i);
-size_t qemu_plugin_insn_size(const struct qemu_plugin_insn *i);
 uint64_t qemu_plugin_insn_vaddr(const struct qemu_plugin_insn *i);
 extern int qemu_plugin_version;
 int qemu_plugin_version = 1;
@@ -206,6 +205,20 @@ static void on_load(unsigned cpu, uint32_t info, uint64_t address, void *data) {
     fprintf(out, "%c %" PRIu64 " %" PRIu64 "\n", ((const mark *)data)->letter, cycles, address);
 }
 
+/* An instruction and its bytes. QEMU's own size is not used: in front of the last 2 bytes of a page
+ * it reads these too, to see whether an instruction crosses, and adds them to the one before. */
+static insn decoded(const struct qemu_plugin_insn *q, size_t *size) {
+    const uint8_t *data = qemu_plugin_insn_data(q);
+    uint16_t half[2];
+    memcpy(half, data, 2);
+    *size = half[0] >> 11 >= 29u ? 4 : 2;
+    if (*size == 2) {
+        return narrow(half[0]);
+    }
+    memcpy(half + 1, data + 2, 2);
+    return wide(half[0], half[1]);
+}
+
 static void on_translation(plugin_id id, struct qemu_plugin_tb *tb) {
     const size_t n = qemu_plugin_tb_n_insns(tb);
     block *b = malloc(sizeof *b);
@@ -217,10 +230,8 @@ static void on_translation(plugin_id id, struct qemu_plugin_tb *tb) {
     for (size_t i = 0; i < n; i++) {
         struct qemu_plugin_insn *q = qemu_plugin_tb_get_insn(tb, i);
         const uint64_t at = qemu_plugin_insn_vaddr(q);
-        const size_t size = qemu_plugin_insn_size(q);
-        uint16_t half[2] = {0, 0};
-        memcpy(half, qemu_plugin_insn_data(q), size);
-        const insn k = size == 2 ? narrow(half[0]) : wide(half[0], half[1]);
+        size_t size;
+        const insn k = decoded(q, &size);
         const int c = cost(&k, &before) + (at == exception_at ? EXCEPTION : 0);
         for (size_t m = 0; m < mark_count; m++) {
             if (marks[m].loads && at >= marks[m].first && at <= marks[m].last) {
