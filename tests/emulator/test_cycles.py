@@ -58,6 +58,8 @@ SNIPPETS = [
     # At the end of a page, where QEMU looks ahead whether the next instruction crosses.
     ("b 1f; .balign 4096; .space 4092; 1: ldm r5!, {r0, r1, r3}; nop", 3 + 4 + 1),
     ("b 1f; .balign 4096; .space 4090; 1: udiv r0, r1, r4; nop", 3 + 12 + 1),
+    ("b 1f; .balign 4096; .space 4092; 1: ldr.w r0, [r4]; ldr r1, [r5]; ldr r3, [r6]", 3 + 4),
+    ("b 1f; .balign 4096; .space 4092; 1: add.w r0, r4, r2; ldr r0, [r0]", 3 + 1 + 3),
     ("movs r0, #9; b 1f; .balign 4096; .space 4092; 1: push {r1, r3}; pop.w {r1, r3}; subs r0, #1;"
      " bne 1b", 1 + 3 + 9 * 8 + 8 * 2),
 ]  # fmt: skip

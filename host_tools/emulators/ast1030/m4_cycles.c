@@ -163,6 +163,8 @@ static insn wide(unsigned h, unsigned g) {
     return k;
 }
 
+static const insn nothing = {1, false, false, false, false, NONE, NONE, NONE, NONE};
+
 /* The cycles of an instruction behind another. */
 static int cost(const insn *k, const insn *before) {
     int n = k->cost;
@@ -182,7 +184,10 @@ static int cost(const insn *k, const insn *before) {
 
 typedef struct {
     uint64_t first, after;
+    insn head, tail;
 } block;
+
+static insn last;
 
 static void on_block(unsigned cpu, void *data) {
     const block *b = data;
@@ -190,8 +195,11 @@ static void on_block(unsigned cpu, void *data) {
     if (branches != branches_seen) { /* an interrupted block never came to its branch */
         branches_seen = branches;
         cycles += b->first != expected ? REFILL : 0u;
+    } else if (b->first == expected) { /* blocks end with pages */
+        cycles += (uint64_t)(cost(&b->head, &last) - cost(&b->head, &nothing));
     }
     expected = b->after;
+    last = b->tail;
 }
 
 static void on_mark(unsigned cpu, void *data) {
@@ -222,7 +230,7 @@ static insn decoded(const struct qemu_plugin_insn *q, size_t *size) {
 static void on_translation(plugin_id id, struct qemu_plugin_tb *tb) {
     const size_t n = qemu_plugin_tb_n_insns(tb);
     block *b = malloc(sizeof *b);
-    insn before = {1, false, false, false, false, NONE, NONE, NONE, NONE};
+    insn before = nothing;
     (void)id;
     if (b == NULL) {
         abort();
@@ -247,10 +255,12 @@ static void on_translation(plugin_id id, struct qemu_plugin_tb *tb) {
         }
         if (i == 0) {
             b->first = at;
+            b->head = k;
         }
         b->after = at + size;
         before = k;
     }
+    b->tail = before;
     qemu_plugin_register_vcpu_tb_exec_cb(tb, on_block, NO_REGISTERS, b);
 }
 
