@@ -715,49 +715,55 @@ static exponents least_with(exponents e, uint32_t l, uint32_t g, uint32_t p) {
     return (exponents){k < e.k ? k : e.k, v < e.v ? v : e.v};
 }
 
+/* A layer, and the least exponents that hold for each token of the block. */
+typedef struct {
+    uint32_t layer;
+    exponents least[SF_KV_HEADS][SF_BLOCK];
+} attention_task;
+
 /* y = the heads' mixes of values, a worker's share of the heads; heads of q that share a head of k
  * and v go together. */
 static void some_heads(uint32_t worker, uint32_t workers, const void *task) {
-    const uint32_t l = *(const uint32_t *)task, heads = SF_HEADS / SF_KV_HEADS;
+    const attention_task *w = task;
+    const uint32_t l = w->layer, heads = SF_HEADS / SF_KV_HEADS;
     const uint32_t end = SF_HEADS * (worker + 1u) / workers;
     for (uint32_t h = SF_HEADS * worker / workers, n; h < end; h += n) {
         const uint32_t g = h / heads;
-        exponents least = least_before(l, g);
         n = (g + 1u) * heads < end ? (g + 1u) * heads - h : end - h;
+        sf_attn a = {
+            .k = k_cache[l][0] + g * SF_HEAD_DIM,
+            .v = v_cache[l][0] + g * SF_HEAD_DIM,
+            .ks = k_exp[l][0] + g,
+            .vs = v_exp[l][0] + g,
+            .stride = SF_KV_DIM,
+            .estride = SF_KV_HEADS,
+            .head_dim = SF_HEAD_DIM,
+            .scale = SF_SCORE_SCALE,
+        };
         for (uint32_t t = 0; t < tokens(); t++) {
-            const uint32_t p = position + t;
-            least = least_with(least, l, g, p);
-            const sf_attn a = {
-                .k = k_cache[l][0] + g * SF_HEAD_DIM,
-                .v = v_cache[l][0] + g * SF_HEAD_DIM,
-                .ks = k_exp[l][0] + g,
-                .vs = v_exp[l][0] + g,
-                .stride = SF_KV_DIM,
-                .estride = SF_KV_HEADS,
-                .first = 0,
-                .last = p,
-                .head_dim = SF_HEAD_DIM,
-                .k_least = least.k,
-                .v_least = least.v,
-                .scale = SF_SCORE_SCALE,
-            };
+            a.last = position + t;
+            a.k_least = w->least[g][t].k;
+            a.v_least = w->least[g][t].v;
             sf_attention(&a, n, qkv[t] + h * SF_HEAD_DIM, q16[worker], score[worker], mix[worker],
                          y[t] + h * SF_HEAD_DIM);
         }
     }
 }
 
-/* y = attention of the block's tokens; the least exponents then hold for them too. */
+/* y = attention of the block's tokens, whose exponents the least ones then take in. */
 static void attend(uint32_t l) {
-    sf_parallel(some_heads, &l);
+    attention_task task;
+    task.layer = l;
     for (uint32_t g = 0; g < SF_KV_HEADS; g++) {
         exponents least = least_before(l, g);
         for (uint32_t t = 0; t < tokens(); t++) {
             least = least_with(least, l, g, position + t);
+            task.least[g][t] = least;
         }
         k_least[l][g] = least.k;
         v_least[l][g] = least.v;
     }
+    sf_parallel(some_heads, &task);
 }
 
 /* x += attention of x. */
