@@ -181,7 +181,7 @@ static inline void for_all(const rows_task *w, uint32_t from, uint32_t n) {
         float *const two[2] = {of_token(w->out, t) + at, of_token(w->out, t + 1u) + at};
         dot2(w->part, row, n, t, two);
     }
-    for (; t < tokens(); t++) {
+    if (t < tokens()) {
         dot(w->part, row, n, t, of_token(w->out, t) + at);
     }
 }
@@ -189,11 +189,11 @@ static inline void for_all(const rows_task *w, uint32_t from, uint32_t n) {
 /* A worker's share of a tile's rows, as many at a time as kernels take. */
 static void some_rows(uint32_t worker, uint32_t workers, const void *task) {
     const rows_task *w = task;
-    const uint32_t rows = w->tile->rows;
-    const uint32_t pieces = SF_SPAN > SF_TILE ? (rows + SF_TILE - 1u) / SF_TILE : 1u;
+    const bool one = SF_SPAN == SF_TILE; /* a tile is one piece */
+    const uint32_t rows = w->tile->rows, pieces = one ? 1u : (rows + SF_TILE - 1u) / SF_TILE;
     const uint32_t end = pieces * (worker + 1u) / workers * SF_TILE;
     for (uint32_t from = pieces * worker / workers * SF_TILE; from < end; from += SF_TILE) {
-        for_all(w, from, rows - from < SF_TILE ? rows - from : SF_TILE);
+        for_all(w, from, one || rows - from < SF_TILE ? rows - from : SF_TILE);
     }
 }
 
