@@ -67,14 +67,18 @@ typedef struct {
 #define SF_NEAR 3
 #endif
 
-/* Asks for n rows of a tile from this one on, as far as there are any; each line of memory that a
- * row touches, its last one too. */
+/* Asks for each line of memory that a row touches, its last one too. */
+static inline void sf_ask_for_row(const uint8_t *row, uint32_t bytes) {
+    const uint8_t *end = row + bytes;
+    for (const uint8_t *line = row - (uintptr_t)row % 64u; SF_AHEAD > 0u && line < end;
+         line += 64) {
+        __builtin_prefetch(line, 0, SF_NEAR);
+    }
+}
+/* The same for n rows of a tile from this one on, as far as there are any. */
 static inline void sf_ask_for(const sf_tile *t, uint32_t from, uint32_t n, uint32_t bytes) {
     for (uint32_t r = from; SF_AHEAD > 0u && r < t->rows && r < from + n; r++) {
-        const uint8_t *row = t->row[r], *end = row + bytes;
-        for (const uint8_t *line = row - (uintptr_t)row % 64u; line < end; line += 64) {
-            __builtin_prefetch(line, 0, SF_NEAR);
-        }
+        sf_ask_for_row(t->row[r], bytes);
     }
 }
 /* The same of those before a row `end`. */

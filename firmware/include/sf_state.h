@@ -40,7 +40,7 @@ void sf_count_time(uint64_t attn, uint64_t ffn, uint64_t head);
 void sf_count_tokens(uint32_t n, uint64_t time);
 /* Of the tokens counted before, those that were drafts, and of these those that were right. */
 void sf_count_drafts(uint32_t drafted, uint32_t taken);
-/* Drafts that may follow a text of n tokens: out gets `most`, or none. */
-uint32_t sf_draft(const uint32_t *text, uint32_t n, uint32_t most, uint32_t *out);
+/* Drafts that may follow a text of n tokens, at most `most`, if its last `least` stood before. */
+uint32_t sf_draft(const uint32_t *text, uint32_t n, uint32_t least, uint32_t most, uint32_t *out);
 
 #endif

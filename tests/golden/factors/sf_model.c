@@ -358,7 +358,7 @@ typedef struct {
     const sf_part *part;
     const sf_tile *tile;
     const uint16_t *idx;
-    uint32_t outputs, pieces;
+    uint32_t outputs, pieces, table; /* bytes of a block's scales */
     columns_piece piece[PIECES];
 } columns_task;
 
@@ -398,6 +398,13 @@ static void end_block(const sf_part *p, const columns_piece *c, uint32_t t, uint
     }
 }
 
+/* The scales of the piece behind k, as far as a worker's pieces go. */
+static void ask_for_scales(const columns_task *w, uint32_t k, uint32_t end) {
+    if (PIECES > 1 && k + 1u < end && w->piece[k + 1u].scales) {
+        sf_ask_for_row(w->piece[k + 1u].scales, w->table);
+    }
+}
+
 /* A worker's share of the outputs, whole pairs of groups. */
 static void some_columns(uint32_t worker, uint32_t workers, const void *task) {
     const columns_task *w = task;
@@ -407,6 +414,7 @@ static void some_columns(uint32_t worker, uint32_t workers, const void *task) {
     const uint32_t to = last < w->outputs ? last : w->outputs;
     for (uint32_t k = 0; k < w->pieces && from < to; k++) {
         const columns_piece *c = &w->piece[k];
+        ask_for_scales(w, k, w->pieces);
         for (uint32_t t = 0; t < tokens(); t++) {
             for (uint32_t i = c->from, n; i < c->to; i += n) {
                 const uint8_t *const *col = w->tile->row + i;
@@ -452,6 +460,7 @@ static void some_pieces(uint32_t worker, uint32_t workers, const void *task) {
     begin_sums(worker, workers, w->outputs);
     for (uint32_t k = mine.from; k < mine.to; k++) {
         const columns_piece *c = &w->piece[k];
+        ask_for_scales(w, k, mine.to);
         for (uint32_t i = c->from, n; i < c->to; i += n) {
             const uint32_t at = w->tile->first + i;
             int8_t h[SF_TILE];
@@ -515,6 +524,7 @@ static void sum_columns(const sf_part *p, list which, const sf_part *scales, uin
             c->ends = next == which.n || (idx ? idx[next] : next) / SF_GROUP != block;
             if (c->ends) {
                 c->scales = sf_flash_row(scales, block);
+                task.table = scales->bytes;
             }
             if (task.pieces == PIECES || to == tile.rows) {
                 all_pieces(&task, c, to - task.piece[0].from);

@@ -375,7 +375,7 @@ typedef struct {
     const sf_part *part;
     const sf_tile *tile;
     const uint16_t *idx;
-    uint32_t outputs, pieces;
+    uint32_t outputs, pieces, table; /* bytes of a block's scales */
     columns_piece piece[PIECES];
 } columns_task;
 
@@ -415,6 +415,13 @@ static void end_block(const sf_part *p, const columns_piece *c, uint32_t t, uint
     }
 }
 
+/* The scales of the piece behind k, as far as a worker's pieces go. */
+static void ask_for_scales(const columns_task *w, uint32_t k, uint32_t end) {
+    if (PIECES > 1 && k + 1u < end && w->piece[k + 1u].scales) {
+        sf_ask_for_row(w->piece[k + 1u].scales, w->table);
+    }
+}
+
 /* A worker's share of the outputs, whole pairs of groups. */
 static void some_columns(uint32_t worker, uint32_t workers, const void *task) {
     const columns_task *w = task;
@@ -424,6 +431,7 @@ static void some_columns(uint32_t worker, uint32_t workers, const void *task) {
     const uint32_t to = last < w->outputs ? last : w->outputs;
     for (uint32_t k = 0; k < w->pieces && from < to; k++) {
         const columns_piece *c = &w->piece[k];
+        ask_for_scales(w, k, w->pieces);
         for (uint32_t t = 0; t < tokens(); t++) {
             for (uint32_t i = c->from, n; i < c->to; i += n) {
                 const uint8_t *const *col = w->tile->row + i;
@@ -469,6 +477,7 @@ static void some_pieces(uint32_t worker, uint32_t workers, const void *task) {
     begin_sums(worker, workers, w->outputs);
     for (uint32_t k = mine.from; k < mine.to; k++) {
         const columns_piece *c = &w->piece[k];
+        ask_for_scales(w, k, mine.to);
         for (uint32_t i = c->from, n; i < c->to; i += n) {
             const uint32_t at = w->tile->first + i;
             int8_t h[SF_TILE];
@@ -532,6 +541,7 @@ static void sum_columns(const sf_part *p, list which, const sf_part *scales, uin
             c->ends = next == which.n || (idx ? idx[next] : next) / SF_GROUP != block;
             if (c->ends) {
                 c->scales = sf_flash_row(scales, block);
+                task.table = scales->bytes;
             }
             if (task.pieces == PIECES || to == tile.rows) {
                 all_pieces(&task, c, to - task.piece[0].from);
@@ -1021,12 +1031,12 @@ int sf_step(uint32_t token, bool want_logits) {
     return sf_prefill(&token, 1, want_logits);
 }
 
-enum { FIRST_REACH = SF_DRAFT < 2u ? SF_DRAFT : 2u };
-static uint32_t reach = FIRST_REACH; /* drafts that are tried at once */
+enum { MOST_TRUST = 3 };
+static uint32_t trust = 1; /* wrong drafts cost computing: without it one same token is too few */
 
 void sf_reset(void) {
     position = 0;
-    reach = FIRST_REACH;
+    trust = 1;
 }
 
 int sf_greedy(uint32_t token, uint32_t most, uint32_t *next, uint32_t *count) {
@@ -1035,7 +1045,8 @@ int sf_greedy(uint32_t token, uint32_t most, uint32_t *next, uint32_t *count) {
         const uint32_t room = SF_KV_LEN - 1u - position, left = most > 0 ? most - 1u : 0;
         const uint32_t asked = left < room ? left : room;
         history[position] = token;
-        n += sf_draft(history, position + 1u, asked < reach ? asked : reach, seq + 1);
+        const uint32_t longest = asked < SF_DRAFT ? asked : SF_DRAFT;
+        n += sf_draft(history, position + 1u, trust > 0 ? 1u : 2u, longest, seq + 1);
     }
     drafted = n > 1u;
     const int code = drafted ? run(seq, n, true) : sf_step(token, true);
@@ -1055,9 +1066,10 @@ int sf_greedy(uint32_t token, uint32_t most, uint32_t *next, uint32_t *count) {
         sf_rewind(position - (n - kept));
     }
     sf_count_drafts(n - 1u, kept - 1u);
-    if (n > 1u) { /* wrong drafts cost computing */
-        reach = kept == n ? 2u * reach : kept;
-        reach = reach < SF_DRAFT ? reach : SF_DRAFT;
+    if (kept > 1u) {
+        trust += trust < MOST_TRUST;
+    } else if (n > 1u) {
+        trust -= trust > 0;
     }
     return SF_OK;
 }

@@ -341,7 +341,7 @@ typedef struct {
     const sf_part *part;
     const sf_tile *tile;
     const uint16_t *idx;
-    uint32_t outputs, pieces;
+    uint32_t outputs, pieces, table; /* bytes of a block's scales */
     columns_piece piece[PIECES];
 } columns_task;
 
@@ -368,6 +368,13 @@ static void add_columns(const columns_task *w, uint32_t block, const uint8_t *co
     }
 }
 
+/* The scales of the piece behind k, as far as a worker's pieces go. */
+static void ask_for_scales(const columns_task *w, uint32_t k, uint32_t end) {
+    if (PIECES > 1 && k + 1u < end && w->piece[k + 1u].scales) {
+        sf_ask_for_row(w->piece[k + 1u].scales, w->table);
+    }
+}
+
 /* A worker's share of the outputs, whole pairs of groups. */
 static void some_columns(uint32_t worker, uint32_t workers, const void *task) {
     const columns_task *w = task;
@@ -377,6 +384,7 @@ static void some_columns(uint32_t worker, uint32_t workers, const void *task) {
     const uint32_t to = last < w->outputs ? last : w->outputs;
     for (uint32_t k = 0; k < w->pieces && from < to; k++) {
         const columns_piece *c = &w->piece[k];
+        ask_for_scales(w, k, w->pieces);
         for (uint32_t t = 0; t < tokens(); t++) {
             for (uint32_t i = c->from, n; i < c->to; i += n) {
                 const uint8_t *const *col = w->tile->row + i;
@@ -419,6 +427,7 @@ static void some_pieces(uint32_t worker, uint32_t workers, const void *task) {
     begin_sums(worker, workers, w->outputs);
     for (uint32_t k = mine.from; k < mine.to; k++) {
         const columns_piece *c = &w->piece[k];
+        ask_for_scales(w, k, mine.to);
         for (uint32_t i = c->from, n; i < c->to; i += n) {
             const uint32_t at = w->tile->first + i;
             int8_t h[SF_TILE];
