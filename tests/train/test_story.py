@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -239,3 +240,30 @@ def test_the_shipped_story_model_is_the_recipe():
     assert float(nats) < 1.2
     read, whole = floats.shape.ffn_bytes(float(torch.stack(masks).mean()))
     assert read < 0.3 * whole
+
+
+@pytest.mark.parametrize(
+    ("change", "read", "whole"),
+    [
+        ({"bigram": 128}, 2 * 18, 128 * 2 * 18),
+        ({"tables": "states"}, 2 * 2 * 18, 2 * 300 * 2 * 18),
+        ({"tables": "values"}, 2 * 18, 2 * 300 * 18),
+    ],
+)
+def test_flash_tables_are_trained_on_the_grid_and_change_the_loss(stream, change, read, whole):
+    shape = replace(SHAPE, **change)
+    assert shape.table_bytes() == (read, whole)
+    t = trainer(stream, shape, replace(PLAN, rounding=1.0))
+    (name,) = shape.table_shapes()
+    before = t.model.p[name].detach().clone()
+    t.run(1e9, lambda _: None, until=20)
+    assert not torch.equal(before, t.model.p[name])
+    w = t.model.weights(True)
+    assert torch.equal(w[name], grid.s4_round(t.model.p[name].detach()))
+    ids = torch.from_numpy(stream[:33].astype(np.int64))[None]
+    with torch.no_grad():
+        with_table, _ = t.model.loss(ids, w)
+        without, _ = t.model.loss(ids, w | {name: torch.zeros_like(w[name])})
+    assert abs(float(with_table) - float(without)) > 1e-4
+    with pytest.raises(ValueError, match="no file"):
+        shipped.save(t.model, Path("nowhere"))

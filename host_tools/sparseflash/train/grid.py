@@ -88,7 +88,7 @@ def pack_nibbles(q: torch.Tensor) -> torch.Tensor:
 
 def unpack_nibbles(b: torch.Tensor) -> torch.Tensor:
     """Inverse of :func:`pack_nibbles`."""
-    return torch.from_numpy(nibbles.unpack_nibbles(b.cpu().numpy())).to(torch.int8) - 8
+    return torch.from_numpy(nibbles.unpack_nibbles(b.cpu().numpy())).to(b.device, torch.int8) - 8
 
 
 def s4_bytes(*shape: int) -> int:

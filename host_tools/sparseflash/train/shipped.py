@@ -70,8 +70,8 @@ def shape_of(config: dict[str, Any]) -> Shape:
 def save(model: Story, folder: Path) -> None:
     """Writes ``config.json`` and ``model.safetensors``; a file appears whole or not at all."""
     shape = model.shape
-    if shape.kind == "blocks" or shape.bigram:
-        raise ValueError(f"a model of kind {shape.kind} with {shape.bigram} bigrams has no file")
+    if shape.kind == "blocks" or shape.table_shapes():
+        raise ValueError(f"a model of kind {shape.kind} with flash tables has no file")
     w = {k: v.detach().float().cpu() for k, v in model.weights(False).items()}
     out: dict[str, torch.Tensor] = {"embed.d": grid.q8_scales(w["embed"])}
     out["embed.q"] = grid.q8_codes(w["embed"], out["embed.d"])
@@ -127,6 +127,7 @@ def describe(shape: Shape) -> dict[str, Any]:
         "attention_bytes": sum(m.values()) - ffn,
         "embedding_bytes": embedding,
         "bytes": whole,
+        "table_bytes": shape.table_bytes(),
         "ffn_share": ffn / whole,
         "weights": shape.weights(),
     }

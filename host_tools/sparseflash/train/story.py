@@ -34,6 +34,7 @@ KERNEL = 0.5
 """Half width of the gradient's kernel, in thresholds."""
 BLOCK = 32
 MATRICES = ("q", "k", "v", "o", "gate", "up", "down", "router")
+TABLES = ("bigram", "table")
 KINDS = ("split", "dense", "blocks")
 
 
@@ -54,7 +55,10 @@ class Shape:
     theta: float = 10000.0
     eps: float = 1e-5
     bigram: int = 0
-    """Entries of a table that adds a vector for (token before, token); 0 is none."""
+    """Rows of a table that adds a vector for (token before, token); 0 is none."""
+    tables: str = ""
+    """What each layer reads of a table of its own, a row a token: "" (none), "states" (added to the
+    layer's input) or "values" (added to attention's values)."""
 
     @property
     def gate_in(self) -> int:
@@ -89,6 +93,22 @@ class Shape:
         if self.kind == "blocks":
             return m["router"] + density * (m["gate"] + rest), m["router"] + m["gate"] + rest
         return m["gate"] + density * rest, m["gate"] + rest
+
+    def table_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shapes of the flash tables, (..., rows, width); a token reads one row of each layer."""
+        wide = {"": 0, "states": self.dim, "values": self.kv_heads * self.head_dim}[self.tables]
+        shapes: dict[str, tuple[int, ...]] = {}
+        if self.bigram:
+            shapes["bigram"] = (self.bigram, self.dim)
+        if wide:
+            shapes["table"] = (self.layers, self.vocab, wide)
+        return shapes
+
+    def table_bytes(self) -> tuple[int, int]:
+        """(read a token, all) bytes of the flash tables, 4 bits a weight and their scales."""
+        whole = {k: grid.s4_bytes(*v) for k, v in self.table_shapes().items()}
+        rows = {k: v[-2] for k, v in self.table_shapes().items()}
+        return sum(n // rows[k] for k, n in whole.items()), sum(whole.values())
 
     def weights(self) -> int:
         n = sum(math.prod(s) for s in self.matrices().values())
@@ -156,14 +176,19 @@ def block(
     w: dict[str, torch.Tensor],
     shape: Shape,
     dropout: float,
+    extra: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """One layer: (x, mean of the mask a neuron or block, the mask (B, T, n))."""
+    """One layer: (x, mean of the mask a neuron or block, the mask (B, T, n)).
+
+    ``extra``: the tokens' rows (B, T, kv_heads * head_dim) of the layer's table of values.
+    """
     b, t, _ = x.shape
     hd = shape.head_dim
     y = rmsnorm(x, norms[0], shape.eps)
-    q, k, v = (
-        F.linear(y, w[n]).view(b, t, -1, hd).transpose(1, 2).contiguous() for n in ("q", "k", "v")
-    )
+    q, k, v = (F.linear(y, w[n]) for n in ("q", "k", "v"))
+    if extra is not None:
+        v = v + extra
+    q, k, v = (z.view(b, t, -1, hd).transpose(1, 2).contiguous() for z in (q, k, v))
     q, k = rotate(q, cos, sin), rotate(k, cos, sin)
     if shape.heads != shape.kv_heads:
         k = k.repeat_interleave(shape.heads // shape.kv_heads, 1)
@@ -209,8 +234,8 @@ class Story:
         for name, n in (("attn_norm", shape.layers), ("ffn_norm", shape.layers), ("final_norm", 0)):
             size = (n, shape.dim) if n else (shape.dim,)
             self.p[name] = torch.ones(*size, device=device).requires_grad_()
-        if shape.bigram:
-            self.p["bigram"] = normal((shape.bigram, shape.dim), 0.01)
+        for name, size in shape.table_shapes().items():
+            self.p[name] = normal(size, 0.01)
         n = {"split": shape.ffn, "blocks": shape.ffn // BLOCK, "dense": 1}[shape.kind]
         self.log_t = torch.full((shape.layers, n), math.log(0.25), device=device)
         half = shape.head_dim // 2
@@ -234,7 +259,7 @@ class Story:
         elif self.shape.kind == "blocks":
             w["router"] = w["router"] / t
         if rounded:
-            names = [n for n in MATRICES if n in w]
+            names = [n for n in MATRICES + TABLES if n in w]
             flat = torch.cat([w[n].detach().reshape(-1, GROUP) for n in names])
             for name, part in zip(
                 names, self._round(flat).split([w[n].numel() // GROUP for n in names])
@@ -273,10 +298,14 @@ class Story:
         names = [n for n in MATRICES if n in w]
         layers = zip(*(w[n].to(dtype).unbind(0) for n in names))
         norms = zip(w["attn_norm"].unbind(0), w["ffn_norm"].unbind(0))
+        tables = w["table"].unbind(0) if self.shape.tables else [None] * self.shape.layers
         means, masks = [], []
-        for layer, norm in zip(layers, norms):
+        for layer, norm, table in zip(layers, norms, tables):
+            extra = None if table is None else F.embedding(ids, table).to(dtype)
+            if extra is not None and self.shape.tables == "states":
+                x, extra = x + extra, None
             x, mean, mask = self._block(
-                x, cos, sin, norm, dict(zip(names, layer)), self.shape, dropout
+                x, cos, sin, norm, dict(zip(names, layer)), self.shape, dropout, extra
             )
             means.append(mean)
             if keep:
@@ -372,7 +401,7 @@ class Trainer:
         self.model, self.plan, self.texts = model, plan, texts
         p = model.p
         self.matrices = [p[n] for n in MATRICES if n in p]
-        rest = [{"params": [p["embed"], *([p["bigram"]] if "bigram" in p else [])]}]
+        rest = [{"params": [p[n] for n in ("embed", *TABLES) if n in p]}]
         rest.append({"params": [p[n] for n in ("attn_norm", "ffn_norm", "final_norm")]})
         cuda = model.device.startswith("cuda")
         self.adam = torch.optim.AdamW(

@@ -31,7 +31,7 @@ from sparseflash.train.story import Plan, Shape, Story, Texts, Trainer, measure
 
 SHAPE = Shape(kind="split", gate_inputs=32)
 PLAN = Plan(
-    steps=8358, batch=64, lr=6e-3, warmup=200, density=0.168, ramp=0.15, decay=0.45,
+    steps=15500, batch=64, lr=6e-3, warmup=200, density=0.168, ramp=0.15, decay=0.45,
     rounding=0.3, ema=0.998, dropout=0.05, seed=1,
 )  # fmt: skip
 WINDOW = 512
@@ -45,6 +45,17 @@ COMPARED: dict[str, tuple[dict[str, Any], float, float]] = {
     "dense": ({"kind": "dense", "gate_inputs": 64}, 1.0, 3e-3),
     "reglu": ({"gate_inputs": 0, "ffn": 1536}, 0.06, 3e-3),
     "blocks": ({"kind": "blocks", "gate_inputs": 0, "ffn": 1536}, 0.21, 3e-3),
+    "chosen": ({}, 0.168, 6e-3),
+    # Tables that cost at most 1.2 KB of flash reads a token.
+    "bigram-4096": ({"bigram": 4096}, 0.168, 6e-3),
+    "bigram-16384": ({"bigram": 16384}, 0.168, 6e-3),
+    "bigram-65536": ({"bigram": 65536}, 0.168, 6e-3),
+    "states": ({"tables": "states"}, 0.168, 6e-3),
+    "values": ({"tables": "values"}, 0.168, 6e-3),
+    "values-bigram-16384": ({"tables": "values", "bigram": 16384}, 0.168, 6e-3),
+    # As many bytes of image, and of neurons read, as "chosen".
+    "bigram-4096-ffn-2048": ({"bigram": 4096, "ffn": 2048}, 0.189, 6e-3),
+    "values-ffn-2048": ({"tables": "values", "ffn": 2048}, 0.189, 6e-3),
 }
 
 
@@ -125,7 +136,10 @@ def prepare(a: argparse.Namespace) -> None:
     parts = {"gen": kept[cut:], "books": pieces[:-last], "tiny": train,
              "held_tiny": held, "held_gen": kept[:cut], "held_books": pieces[-last:]}  # fmt: skip
     sample = train * 4 + parts["gen"][:30000] + parts["books"][::6]
-    engine = texts.train_tokenizer(sample, a.vocab)
+    if a.tokenizer:
+        engine = Tokenizer.from_file(str(a.tokenizer))
+    else:
+        engine = texts.train_tokenizer(sample, a.vocab)
     engine.save(str(a.state / "tokenizer.json"))
     notes: dict[str, Any] = {"written": len(written), "dropped": dict(keep.dropped)}
     for name, stories in parts.items():
@@ -164,7 +178,8 @@ def evaluate(
 
 def compare(a: argparse.Namespace) -> None:
     found = {}
-    for name, (change, density, lr) in COMPARED.items():
+    for name in a.only or COMPARED:
+        change, density, lr = COMPARED[name]
         shape = replace(a.shape, **change) if a.full else a.shape
         plan = Plan(
             steps=a.steps or 240, batch=a.batch, lr=lr, warmup=30, density=density, ramp=0.3,
@@ -212,10 +227,12 @@ def main(given: list[str] | None = None) -> None:
     p.add_argument("--sample", type=Path, default=Path(".cache/texts/tiny.utf8"))
     p.add_argument("--books", type=Path, default=Path("books.txt.xz"))
     p.add_argument("--writer", default=".cache/models/SmolLM2-135M-Instruct.Q4_1.gguf")
+    p.add_argument("--tokenizer", type=Path, help="for prepare: kept; without, one is trained")
     p.add_argument("--out", type=Path, default=Path("build/story/model"))
     p.add_argument("--kind", choices=("split", "dense"), default="split")
     p.add_argument("--seconds", type=float, default=float("inf"))
     p.add_argument("--steps", type=int, default=0, help="0: those of the recipe")
+    p.add_argument("--only", nargs="*", choices=COMPARED, help="for compare; none: all")
     p.add_argument("--batch", type=int, default=PLAN.batch)
     p.add_argument("--seed", type=int, default=100)
     p.add_argument("--rows", type=int, default=2048)
