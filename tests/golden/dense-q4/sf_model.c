@@ -220,9 +220,10 @@ static void scatter_wanted(const rows_task *w, const uint8_t *const *row, const 
         own[kept] = row[r];
         kept += wants(t, idx[r]);
     }
-    if (kept > 0) {
-        dot(w->part, own, kept, t, value);
+    if (kept == 0) {
+        return;
     }
+    dot(w->part, own, kept, t, value);
     for (uint32_t r = 0, k = 0; r < n; r++) {
         if (wants(t, idx[r])) {
             out[idx[r]] = value[k++];
