@@ -7,7 +7,7 @@
 #include "sf_model.h"
 #include "sf_runtime.h"
 
-#define SF_RUNTIME_VERSION 8
+#define SF_RUNTIME_VERSION 9
 
 extern const char sf_model_name[];
 extern const uint8_t sf_model_sha[32];

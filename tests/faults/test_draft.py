@@ -110,7 +110,7 @@ def check_early(e: Engine, a: int, b: int, c: int) -> None:
 
 
 def lookup(text: list[int], least: int) -> int:
-    """Tokens drafted behind a text, by SPEC: 7 after three same tokens, 3 after two, 2 after one."""
+    """Tokens drafted behind a text, by SPEC: 7, 3 and 2 after three, two and one same token."""
     for k in range(3, least - 1, -1):
         if any(text[at : at + k] == text[-k:] for at in range(len(text) - k)):
             return {1: 2, 2: 3, 3: 7}[k]

@@ -35,7 +35,7 @@ from sparseflash.plan.placement import (
 from sparseflash.plan.reads import Reading
 from sparseflash.sparsity.sites import Use
 
-RUNTIME_VERSION = 8
+RUNTIME_VERSION = 9
 PROCESS_BLOCKS, BOARD_BLOCKS = (8, 16, 32, 64), (2, 4)
 """Tokens that may go through the layers together, with an operating system and without."""
 PROCESS_SHARE, BOARD_SHARE = 32, 4

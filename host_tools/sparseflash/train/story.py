@@ -106,9 +106,8 @@ class Shape:
 
     def table_bytes(self) -> tuple[int, int]:
         """(read a token, all) bytes of the flash tables, 4 bits a weight and their scales."""
-        whole = {k: grid.s4_bytes(*v) for k, v in self.table_shapes().items()}
-        rows = {k: v[-2] for k, v in self.table_shapes().items()}
-        return sum(n // rows[k] for k, n in whole.items()), sum(whole.values())
+        sizes = [(grid.s4_bytes(*v), v[-2]) for v in self.table_shapes().values()]
+        return sum(n // rows for n, rows in sizes), sum(n for n, _ in sizes)
 
     def weights(self) -> int:
         n = sum(math.prod(s) for s in self.matrices().values())

@@ -49,13 +49,9 @@ COMPARED: dict[str, tuple[dict[str, Any], float, float]] = {
     # Tables that cost at most 1.2 KB of flash reads a token.
     "bigram-4096": ({"bigram": 4096}, 0.168, 6e-3),
     "bigram-16384": ({"bigram": 16384}, 0.168, 6e-3),
-    "bigram-65536": ({"bigram": 65536}, 0.168, 6e-3),
     "states": ({"tables": "states"}, 0.168, 6e-3),
     "values": ({"tables": "values"}, 0.168, 6e-3),
     "values-bigram-16384": ({"tables": "values", "bigram": 16384}, 0.168, 6e-3),
-    # As many bytes of image, and of neurons read, as "chosen".
-    "bigram-4096-ffn-2048": ({"bigram": 4096, "ffn": 2048}, 0.189, 6e-3),
-    "values-ffn-2048": ({"tables": "values", "ffn": 2048}, 0.189, 6e-3),
 }
 
 

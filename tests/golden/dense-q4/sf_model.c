@@ -12,7 +12,7 @@
 #include "sf_timeline.h"
 
 _Static_assert(SF_PLAN == 0x0000000000000000ull, "sf_model.h is of another plan");
-_Static_assert(SF_RUNTIME_VERSION == 8, "generated for another runtime");
+_Static_assert(SF_RUNTIME_VERSION == 9, "generated for another runtime");
 _Static_assert(sizeof(sf_part) == 28u, "the plan counts on it");
 _Static_assert(SF_DIM % SF_GROUP == 0 && SF_Q_DIM % SF_GROUP == 0, "rows are whole groups");
 _Static_assert(SF_HEAD_DIM % 4u == 0, "heads are whole words of 8-bit values");
@@ -210,7 +210,8 @@ static void scatter(const rows_task *w, const uint8_t *const *row, const uint16_
     }
 }
 
-/* The same for those that token t wants: the list is that of all tokens. */
+/* The same for those that token t wants: the list is that of all tokens. It asks twice, for stacks
+ * of microcontrollers have no room for the indices that scatter() would take. */
 static void scatter_wanted(const rows_task *w, const uint8_t *const *row, const uint16_t *idx,
                            uint32_t n, uint32_t t) {
     const uint8_t *own[SF_LISTED];
