@@ -35,11 +35,15 @@ bool sf_stream_next(sf_stream *s, sf_tile *t) {
         }
         reads = dense ? (s->next == 0 ? 1u : 0u) : t->rows;
     } else {
+        const uint16_t *const i = s->idx + s->next;
+        uint32_t joined = dense && s->next > 0 && i[-1] + 1u == i[0];
         for (uint32_t r = 0; r < t->rows; r++) {
-            const uint16_t *i = s->idx + s->next + r;
-            t->row[r] = base + p->stride * *i;
-            reads += dense && s->next + r > 0 && i[-1] + 1u == *i ? 0u : 1u;
+            t->row[r] = base + p->stride * i[r];
         }
+        for (uint32_t r = 1; dense && r < t->rows; r++) {
+            joined += i[r - 1u] + 1u == i[r];
+        }
+        reads = t->rows - joined;
     }
     s->next += t->rows;
     sf_count_mapped(t->rows * p->bytes, reads, p->ffn);

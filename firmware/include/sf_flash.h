@@ -51,10 +51,13 @@ typedef struct {
 } sf_tile;
 
 /* Memory is slower than the kernels of a machine that chooses them at run time, and rows of a list
- * lie apart: kernels take SF_LISTED of them while as many are asked for, SF_AHEAD after them. */
+ * lie apart: kernels take SF_LISTED of them while as many are asked for, SF_AHEAD after them. Of
+ * columns that carry their scales they take SF_OWN while the next SF_OWN are asked for: processors
+ * forget some of what they are asked for at once (docs/BENCHMARKS.md). */
 #ifdef SF_RUN_TIME_TIERS
 #define SF_LISTED 4u
 #define SF_AHEAD 16u
+#define SF_OWN 6u
 /* Into the second cache of x86, which has more reads on their way than the first. */
 #ifdef __x86_64__
 #define SF_NEAR 2
@@ -64,12 +67,16 @@ typedef struct {
 #else
 #define SF_LISTED SF_TILE
 #define SF_AHEAD 0u
+#define SF_OWN SF_TILE
 #define SF_NEAR 3
 #endif
 
 /* Asks for each line of memory that a row touches, its last one too. */
 static inline void sf_ask_for_row(const uint8_t *row, uint32_t bytes) {
     const uint8_t *end = row + bytes;
+#ifdef SF_RUN_TIME_TIERS
+    __asm__ volatile(""); /* or gcc leaves out calls that do nothing but ask */
+#endif
     for (const uint8_t *line = row - (uintptr_t)row % 64u; SF_AHEAD > 0u && line < end;
          line += 64) {
         __builtin_prefetch(line, 0, SF_NEAR);

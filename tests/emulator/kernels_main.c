@@ -4,7 +4,9 @@
 
 #include <stddef.h>
 
-enum { MAX_DIM = 640, GROUPS = MAX_DIM / 32, POSITIONS = 600, ROUNDS = 60, ROWS = SF_TILE };
+enum { MAX_DIM = 640, GROUPS = MAX_DIM / 32, POSITIONS = 600, ROUNDS = 60 };
+/* Kernels take SF_TILE rows, or SF_GROUP columns if those are more. */
+enum { ROWS = SF_TILE > SF_GROUP ? SF_TILE : SF_GROUP };
 
 static uint32_t below(uint32_t n) {
     return random32() % n;
@@ -83,7 +85,7 @@ static void rows_and_x(uint32_t groups, uint32_t width, uint32_t kind) {
 static bool two_groups(uint32_t kind) {
     const uint8_t *p[ROWS];
     const sf_bfp v = {q[0], sum[0], k[0], 2, (int32_t)below(120) - 40};
-    const uint32_t n = 1u + below(ROWS), near = below(3), top = 10u + below(8);
+    const uint32_t n = 1u + below(SF_TILE), near = below(3), top = 10u + below(8);
     for (uint32_t r = 0; r < ROWS; r++) {
         p[r] = rows[r];
     }
@@ -122,7 +124,7 @@ static bool same_dots(const uint8_t *const *p, uint32_t n, const sf_bfp *v, dot_
 }
 
 static bool dots(uint32_t kind) {
-    const uint32_t groups = 1u + below(GROUPS), n = 1u + below(ROWS);
+    const uint32_t groups = 1u + below(GROUPS), n = 1u + below(SF_TILE);
     const uint8_t *p[ROWS];
     const sf_bfp v[2] = {{q[0], sum[0], k[0], groups, (int32_t)below(120) - 40},
                          {q[1], sum[1], k[1], groups, (int32_t)below(120) - 40}};
@@ -159,7 +161,7 @@ static void finish_r8(uint8_t *row, uint32_t groups) {
 
 /* Rows with one scale: two groups of near and of far exponents, and any number. */
 static bool row_scales(uint32_t kind) {
-    const uint32_t groups = below(2) == 0 ? 2u : 1u + below(GROUPS), n = 1u + below(ROWS);
+    const uint32_t groups = below(2) == 0 ? 2u : 1u + below(GROUPS), n = 1u + below(SF_TILE);
     const uint32_t spread = 1u + below(13);
     const uint8_t *p[ROWS];
     const sf_bfp v = {q[0], sum[0], k[0], groups, (int32_t)below(120) - 40};
@@ -176,7 +178,7 @@ static bool row_scales(uint32_t kind) {
     if (memcmp(out[0], out[1], n * sizeof(float)) != 0) {
         return false;
     }
-    const uint32_t few = below((ROWS < SF_GROUP ? ROWS : SF_GROUP) + 1u), shift = below(13);
+    const uint32_t few = below(SF_GROUP + 1u), shift = below(13);
     memcpy(acc[1], acc[0], sizeof acc[0]);
     sf_axpy_r8(p, q[0], few, groups * 32u, shift, acc[0]);
     sf_plain_axpy_r8(p, q[0], few, groups * 32u, shift, acc[1]);
@@ -185,7 +187,7 @@ static bool row_scales(uint32_t kind) {
 
 /* Rows and columns whose scales follow them; shifts as small as the scales allow, and larger. */
 static bool own_scales(uint32_t kind) {
-    const uint32_t groups = 1u + below(GROUPS), n = 1u + below(ROWS), shift = 34u - below(18);
+    const uint32_t groups = 1u + below(GROUPS), n = 1u + below(SF_TILE), shift = 34u - below(18);
     const uint8_t *p[ROWS];
     const sf_bfp v = {q[0], sum[0], k[0], groups, (int32_t)below(120) - 40};
     rows_and_x(groups, 16, kind);
@@ -216,7 +218,7 @@ static bool own_scales(uint32_t kind) {
 
 /* Proxies of 1 to 4 bits, and signs. */
 static bool few_bits(uint32_t kind) {
-    const uint32_t groups = 1u + below(GROUPS), n = 1u + below(ROWS), bits = 1u + below(4);
+    const uint32_t groups = 1u + below(GROUPS), n = 1u + below(SF_TILE), bits = 1u + below(4);
     const uint8_t *p[ROWS];
     const sf_bfp v = {q[0], sum[0], k[0], groups, (int32_t)below(120) - 40};
     uint32_t sign[GROUPS];

@@ -22,7 +22,7 @@ SF_INLINE void add16(int32_t *y, __m256i low, __m256i high) {
 /* Sums of at most 16 columns, eight pairs of 2 * 15 * 127, have 16 bits. Bytes j/2 on of a column,
  * for 64 outputs: a lane of 128 bits is a group. */
 SF_INLINE void sixteen_q4(const uint8_t *const *col, const int8_t *h, uint32_t n, uint32_t j,
-                          sf_next *next, int32_t *isum) {
+                          int32_t *isum) {
     __m256i s[4];
     for (uint32_t i = 0; i < 4u; i++) {
         s[i] = _mm256_setzero_si256();
@@ -32,7 +32,6 @@ SF_INLINE void sixteen_q4(const uint8_t *const *col, const int8_t *h, uint32_t n
         const uint8_t *p = col[r] + j / 2u, *q = both ? col[r + 1u] + j / 2u : p;
         const uint32_t second = both ? (uint8_t)h[r + 1u] : 0u;
         const __m256i x = _mm256_set1_epi16((short)((uint8_t)h[r] | second << 8));
-        sf_ask(next);
         const __m256i v = sf_load256(p), w = sf_load256(q);
         const __m256i lo = _mm256_unpacklo_epi8(v, w), hi = _mm256_unpackhi_epi8(v, w);
         s[0] = _mm256_add_epi16(s[0], _mm256_maddubs_epi16(sf_low4(lo), x));
@@ -48,13 +47,11 @@ SF_INLINE void sixteen_q4(const uint8_t *const *col, const int8_t *h, uint32_t n
 
 void sf_x86_avx2_axpy_q4(const uint8_t *const *col, const int8_t *h, uint32_t n, uint32_t dim,
                          int32_t *isum) {
-    sf_next next =
-        sf_rows_behind(col, n, 0, n, dim / 2u, (n + 1u) / 2u * (dim / (2u * SF_GROUP)) + 1u);
     for (uint32_t from = 0; from < n; from += 16u) {
         const uint32_t some = n - from < 16u ? n - from : 16u;
         uint32_t j = 0;
         for (; j + 2u * SF_GROUP <= dim; j += 2u * SF_GROUP) {
-            sixteen_q4(col + from, h + from, some, j, &next, isum);
+            sixteen_q4(col + from, h + from, some, j, isum);
         }
         for (uint32_t r = from; j < dim && r < from + some; r++) { /* an odd group */
             const __m128i v = sf_load128(col[r] + j / 2u), four = _mm_set1_epi8(15);

@@ -24,11 +24,10 @@ void sf_x86_vnni_axpy_q4(const uint8_t *const *col, const int8_t *h, uint32_t n,
     const __m512i four = _mm512_set1_epi8(15);
     const uint8_t *c[SF_GROUP];
     int8_t a[SF_GROUP] = {0};
-    for (uint32_t r = 0; r < SF_GROUP; r++) {
+    for (uint32_t r = 0; r < n + 3u - (n + 3u) % 4u; r++) {
         c[r] = col[r < n ? r : 0]; /* times zero */
     }
     memcpy(a, h, n);
-    sf_next next = sf_rows_behind(col, n, 0, n, dim / 2u, (n + 3u) / 4u * ((dim + 127u) / 128u));
     for (uint32_t j = 0; j < dim; j += 4u * SF_GROUP) {
         const uint32_t left = (dim - j) / SF_GROUP, live = left < 4u ? left : 4u;
         const __mmask64 bytes = UINT64_MAX >> (64u - 16u * live);
@@ -37,7 +36,6 @@ void sf_x86_vnni_axpy_q4(const uint8_t *const *col, const int8_t *h, uint32_t n,
             low[q] = high[q] = _mm512_setzero_si512();
         }
         for (uint32_t r = 0; r < n; r += 4u) {
-            sf_ask(&next);
             const __m512i w0 = _mm512_maskz_loadu_epi8(bytes, c[r] + j / 2u);
             const __m512i w1 = _mm512_maskz_loadu_epi8(bytes, c[r + 1u] + j / 2u);
             const __m512i w2 = _mm512_maskz_loadu_epi8(bytes, c[r + 2u] + j / 2u);
@@ -60,20 +58,31 @@ void sf_x86_vnni_axpy_q4(const uint8_t *const *col, const int8_t *h, uint32_t n,
     }
 }
 
+/* Sixteen halves in units of 2^-24. */
+static inline __m512i halves16(__m512i words) {
+    const __m512 v = _mm512_cvtph_ps(_mm512_cvtepi32_epi16(words));
+    return _mm512_cvtps_epi32(_mm512_mul_ps(v, _mm512_set1_ps(16777216.0f)));
+}
+
+/* acc[0..7] += s * d + total * m */
+static inline void add_scaled(__m256i s, __m256i d, __m256i m, __m512i total, int64_t *acc) {
+    const __m512i a = _mm512_mul_epi32(_mm512_cvtepi32_epi64(s), _mm512_cvtepi32_epi64(d));
+    const __m512i b = _mm512_mul_epi32(total, _mm512_cvtepi32_epi64(m));
+    _mm512_storeu_si512(acc, _mm512_add_epi64(_mm512_loadu_si512(acc), _mm512_add_epi64(a, b)));
+}
+
 void sf_x86_vnni_scale_q4(const uint8_t *scales, uint32_t k, int32_t sum, uint32_t dim,
                           int32_t *isum, int64_t *acc) {
     const __m512i total = _mm512_set1_epi64(sum);
-    for (uint32_t j = 0; j < dim; j += 8u) {
-        const __m256i dm = _mm256_loadu_si256((const __m256i *)(const void *)(scales + 4u * j));
-        const __m256i d = sf_halves(_mm256_cvtepi32_epi16(dm));
-        const __m256i m = sf_halves(_mm256_cvtepi32_epi16(_mm256_srli_epi32(dm, 16)));
-        __m256i *y = (__m256i *)(void *)(isum + j);
-        const __m256i s = _mm256_sllv_epi32(_mm256_loadu_si256(y), _mm256_set1_epi32((int)k));
-        __m512i a = _mm512_loadu_si512(acc + j);
-        a = _mm512_add_epi64(a,
-                             _mm512_mul_epi32(_mm512_cvtepi32_epi64(s), _mm512_cvtepi32_epi64(d)));
-        a = _mm512_add_epi64(a, _mm512_mul_epi32(total, _mm512_cvtepi32_epi64(m)));
-        _mm512_storeu_si512(acc + j, a);
-        _mm256_storeu_si256(y, _mm256_setzero_si256());
+    const __m128i shift = _mm_cvtsi32_si128((int32_t)k);
+    for (uint32_t j = 0; j < dim; j += 16u) {
+        const __m512i dm = _mm512_loadu_si512(scales + 4u * j);
+        const __m512i d = halves16(dm), m = halves16(_mm512_srli_epi32(dm, 16));
+        const __m512i s = _mm512_sll_epi32(_mm512_loadu_si512(isum + j), shift);
+        add_scaled(_mm512_castsi512_si256(s), _mm512_castsi512_si256(d), _mm512_castsi512_si256(m),
+                   total, acc + j);
+        add_scaled(_mm512_extracti64x4_epi64(s, 1), _mm512_extracti64x4_epi64(d, 1),
+                   _mm512_extracti64x4_epi64(m, 1), total, acc + j + 8u);
+        _mm512_storeu_si512(isum + j, _mm512_setzero_si512());
     }
 }

@@ -9,9 +9,4 @@
 
 SF_X86_VNNI_HAS(SF_DECLARE)
 
-/* Eight halves in units of 2^-24. */
-static inline __m256i sf_halves(__m128i h) {
-    return _mm256_cvtps_epi32(_mm256_mul_ps(_mm256_cvtph_ps(h), _mm256_set1_ps(16777216.0f)));
-}
-
 #endif

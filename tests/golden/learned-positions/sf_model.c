@@ -361,11 +361,6 @@ static void join_acc(uint32_t outputs) {
 /* Pieces that threads work on at once. In mapped flash the scales of all are at hand. */
 enum { PIECES = 64 };
 
-/* Of n columns of a piece, those that kernels take at once. */
-static inline uint32_t at_once(uint32_t n) {
-    return SF_TILE < SF_GROUP && n > SF_TILE ? SF_TILE : n;
-}
-
 /* Columns of a tile that lie in one block of 32 inputs, and the scales of the block. */
 typedef struct {
     uint32_t from, to, block;
@@ -392,7 +387,7 @@ static uint32_t group_bytes(const sf_part *p) {
 /* Sums of the outputs from..to of token t += n columns times h. */
 static void add_columns(const columns_task *w, uint32_t block, const uint8_t *const *col,
                         uint32_t n, const int8_t *h, uint32_t t, uint32_t from, uint32_t to) {
-    const uint8_t *moved[SF_WORKERS > 1u ? SF_TILE : 1u];
+    const uint8_t *moved[SF_WORKERS > 1u ? SF_GROUP : 1u];
     for (uint32_t k = 0; k < n && from > 0; k++) {
         moved[k] = col[k] + from / SF_GROUP * group_bytes(w->part);
     }
@@ -417,13 +412,6 @@ static void end_block(const sf_part *p, const columns_piece *c, uint32_t t, uint
     }
 }
 
-/* The scales of the piece behind k, as far as a worker's pieces go. */
-static void ask_for_scales(const columns_task *w, uint32_t k, uint32_t end) {
-    if (PIECES > 1 && k + 1u < end && w->piece[k + 1u].scales) {
-        sf_ask_for_row(w->piece[k + 1u].scales, w->table);
-    }
-}
-
 /* A worker's share of the outputs, whole pairs of groups. */
 static void some_columns(uint32_t worker, uint32_t workers, const void *task) {
     const columns_task *w = task;
@@ -433,29 +421,20 @@ static void some_columns(uint32_t worker, uint32_t workers, const void *task) {
     const uint32_t to = last < w->outputs ? last : w->outputs;
     for (uint32_t k = 0; k < w->pieces && from < to; k++) {
         const columns_piece *c = &w->piece[k];
-        ask_for_scales(w, k, w->pieces);
+        const uint32_t n = c->to - c->from, at = w->tile->first + c->from;
+        const uint8_t *const *col = w->tile->row + c->from;
         for (uint32_t t = 0; t < tokens(); t++) {
-            for (uint32_t i = c->from, n; i < c->to; i += n) {
-                const uint8_t *const *col = w->tile->row + i;
-                const uint8_t *own_col[SF_TILE];
-                const uint32_t at = w->tile->first + i;
-                int8_t h[SF_TILE];
-                n = at_once(c->to - i);
-                if (w->idx == NULL) {
-                    add_columns(w, c->block, col, n, act_q[t] + at, t, from, to);
-                    continue;
+            const uint8_t *own_col[SF_GROUP];
+            int8_t h[SF_GROUP];
+            uint32_t own = 0; /* others want the columns that are zero here */
+            if (w->idx == NULL) {
+                add_columns(w, c->block, col, n, act_q[t] + at, t, from, to);
+            } else if (tokens() == 1u) {
+                for (uint32_t r = 0; r < n; r++) {
+                    h[r] = act_q[t][w->idx[at + r]];
                 }
-                if (t == 0 && from == 0) {
-                    sf_ask_for(w->tile, i + SF_TILE, n, w->part->bytes);
-                }
-                if (tokens() == 1u) {
-                    for (uint32_t r = 0; r < n; r++) {
-                        h[r] = act_q[t][w->idx[at + r]];
-                    }
-                    add_columns(w, c->block, col, n, h, t, from, to);
-                    continue;
-                }
-                uint32_t own = 0; /* others want the columns that are zero here */
+                add_columns(w, c->block, col, n, h, t, from, to);
+            } else {
                 for (uint32_t r = 0; r < n; r++) {
                     h[own] = act_q[t][w->idx[at + r]];
                     own_col[own] = col[r];
@@ -472,31 +451,84 @@ static void some_columns(uint32_t worker, uint32_t workers, const void *task) {
     }
 }
 
+/* What comes behind a piece: its columns, and the scales of their block. It is asked for in parts
+ * while the piece is at work, since processors forget some of what they are asked for at once. */
+typedef struct {
+    const sf_tile *tile;
+    const uint8_t *at, *scales;
+    uint32_t bytes, table;       /* left to ask for from there on */
+    uint32_t share, table_share; /* of a part */
+    uint32_t column, to, size;   /* columns that are asked for one by one, and their bytes */
+} asks;
+
+/* Of what comes behind piece k, before piece `end`, in so many parts. Where a quarter of the
+ * columns are wanted it is all memory between the first and the last: the read-ahead of processors
+ * brings the others with them. */
+static asks behind(const columns_task *w, uint32_t k, uint32_t end, uint32_t parts) {
+    const uint32_t from = w->piece[k].to, n = from - w->piece[k].from, size = w->part->bytes;
+    const uint32_t limit = PIECES > 1 ? w->piece[end - 1u].to : w->tile->rows;
+    const uint32_t to = k + 1u < end ? w->piece[k + 1u].to : at_most(from + n, limit);
+    const uint8_t *const *row = w->tile->row;
+    asks a = {.tile = w->tile, .at = row[0], .scales = row[0], .column = from, .to = from};
+    if (SF_AHEAD > 0u && k + 1u < end && w->piece[k + 1u].scales != NULL) {
+        a.scales = w->piece[k + 1u].scales;
+        a.table = w->table;
+        a.table_share = a.table / parts + 1u;
+    }
+    if (SF_AHEAD > 0u && from < to) {
+        const uintptr_t all = (uintptr_t)row[to - 1u] + size - (uintptr_t)row[from];
+        if (all < 4u * (to - from) * size) {
+            a.at = row[from];
+            a.bytes = (uint32_t)all;
+            a.share = a.bytes / parts + 1u;
+        } else {
+            a.to = to;
+            a.size = size;
+            a.share = (to - from) / parts + 1u;
+        }
+    }
+    return a;
+}
+
+/* Asks for a part. */
+static void ask(asks *a) {
+    const uint32_t table = at_most(a->table_share, a->table), bytes = at_most(a->share, a->bytes);
+    const uint32_t columns = at_most(a->share, a->to - a->column);
+    sf_ask_for_row(a->scales, table);
+    sf_ask_for_row(a->at, bytes);
+    sf_ask_for(a->tile, a->column, columns, a->size);
+    a->scales += table;
+    a->table -= table;
+    a->at += bytes;
+    a->bytes -= bytes;
+    a->column += columns;
+}
+
+enum { SLICE = 2 * SF_GROUP }; /* outputs whose sums take their scales between two asks */
+
 /* A worker's share of the columns of one token, whole pieces; it adds them to sums of its own. */
 static void some_pieces(uint32_t worker, uint32_t workers, const void *task) {
     const columns_task *w = task;
     const span mine = share(w->pieces, worker, workers);
+    const uint32_t slices = (w->outputs + SLICE - 1u) / SLICE, before = slices / 2u;
     begin_sums(worker, workers, w->outputs);
     for (uint32_t k = mine.from; k < mine.to; k++) {
         const columns_piece *c = &w->piece[k];
-        ask_for_scales(w, k, mine.to);
-        for (uint32_t i = c->from, n; i < c->to; i += n) {
-            const uint32_t at = w->tile->first + i;
-            int8_t h[SF_TILE];
-            n = at_once(c->to - i);
-            if (w->idx == NULL) {
-                memcpy(h, act_q[0] + at, n);
-            } else {
-                const uint32_t end = w->piece[mine.to - 1u].to;
-                sf_ask_before(w->tile, end, i + SF_TILE, n, w->part->bytes);
-                for (uint32_t r = 0; r < n; r++) {
-                    h[r] = act_q[0][w->idx[at + r]];
-                }
-            }
-            add_columns(w, c->block, w->tile->row + i, n, h, worker, 0, w->outputs);
+        const uint32_t n = c->to - c->from, at = w->tile->first + c->from;
+        int8_t h[SF_GROUP];
+        for (uint32_t r = 0; r < n; r++) {
+            h[r] = act_q[0][w->idx ? w->idx[at + r] : at + r];
         }
-        if (c->ends) {
-            end_block(w->part, c, worker, 0, w->outputs);
+        asks next = behind(w, k, mine.to, before + slices);
+        for (uint32_t s = 0; s < before; s++) {
+            ask(&next);
+        }
+        add_columns(w, c->block, w->tile->row + c->from, n, h, worker, 0, w->outputs);
+        for (uint32_t s = 0; s < slices; s++) {
+            ask(&next);
+            if (c->ends) {
+                end_block(w->part, c, worker, s * SLICE, at_most((s + 1u) * SLICE, w->outputs));
+            }
         }
     }
 }
@@ -507,7 +539,7 @@ static void all_pieces(const columns_task *w, const columns_piece *c, uint32_t n
     if (tokens() > 1u) {
         sf_parallel(some_columns, w);
     } else if (w->pieces == 1u || alone(w->part, n)) {
-        some_columns(0, 1, w);
+        some_pieces(0, 1, w);
     } else {
         sf_parallel(some_pieces, w);
         begun = true;

@@ -338,22 +338,24 @@ typedef struct {
     uint32_t outputs;
 } own_task;
 
-/* sums += the columns from..to of a tile times token t's activations. ask: for those to come. */
-static void add_own_columns(const own_task *w, uint32_t t, uint32_t from, uint32_t to, bool ask,
-                            int32_t *sums) {
+/* sums += the columns from..to of a tile times token t's activations, at most so many at a time.
+ * ask: for those to come. */
+static inline void add_own_columns(const own_task *w, uint32_t t, uint32_t from, uint32_t to,
+                                   uint32_t most, bool ask, int32_t *sums) {
     const sf_tile *tile = w->tile;
     const uint8_t *col[SF_TILE];
     int32_t in[SF_TILE];
-    uint32_t n = 0;
+    uint32_t n = 0, next = from;
     for (uint32_t r = from; r < to; r++) {
         const uint32_t at = tile->first + r, k = w->idx ? w->idx[at] : at;
-        if (ask && (r - from) % SF_TILE == 0) {
-            sf_ask_before(tile, to, r + SF_TILE, SF_TILE, w->part->bytes);
+        if (ask && r == next) {
+            next += most;
+            sf_ask_before(tile, to, next, most, w->part->bytes);
         }
         in[n] = act_q[t][k] * (int32_t)(1u << act_k[t][k / SF_GROUP]);
         col[n] = tile->row[r];
         n += in[n] != 0; /* others want the columns that are zero here */
-        if (n == SF_TILE || (r + 1u == to && n > 0)) {
+        if (n == most || (r + 1u == to && n > 0)) {
             sf_axpy_s4(col, in, n, w->outputs, w->part->shift, sums);
             n = 0;
         }
@@ -363,7 +365,7 @@ static void add_own_columns(const own_task *w, uint32_t t, uint32_t from, uint32
 static void some_own_columns(uint32_t worker, uint32_t workers, const void *task) {
     const own_task *w = task;
     for (uint32_t t = worker; t < tokens(); t += workers) {
-        add_own_columns(w, t, 0, w->tile->rows, t == worker, isum[t]);
+        add_own_columns(w, t, 0, w->tile->rows, SF_TILE, t == worker, isum[t]);
     }
 }
 
@@ -373,7 +375,7 @@ static void some_of_one(uint32_t worker, uint32_t workers, const void *task) {
     const span mine = share(w->tile->rows, worker, workers);
     begin_sums(worker, workers, w->outputs);
     if (mine.from < mine.to) { /* a worker without sums has none */
-        add_own_columns(w, 0, mine.from, mine.to, true, isum[worker]);
+        add_own_columns(w, 0, mine.from, mine.to, SF_OWN, true, isum[worker]);
     }
 }
 
@@ -387,7 +389,7 @@ static void own_columns(const sf_part *p, list which, uint32_t outputs, vectors 
     sf_stream_open(&s, p, which.idx, which.n);
     while (sf_stream_next(&s, &tile)) {
         if (tokens() == 1u && alone(p, tile.rows)) {
-            some_own_columns(0, 1, &task);
+            some_of_one(0, 1, &task);
             continue;
         }
         if (tokens() == 1u) {
@@ -720,12 +722,37 @@ static void down(uint32_t l, const float *vec) {
 
 /* The FFN: rows and columns of the active neurons alone. */
 
+/* Which neurons the product of gate and up keeps. */
+
+/* mask() of all neurons without limits of their own, in two loops: compilers take the first for
+ * several neurons at a time. In between up holds which are kept. */
+static list mask_all(uint32_t t, const float *limit) {
+    float *const h = gate[t], *const product = up[t];
+    uint32_t kept = 0;
+    for (uint32_t i = 0; i < SF_FFN; i++) {
+        const bool large_up = reaches(product[i], limit[SF_T_UP]);
+        const float p = product[i] * h[i];
+        const bool large_h = reaches(p, limit[SF_T_H]);
+        const uint32_t keep = large_up & large_h;
+        h[i] = sf_from_bits(sf_bits(p) & (0u - keep));
+        product[i] = sf_from_bits(keep);
+    }
+    for (uint32_t i = 0; i < SF_FFN; i++) {
+        active[t][kept] = (uint16_t)i;
+        kept += sf_bits(product[i]);
+    }
+    return (list){active[t], kept};
+}
+
 /* gate [SF_FFN] of token t becomes h, zero where the mask drops it, and lists the neurons that it
  * keeps; takes up. own: limits of h of each neuron, if there are some. */
 static list mask(uint32_t t, const float *limit, sf_limits own) {
     float *const h = gate[t], *const product = up[t];
     const list from = neurons[t];
     uint32_t kept = 0;
+    if (from.idx == NULL && own.code == NULL) {
+        return mask_all(t, limit);
+    }
     /* No branches: which neurons are kept cannot be foretold. */
     for (uint32_t k = 0; k < from.n; k++) {
         const uint32_t i = from.idx ? from.idx[k] : k;
@@ -742,7 +769,6 @@ static list mask(uint32_t t, const float *limit, sf_limits own) {
     }
     return (list){active[t], kept};
 }
-
 /* x += FFN of x. */
 static void ffn(uint32_t l, const float *vec) {
     const sf_part *part = &sf_parts[l * SF_LAYER_PARTS];

@@ -516,12 +516,37 @@ static void down(uint32_t l, const float *vec) {
 
 /* The FFN: rows and columns of the active neurons alone. */
 
+/* Which neurons the product of gate and up keeps. */
+
+/* mask() of all neurons without limits of their own, in two loops: compilers take the first for
+ * several neurons at a time. In between up holds which are kept. */
+static list mask_all(uint32_t t, const float *limit) {
+    float *const h = gate[t], *const product = up[t];
+    uint32_t kept = 0;
+    for (uint32_t i = 0; i < SF_FFN; i++) {
+        const bool large_up = reaches(product[i], limit[SF_T_UP]);
+        const float p = product[i] * h[i];
+        const bool large_h = reaches(p, limit[SF_T_H]);
+        const uint32_t keep = large_up & large_h;
+        h[i] = sf_from_bits(sf_bits(p) & (0u - keep));
+        product[i] = sf_from_bits(keep);
+    }
+    for (uint32_t i = 0; i < SF_FFN; i++) {
+        active[t][kept] = (uint16_t)i;
+        kept += sf_bits(product[i]);
+    }
+    return (list){active[t], kept};
+}
+
 /* gate [SF_FFN] of token t becomes h, zero where the mask drops it, and lists the neurons that it
  * keeps; takes up. own: limits of h of each neuron, if there are some. */
 static list mask(uint32_t t, const float *limit, sf_limits own) {
     float *const h = gate[t], *const product = up[t];
     const list from = neurons[t];
     uint32_t kept = 0;
+    if (from.idx == NULL && own.code == NULL) {
+        return mask_all(t, limit);
+    }
     /* No branches: which neurons are kept cannot be foretold. */
     for (uint32_t k = 0; k < from.n; k++) {
         const uint32_t i = from.idx ? from.idx[k] : k;
@@ -538,7 +563,6 @@ static list mask(uint32_t t, const float *limit, sf_limits own) {
     }
     return (list){active[t], kept};
 }
-
 /* x += FFN of x. */
 static void ffn(uint32_t l, const float *vec) {
     const sf_part *part = &sf_parts[l * SF_LAYER_PARTS];

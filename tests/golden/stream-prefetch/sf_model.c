@@ -234,11 +234,6 @@ static void rows(const sf_part *p, list which, vectors out) {
 /* Pieces that threads work on at once. In mapped flash the scales of all are at hand. */
 enum { PIECES = 1 };
 
-/* Of n columns of a piece, those that kernels take at once. */
-static inline uint32_t at_once(uint32_t n) {
-    return SF_TILE < SF_GROUP && n > SF_TILE ? SF_TILE : n;
-}
-
 /* Columns of a tile that lie in one block of 32 inputs, and the scales of the block. */
 typedef struct {
     uint32_t from, to, block;
@@ -265,7 +260,7 @@ static uint32_t group_bytes(const sf_part *p) {
 /* Sums of the outputs from..to of token t += n columns times h. */
 static void add_columns(const columns_task *w, uint32_t block, const uint8_t *const *col,
                         uint32_t n, const int8_t *h, uint32_t t, uint32_t from, uint32_t to) {
-    const uint8_t *moved[SF_WORKERS > 1u ? SF_TILE : 1u];
+    const uint8_t *moved[SF_WORKERS > 1u ? SF_GROUP : 1u];
     for (uint32_t k = 0; k < n && from > 0; k++) {
         moved[k] = col[k] + from / SF_GROUP * group_bytes(w->part);
     }
@@ -290,13 +285,6 @@ static void end_block(const sf_part *p, const columns_piece *c, uint32_t t, uint
     }
 }
 
-/* The scales of the piece behind k, as far as a worker's pieces go. */
-static void ask_for_scales(const columns_task *w, uint32_t k, uint32_t end) {
-    if (PIECES > 1 && k + 1u < end && w->piece[k + 1u].scales) {
-        sf_ask_for_row(w->piece[k + 1u].scales, w->table);
-    }
-}
-
 /* A worker's share of the outputs, whole pairs of groups. */
 static void some_columns(uint32_t worker, uint32_t workers, const void *task) {
     const columns_task *w = task;
@@ -306,29 +294,20 @@ static void some_columns(uint32_t worker, uint32_t workers, const void *task) {
     const uint32_t to = last < w->outputs ? last : w->outputs;
     for (uint32_t k = 0; k < w->pieces && from < to; k++) {
         const columns_piece *c = &w->piece[k];
-        ask_for_scales(w, k, w->pieces);
+        const uint32_t n = c->to - c->from, at = w->tile->first + c->from;
+        const uint8_t *const *col = w->tile->row + c->from;
         for (uint32_t t = 0; t < tokens(); t++) {
-            for (uint32_t i = c->from, n; i < c->to; i += n) {
-                const uint8_t *const *col = w->tile->row + i;
-                const uint8_t *own_col[SF_TILE];
-                const uint32_t at = w->tile->first + i;
-                int8_t h[SF_TILE];
-                n = at_once(c->to - i);
-                if (w->idx == NULL) {
-                    add_columns(w, c->block, col, n, act_q[t] + at, t, from, to);
-                    continue;
+            const uint8_t *own_col[SF_GROUP];
+            int8_t h[SF_GROUP];
+            uint32_t own = 0; /* others want the columns that are zero here */
+            if (w->idx == NULL) {
+                add_columns(w, c->block, col, n, act_q[t] + at, t, from, to);
+            } else if (tokens() == 1u) {
+                for (uint32_t r = 0; r < n; r++) {
+                    h[r] = act_q[t][w->idx[at + r]];
                 }
-                if (t == 0 && from == 0) {
-                    sf_ask_for(w->tile, i + SF_TILE, n, w->part->bytes);
-                }
-                if (tokens() == 1u) {
-                    for (uint32_t r = 0; r < n; r++) {
-                        h[r] = act_q[t][w->idx[at + r]];
-                    }
-                    add_columns(w, c->block, col, n, h, t, from, to);
-                    continue;
-                }
-                uint32_t own = 0; /* others want the columns that are zero here */
+                add_columns(w, c->block, col, n, h, t, from, to);
+            } else {
                 for (uint32_t r = 0; r < n; r++) {
                     h[own] = act_q[t][w->idx[at + r]];
                     own_col[own] = col[r];
@@ -678,12 +657,37 @@ static void down(uint32_t l, const float *vec) {
 
 /* The FFN: rows and columns of the active neurons alone. */
 
+/* Which neurons the product of gate and up keeps. */
+
+/* mask() of all neurons without limits of their own, in two loops: compilers take the first for
+ * several neurons at a time. In between up holds which are kept. */
+static list mask_all(uint32_t t, const float *limit) {
+    float *const h = gate[t], *const product = up[t];
+    uint32_t kept = 0;
+    for (uint32_t i = 0; i < SF_FFN; i++) {
+        const bool large_up = reaches(product[i], limit[SF_T_UP]);
+        const float p = product[i] * h[i];
+        const bool large_h = reaches(p, limit[SF_T_H]);
+        const uint32_t keep = large_up & large_h;
+        h[i] = sf_from_bits(sf_bits(p) & (0u - keep));
+        product[i] = sf_from_bits(keep);
+    }
+    for (uint32_t i = 0; i < SF_FFN; i++) {
+        active[t][kept] = (uint16_t)i;
+        kept += sf_bits(product[i]);
+    }
+    return (list){active[t], kept};
+}
+
 /* gate [SF_FFN] of token t becomes h, zero where the mask drops it, and lists the neurons that it
  * keeps; takes up. own: limits of h of each neuron, if there are some. */
 static list mask(uint32_t t, const float *limit, sf_limits own) {
     float *const h = gate[t], *const product = up[t];
     const list from = neurons[t];
     uint32_t kept = 0;
+    if (from.idx == NULL && own.code == NULL) {
+        return mask_all(t, limit);
+    }
     /* No branches: which neurons are kept cannot be foretold. */
     for (uint32_t k = 0; k < from.n; k++) {
         const uint32_t i = from.idx ? from.idx[k] : k;
@@ -700,7 +704,6 @@ static list mask(uint32_t t, const float *limit, sf_limits own) {
     }
     return (list){active[t], kept};
 }
-
 /* x += FFN of x. */
 static void ffn(uint32_t l, const float *vec) {
     const sf_part *part = &sf_parts[l * SF_LAYER_PARTS];
