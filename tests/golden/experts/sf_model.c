@@ -436,6 +436,8 @@ static void some_columns(uint32_t worker, uint32_t workers, const void *task) {
     }
 }
 
+enum { LINE = 64 }; /* bytes that memory gives at once */
+
 /* What comes behind a piece: its columns, and the scales of their block. It is asked for in parts
  * while the piece is at work, since processors forget some of what they are asked for at once. */
 typedef struct {
@@ -445,6 +447,10 @@ typedef struct {
     uint32_t share, table_share; /* of a part */
     uint32_t column, to, size;   /* columns that are asked for one by one, and their bytes */
 } asks;
+
+static uint32_t whole_lines(uint32_t bytes) {
+    return (bytes + LINE - 1u) / LINE * LINE;
+}
 
 /* Of what comes behind piece k, before piece `end`, in so many parts. Where a quarter of the
  * columns are wanted it is all memory between the first and the last: the read-ahead of processors
@@ -458,14 +464,15 @@ static asks behind(const columns_task *w, uint32_t k, uint32_t end, uint32_t par
     if (SF_AHEAD > 0u && k + 1u < end && w->piece[k + 1u].scales != NULL) {
         a.scales = w->piece[k + 1u].scales;
         a.table = w->table;
-        a.table_share = a.table / parts + 1u;
+        a.table_share = whole_lines(a.table / parts + 1u);
     }
     if (SF_AHEAD > 0u && from < to) {
         const uintptr_t all = (uintptr_t)row[to - 1u] + size - (uintptr_t)row[from];
         if (all < 4u * (to - from) * size) {
-            a.at = row[from];
-            a.bytes = (uint32_t)all;
-            a.share = a.bytes / parts + 1u;
+            const uint32_t before = (uint32_t)((uintptr_t)row[from] % LINE);
+            a.at = row[from] - before;
+            a.bytes = (uint32_t)all + before;
+            a.share = whole_lines(a.bytes / parts + 1u);
         } else {
             a.to = to;
             a.size = size;
