@@ -57,12 +57,13 @@ typedef struct {
 #ifdef SF_RUN_TIME_TIERS
 #define SF_LISTED 4u
 #define SF_AHEAD 16u
-#define SF_OWN 6u
 /* Into the second cache of x86, which has more reads on their way than the first. */
 #ifdef __x86_64__
 #define SF_NEAR 2
+#define SF_OWN 6u
 #else
 #define SF_NEAR 3
+#define SF_OWN SF_TILE
 #endif
 #else
 #define SF_LISTED SF_TILE
