@@ -462,28 +462,33 @@ static uint32_t whole_lines(uint32_t bytes) {
  * columns are wanted it is all memory between the first and the last: the read-ahead of processors
  * brings the others with them. */
 static asks behind(const columns_task *w, uint32_t k, uint32_t end, uint32_t parts) {
-    const uint32_t from = w->piece[k].to, n = from - w->piece[k].from, size = w->part->bytes;
-    const uint32_t limit = PIECES > 1 ? w->piece[end - 1u].to : w->tile->rows;
-    const uint32_t to = k + 1u < end ? w->piece[k + 1u].to : at_most(from + n, limit);
     const uint8_t *const *row = w->tile->row;
-    asks a = {.tile = w->tile, .at = row[0], .scales = row[0], .column = from, .to = from};
-    if (SF_AHEAD > 0u && k + 1u < end && w->piece[k + 1u].scales != NULL) {
-        a.scales = w->piece[k + 1u].scales;
+    asks a = {.tile = w->tile, .at = row[0], .scales = row[0]};
+    if (SF_AHEAD == 0u) {
+        return a;
+    }
+    const columns_piece *c = &w->piece[k], *next = c + 1;
+    const uint32_t limit = PIECES > 1 ? w->piece[end - 1u].to : w->tile->rows;
+    const uint32_t to = k + 1u < end ? next->to : at_most(2u * c->to - c->from, limit);
+    const uint32_t columns = to - c->to, size = w->part->bytes;
+    a.column = a.to = c->to;
+    if (k + 1u < end && next->scales != NULL) {
+        a.scales = next->scales;
         a.table = w->table;
         a.table_share = whole_lines(a.table / parts + 1u);
     }
-    if (SF_AHEAD > 0u && from < to) {
-        const uintptr_t all = (uintptr_t)row[to - 1u] + size - (uintptr_t)row[from];
-        if (all < 4u * (to - from) * size) {
-            const uint32_t before = (uint32_t)((uintptr_t)row[from] % LINE);
-            a.at = row[from] - before;
-            a.bytes = (uint32_t)all + before;
-            a.share = whole_lines(a.bytes / parts + 1u);
-        } else {
-            a.to = to;
-            a.size = size;
-            a.share = (to - from) / parts + 1u;
-        }
+    if (columns == 0) {
+        return a;
+    }
+    const uintptr_t first = (uintptr_t)row[c->to], all = (uintptr_t)row[to - 1u] + size - first;
+    if (all < 4u * columns * size) {
+        a.at = row[c->to] - first % LINE;
+        a.bytes = (uint32_t)(all + first % LINE);
+        a.share = whole_lines(a.bytes / parts + 1u);
+    } else {
+        a.to = to;
+        a.size = size;
+        a.share = columns / parts + 1u;
     }
     return a;
 }
