@@ -483,12 +483,13 @@ static asks behind(const columns_task *w, uint32_t k, uint32_t end, uint32_t par
     if (SF_AHEAD == 0u) {
         return a;
     }
-    const columns_piece *c = &w->piece[k], *next = c + 1;
+    const bool more = PIECES > 1 && k + 1u < end; /* a single piece knows no other */
+    const columns_piece *c = &w->piece[k], *next = more ? c + 1 : c;
     const uint32_t limit = PIECES > 1 ? w->piece[end - 1u].to : w->tile->rows;
-    const uint32_t to = k + 1u < end ? next->to : at_most(2u * c->to - c->from, limit);
+    const uint32_t to = more ? next->to : at_most(2u * c->to - c->from, limit);
     const uint32_t columns = to - c->to, size = w->part->bytes;
     a.column = a.to = c->to;
-    if (k + 1u < end && next->scales != NULL) {
+    if (more && next->scales != NULL) {
         a.scales = next->scales;
         a.table = w->table;
         a.table_share = whole_lines(a.table / parts + 1u);
