@@ -72,14 +72,16 @@ typedef struct {
 #define SF_NEAR 3
 #endif
 
+#define SF_LINE 64u /* bytes that memory gives at once */
+
 /* Asks for each line of memory that a row touches, its last one too. */
 static inline void sf_ask_for_row(const uint8_t *row, uint32_t bytes) {
     const uint8_t *end = row + bytes;
 #ifdef SF_RUN_TIME_TIERS
     __asm__ volatile(""); /* or gcc leaves out calls that do nothing but ask */
 #endif
-    for (const uint8_t *line = row - (uintptr_t)row % 64u; SF_AHEAD > 0u && line < end;
-         line += 64) {
+    for (const uint8_t *line = row - (uintptr_t)row % SF_LINE; SF_AHEAD > 0u && line < end;
+         line += SF_LINE) {
         __builtin_prefetch(line, 0, SF_NEAR);
     }
 }

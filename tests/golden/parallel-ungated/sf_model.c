@@ -458,8 +458,6 @@ static void some_columns(uint32_t worker, uint32_t workers, const void *task) {
     }
 }
 
-enum { LINE = 64 }; /* bytes that memory gives at once */
-
 /* What comes behind a piece: its columns, and the scales of their block. It is asked for in parts
  * while the piece is at work, since processors forget some of what they are asked for at once. */
 typedef struct {
@@ -471,7 +469,7 @@ typedef struct {
 } asks;
 
 static uint32_t whole_lines(uint32_t bytes) {
-    return (bytes + LINE - 1u) / LINE * LINE;
+    return (bytes + SF_LINE - 1u) / SF_LINE * SF_LINE;
 }
 
 /* Of what comes behind piece k, before piece `end`, in so many parts. Where a quarter of the
@@ -499,8 +497,8 @@ static asks behind(const columns_task *w, uint32_t k, uint32_t end, uint32_t par
     }
     const uintptr_t first = (uintptr_t)row[c->to], all = (uintptr_t)row[to - 1u] + size - first;
     if (all < 4u * columns * size) {
-        a.at = row[c->to] - first % LINE;
-        a.bytes = (uint32_t)(all + first % LINE);
+        a.at = row[c->to] - first % SF_LINE;
+        a.bytes = (uint32_t)(all + first % SF_LINE);
         a.share = whole_lines(a.bytes / parts + 1u);
     } else {
         a.to = to;
