@@ -4,7 +4,13 @@
 
 #include <stddef.h>
 
-enum { MAX_DIM = 640, GROUPS = MAX_DIM / 32, POSITIONS = 600, ROUNDS = 60 };
+/* Tiers chosen at run time take rows wider than 64 groups in parts. */
+#ifdef SF_RUN_TIME_TIERS
+enum { MAX_DIM = 4800 };
+#else
+enum { MAX_DIM = 640 };
+#endif
+enum { GROUPS = MAX_DIM / 32, POSITIONS = 600, ROUNDS = 60 };
 /* Kernels take SF_TILE rows, or SF_GROUP columns if those are more. */
 enum { ROWS = SF_TILE > SF_GROUP ? SF_TILE : SF_GROUP };
 
@@ -124,7 +130,7 @@ static bool same_dots(const uint8_t *const *p, uint32_t n, const sf_bfp *v, dot_
 }
 
 static bool dots(uint32_t kind) {
-    const uint32_t groups = 1u + below(GROUPS), n = 1u + below(SF_TILE);
+    const uint32_t groups = 1u + below(below(8) == 0 ? GROUPS : 20u), n = 1u + below(SF_TILE);
     const uint8_t *p[ROWS];
     const sf_bfp v[2] = {{q[0], sum[0], k[0], groups, (int32_t)below(120) - 40},
                          {q[1], sum[1], k[1], groups, (int32_t)below(120) - 40}};

@@ -60,7 +60,7 @@ LACKING = [("cortex-a53", "arm_dotprod"), ("cortex-a53", "arm_i8mm"), ("cortex-a
 NEEDED = {
     "x86_avx2": {"avx2", "popcnt"},
     "x86_avxvnni": {"avx_vnni"},
-    "x86_vnni": {"avx512_vnni", "avx512bw", "avx512vl"},
+    "x86_vnni": {"avx512_vnni", "avx512bw", "avx512dq", "avx512vl"},
 }
 """Flags of /proc/cpuinfo, by tier."""
 KERNELS = root() / "firmware" / "kernels"

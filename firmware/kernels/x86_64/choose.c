@@ -25,7 +25,8 @@ static bool avxvnni_runs(void) {
 
 static bool vnni_runs(void) {
     return avx2_runs() && __builtin_cpu_supports("avx512vnni") &&
-           __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl");
+           __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
+           __builtin_cpu_supports("avx512vl");
 }
 
 #ifdef __clang__

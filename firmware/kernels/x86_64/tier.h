@@ -3,7 +3,7 @@
 #define SF_TIER_H
 
 /* Most rows a kernel takes at once; it prepares the activations for them. */
-#define SF_TILE 16u
+#define SF_TILE 32u
 
 #define SF_RUN_TIME_TIERS 1
 

@@ -23,9 +23,11 @@ SF_INLINE __m128i sf_load64(const void *p) {
 SF_INLINE void sf_store256(void *p, __m256i v) {
     _mm256_storeu_si256((__m256i *)p, v);
 }
-/* Eight halves in units of 2^-24. */
+/* Eight halves in units of 2^-24: 24 is added to their exponents, and 0 stays below half a unit. */
 SF_INLINE __m256i sf_halves8(__m128i h) {
-    return _mm256_cvtps_epi32(_mm256_mul_ps(_mm256_cvtph_ps(h), _mm256_set1_ps(16777216.0f)));
+    const __m256i f = _mm256_castps_si256(_mm256_cvtph_ps(h));
+    return _mm256_cvtps_epi32(
+        _mm256_castsi256_ps(_mm256_add_epi32(f, _mm256_set1_epi32(24 << 23))));
 }
 SF_INLINE int32_t sf_one_half(const uint8_t *p) {
     return _mm_cvtsi128_si32(
@@ -71,6 +73,24 @@ SF_INLINE uintptr_t sf_behind(const uint8_t *const *row, uint32_t n) {
     const uintptr_t all = (uintptr_t)row[n - 1u] - (uintptr_t)row[0];
     return stride < SF_NEIGHBOURS && all == (n - 1u) * stride ? n * stride : 0u;
 }
+/* What a kernel that goes row by row asks for with each of them: as much of the row n behind it, a
+ * part with each block of so many bytes. A part ends a line later, for rows end with groups of no
+ * block. */
+typedef struct {
+    uintptr_t behind;
+    uint32_t part; /* bytes */
+} sf_row_asks;
+SF_INLINE sf_row_asks sf_asks_by_row(const uint8_t *const *row, uint32_t n, uint32_t bytes,
+                                     uint32_t parts) {
+    return (sf_row_asks){sf_behind(row, n), bytes / parts};
+}
+SF_INLINE void sf_ask_behind(const sf_row_asks *a, const uint8_t *row, uint32_t part,
+                             uint32_t block) {
+    const uintptr_t at = (uintptr_t)row + a->behind + part * a->part;
+    for (uint32_t i = 0; a->behind > 0u && i < block + 64u; i += 64u) {
+        _mm_prefetch((const void *)(at + i), _MM_HINT_T1);
+    }
+}
 /* What a kernel asks for, in the order of memory, a share of its bytes with each of its steps; into
  * the second cache, for the first has no room for the rows at hand and those behind them. A thread
  * that works on a part of each row asks for that part. */
@@ -82,21 +102,19 @@ typedef struct {
  */
 #define SF_SHARE 2048u
 
-/* What lies behind `count` of the n rows, for so many steps: so many bytes of each, or 0 for whole
- * rows. */
-SF_INLINE sf_next sf_rows_behind(const uint8_t *const *row, uint32_t n, uint32_t from,
-                                 uint32_t count, uint32_t bytes, uint32_t steps) {
+/* What lies behind n rows, for so many steps: so many bytes of each, or 0 for whole rows. */
+SF_INLINE sf_next sf_rows_behind(const uint8_t *const *row, uint32_t n, uint32_t bytes,
+                                 uint32_t steps) {
     const uintptr_t behind = sf_behind(row, n);
     if (behind == 0u) {
         return (sf_next){0};
     }
-    const uintptr_t at = (uintptr_t)row[from] + behind, stride = behind / n;
-    const uint32_t rows = count < n - from ? count : n - from;
+    const uintptr_t at = (uintptr_t)row[0] + behind, stride = behind / n;
     if (bytes == 0u || stride < bytes + 64u) {
-        const uintptr_t share = rows * stride / steps + 1u;
+        const uintptr_t share = behind / steps + 1u;
         return share < SF_SHARE ? (sf_next){at, at, share, UINTPTR_MAX, 0, 0} : (sf_next){0};
     }
-    const uintptr_t share = (uintptr_t)rows * bytes / steps + 1u;
+    const uintptr_t share = (uintptr_t)n * bytes / steps + 1u;
     return (sf_next){at, at, share, at + bytes, stride, stride - bytes};
 }
 SF_INLINE void sf_ask(sf_next *next) {

@@ -81,7 +81,7 @@ SF_INLINE void add_signed(__m256i v, __m256i w, __m256i x, __m256i *s) {
 
 void sf_x86_avx2_axpy_q8(const uint8_t *const *col, const int8_t *h, uint32_t n, uint32_t dim,
                          int32_t *isum) {
-    sf_next next = sf_rows_behind(col, n, 0, n, dim, (n + 1u) / 2u * (dim / SF_GROUP));
+    sf_next next = sf_rows_behind(col, n, dim, (n + 1u) / 2u * (dim / SF_GROUP));
     for (uint32_t j = 0; j < dim; j += SF_GROUP) {
         __m256i s[4];
         for (uint32_t i = 0; i < 4u; i++) {
@@ -127,7 +127,7 @@ SF_INLINE void add8_wide(int64_t *acc, __m256i s, __m128i k) {
 
 void sf_x86_avx2_axpy_r8(const uint8_t *const *col, const int8_t *h, uint32_t n, uint32_t dim,
                          uint32_t k, int64_t *acc) {
-    sf_next next = sf_rows_behind(col, n, 0, n, dim, (n + 1u) / 2u * (dim / SF_GROUP));
+    sf_next next = sf_rows_behind(col, n, dim, (n + 1u) / 2u * (dim / SF_GROUP));
     const __m128i shift = _mm_cvtsi32_si128((int32_t)k);
     for (uint32_t j = 0; j < dim; j += SF_GROUP) {
         __m256i s[4];

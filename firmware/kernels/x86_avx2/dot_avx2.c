@@ -1,15 +1,29 @@
 /* Rows times an activation vector with AVX2. */
-#include "avx2.h"
+#include "x86_avx2/avx2.h"
 
-/* Eight sums of the products of four nibbles and their activations, of the low and of the high
- * ones. */
-SF_INLINE __m256i nibble_products(__m256i v, __m256i low, __m256i high) {
-    const __m256i a = _mm256_maddubs_epi16(sf_low4(v), low);
-    const __m256i b = _mm256_maddubs_epi16(sf_high4(v), high);
-    return _mm256_madd_epi16(_mm256_add_epi16(a, b), _mm256_set1_epi16(1));
+/* Sums of four vectors of nibbles, [half][vector] with their shifts: those of four products are
+ * below 2^13, so that four of them have 16 bits. */
+SF_INLINE __m256i nibble_sums(const __m256i *v, const __m256i *low, const __m256i *high,
+                              __m256i shift) {
+    __m256i s[4];
+    for (uint32_t i = 0; i < 4u; i++) {
+        s[i] = _mm256_add_epi16(_mm256_maddubs_epi16(sf_low4(v[i]), low[i]),
+                                _mm256_maddubs_epi16(sf_high4(v[i]), high[i]));
+    }
+    const __m256i a =
+        _mm256_add_epi16(_mm256_unpacklo_epi32(s[0], s[1]), _mm256_unpackhi_epi32(s[0], s[1]));
+    const __m256i b =
+        _mm256_add_epi16(_mm256_unpacklo_epi32(s[2], s[3]), _mm256_unpackhi_epi32(s[2], s[3]));
+    return _mm256_madd_epi16(
+        _mm256_add_epi16(_mm256_unpacklo_epi64(a, b), _mm256_unpackhi_epi64(a, b)), shift);
 }
+/* Eight sums of the products of four signed bytes each. */
 SF_INLINE __m256i signed_products(__m256i w, __m256i x) {
     return sf_signed_products(w, x);
+}
+SF_INLINE __m256i without_offset(__m256i t, __m256i sum) {
+    (void)sum; /* they have none */
+    return t;
 }
 
 #define SF_NAME(kernel) sf_x86_avx2_##kernel
@@ -30,7 +44,7 @@ SF_INLINE __m256i products_r8(__m256i v, __m256i x) {
 }
 
 void sf_x86_avx2_dot_r8(const uint8_t *const *row, uint32_t n, const sf_bfp *x, float *out) {
-    sf_next next = sf_rows_behind(row, n, 0, n, 0, n * x->groups);
+    sf_next next = sf_rows_behind(row, n, 0, n * x->groups);
     for (uint32_t r = 0; r < n; r++) {
         const uint8_t *w = row[r] + 4;
         __m256i acc = _mm256_setzero_si256();

@@ -58,12 +58,6 @@ void sf_x86_vnni_axpy_q4(const uint8_t *const *col, const int8_t *h, uint32_t n,
     }
 }
 
-/* Sixteen halves in units of 2^-24. */
-static inline __m512i halves16(__m512i words) {
-    const __m512 v = _mm512_cvtph_ps(_mm512_cvtepi32_epi16(words));
-    return _mm512_cvtps_epi32(_mm512_mul_ps(v, _mm512_set1_ps(16777216.0f)));
-}
-
 /* acc[0..7] += s * d + total * m */
 static inline void add_scaled(__m256i s, __m256i d, __m256i m, __m512i total, int64_t *acc) {
     const __m512i a = _mm512_mul_epi32(_mm512_cvtepi32_epi64(s), _mm512_cvtepi32_epi64(d));
@@ -77,7 +71,8 @@ void sf_x86_vnni_scale_q4(const uint8_t *scales, uint32_t k, int32_t sum, uint32
     const __m128i shift = _mm_cvtsi32_si128((int32_t)k);
     for (uint32_t j = 0; j < dim; j += 16u) {
         const __m512i dm = _mm512_loadu_si512(scales + 4u * j);
-        const __m512i d = halves16(dm), m = halves16(_mm512_srli_epi32(dm, 16));
+        const __m512i d = sf_halves16(_mm512_cvtepi32_epi16(dm));
+        const __m512i m = sf_halves16(_mm512_cvtepi32_epi16(_mm512_srli_epi32(dm, 16)));
         const __m512i s = _mm512_sll_epi32(_mm512_loadu_si512(isum + j), shift);
         add_scaled(_mm512_castsi512_si256(s), _mm512_castsi512_si256(d), _mm512_castsi512_si256(m),
                    total, acc + j);

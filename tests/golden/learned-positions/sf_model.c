@@ -207,20 +207,13 @@ static inline void for_all(const rows_task *w, uint32_t from, uint32_t n) {
     }
 }
 
-/* The k-th of n pieces to work on. One thread takes the two halves in turn: memory gives it two
- * streams faster than one. */
-static inline uint32_t in_turn(uint32_t k, uint32_t n, uint32_t workers) {
-    return workers > 1u ? k : k / 2u + (k % 2u) * ((n + 1u) / 2u);
-}
-
 /* A worker's share of a tile's rows, as many at a time as kernels take. */
 static void some_rows(uint32_t worker, uint32_t workers, const void *task) {
     const rows_task *w = task;
     const bool one = SF_SPAN == SF_TILE; /* a tile is one piece */
     const uint32_t rows = w->tile->rows, pieces = one ? 1u : (rows + SF_TILE - 1u) / SF_TILE;
-    const uint32_t first = pieces * worker / workers, n = pieces * (worker + 1u) / workers - first;
-    for (uint32_t k = 0; k < n; k++) {
-        const uint32_t from = (first + in_turn(k, n, workers)) * SF_TILE;
+    const uint32_t end = pieces * (worker + 1u) / workers * SF_TILE;
+    for (uint32_t from = pieces * worker / workers * SF_TILE; from < end; from += SF_TILE) {
         for_all(w, from, one || rows - from < SF_TILE ? rows - from : SF_TILE);
     }
 }
