@@ -55,13 +55,15 @@ typedef struct {
  * columns that carry their scales they take SF_OWN while the next SF_OWN are asked for: processors
  * forget some of what they are asked for at once (docs/BENCHMARKS.md). */
 #ifdef SF_RUN_TIME_TIERS
-#define SF_LISTED 4u
-#define SF_AHEAD 16u
 /* Into the second cache of x86, which has more reads on their way than the first. */
 #ifdef __x86_64__
+#define SF_LISTED 16u
+#define SF_AHEAD 32u
 #define SF_NEAR 2
 #define SF_OWN 6u
 #else
+#define SF_LISTED 4u
+#define SF_AHEAD 16u
 #define SF_NEAR 3
 #define SF_OWN SF_TILE
 #endif
