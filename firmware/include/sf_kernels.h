@@ -204,6 +204,9 @@ typedef struct {
     /* The rows largest of x [n], n <= 65536, the least index first among equals: their indices,
      * ascending, in pick [rows]. */
     void (*pick_largest)(const float *x, uint32_t n, uint32_t rows, uint16_t *pick);
+    /* v [n], n <= 65536, becomes 0 where |v| < limit; returns how many are left, and their indices,
+     * ascending, in pick [n]. */
+    uint32_t (*keep_reaching)(float *v, uint32_t n, float limit, uint16_t *pick);
     /* One row as floats: x [dim]. */
     void (*row_q4)(const uint8_t *row, uint32_t dim, float *x);
     void (*row_q8)(const uint8_t *row, uint32_t dim, float *x);
@@ -255,6 +258,7 @@ typedef struct {
     X(plain, scale_q4)                                                                             \
     X(plain, scale_q8)                                                                             \
     X(plain, pick_largest)                                                                         \
+    X(plain, keep_reaching)                                                                        \
     X(plain, row_q4)                                                                               \
     X(plain, row_q8)                                                                               \
     X(plain, row_r8)                                                                               \
@@ -323,6 +327,7 @@ static inline void sf_choose_tier(void) {
 #define sf_scale_q4 sf_tier.scale_q4
 #define sf_scale_q8 sf_tier.scale_q8
 #define sf_pick_largest sf_tier.pick_largest
+#define sf_keep_reaching sf_tier.keep_reaching
 #define sf_row_q4 sf_tier.row_q4
 #define sf_row_q8 sf_tier.row_q8
 #define sf_row_r8 sf_tier.row_r8

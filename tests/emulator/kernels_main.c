@@ -255,6 +255,21 @@ static bool picked(uint32_t kind) {
     return memcmp(pick[0], pick[1], most * sizeof pick[0][0]) == 0;
 }
 
+/* What a mask keeps: nothing, some, all; values at the limit, zeros of both signs. */
+static bool kept(uint32_t kind) {
+    static uint16_t pick[2][MAX_DIM];
+    const uint32_t n = 1u + below(MAX_DIM);
+    const float limit = kind == 1 ? 0.0f : (kind == 2 ? 1e30f : 3.0f);
+    for (uint32_t i = 0; i < n; i++) {
+        x[i] = kind == 0 ? value(8) : (float)((int32_t)below(12) - 6) * (below(2) ? 1.0f : -1.0f);
+        out[0][i] = out[1][i] = x[i];
+    }
+    const uint32_t left = sf_keep_reaching(out[0], n, limit, pick[0]);
+    return left == sf_plain_keep_reaching(out[1], n, limit, pick[1]) &&
+           memcmp(out[0], out[1], n * sizeof(float)) == 0 &&
+           memcmp(pick[0], pick[1], left * sizeof pick[0][0]) == 0;
+}
+
 static bool rows_as_floats(uint32_t kind) {
     const uint32_t groups = 1u + below(GROUPS), dim = groups * SF_GROUP;
     rows_and_x(groups, 16, kind);
@@ -467,6 +482,9 @@ const char *first_difference(void) {
             }
             if (!picked(j)) {
                 return "pick_largest";
+            }
+            if (!kept(j)) {
+                return "keep_reaching";
             }
         }
         if (!rows_as_floats(kind)) {

@@ -615,13 +615,17 @@ static void observe(uint32_t l, uint32_t site, vectors v, uint32_t n) {
 /* Neurons of each token that can still be active. */
 static list neurons[SF_BLOCK];
 
-/* Of the neurons of each token those whose v [SF_FFN] reaches a limit. */
+/* Of the neurons of each token those whose v [SF_FFN] reaches a limit. Where there was no list, v
+ * becomes 0 for the others. */
 static void keep_reaching(float v[][SF_FFN], float limit) {
     for (uint32_t t = 0; t < tokens(); t++) {
         const list from = neurons[t];
         uint32_t kept = 0;
-        for (uint32_t k = 0; k < from.n; k++) {
-            const uint32_t i = from.idx ? from.idx[k] : k;
+        if (from.idx == NULL) {
+            kept = sf_keep_reaching(v[t], SF_FFN, limit, active[t]);
+        }
+        for (uint32_t k = 0; k < from.n && from.idx != NULL; k++) {
+            const uint32_t i = from.idx[k];
             active[t][kept] = (uint16_t)i;
             kept += reaches(v[t][i], limit);
         }
@@ -867,22 +871,15 @@ static void down(uint32_t l, const float *vec) {
 
 /* Which neurons the product of gate and up keeps. */
 
-/* mask() of all neurons without limits of their own, in two loops: compilers take the first for
- * several neurons at a time. In between up holds which are kept. */
+/* mask() of all neurons without limits of their own. */
 static list mask_all(uint32_t t, const float *limit) {
-    float *const h = gate[t], *const product = up[t];
-    uint32_t kept = 0;
-    for (uint32_t i = 0; i < SF_FFN; i++) {
-        const bool large_up = reaches(product[i], limit[SF_T_UP]);
-        const float p = product[i] * h[i];
-        const bool large_h = reaches(p, limit[SF_T_H]);
-        const uint32_t keep = large_up & large_h;
-        h[i] = sf_from_bits(sf_bits(p) & (0u - keep));
-        product[i] = sf_from_bits(keep);
+    uint32_t kept = SF_FFN;
+    if (limit[SF_T_UP] > 0.0f) {
+        kept = sf_keep_reaching(up[t], SF_FFN, limit[SF_T_UP], active[t]);
     }
-    for (uint32_t i = 0; i < SF_FFN; i++) {
-        active[t][kept] = (uint16_t)i;
-        kept += sf_bits(product[i]);
+    sf_multiply(gate[t], up[t], SF_FFN);
+    if (limit[SF_T_H] > 0.0f) { /* leaves out those whose up was dropped, too */
+        kept = sf_keep_reaching(gate[t], SF_FFN, limit[SF_T_H], active[t]);
     }
     return (list){active[t], kept};
 }

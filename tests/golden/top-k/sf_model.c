@@ -698,13 +698,17 @@ static void observe(uint32_t l, uint32_t site, vectors v, uint32_t n) {
 /* Neurons of each token that can still be active. */
 static list neurons[SF_BLOCK];
 
-/* Of the neurons of each token those whose v [SF_FFN] reaches a limit. */
+/* Of the neurons of each token those whose v [SF_FFN] reaches a limit. Where there was no list, v
+ * becomes 0 for the others. */
 static void keep_reaching(float v[][SF_FFN], float limit) {
     for (uint32_t t = 0; t < tokens(); t++) {
         const list from = neurons[t];
         uint32_t kept = 0;
-        for (uint32_t k = 0; k < from.n; k++) {
-            const uint32_t i = from.idx ? from.idx[k] : k;
+        if (from.idx == NULL) {
+            kept = sf_keep_reaching(v[t], SF_FFN, limit, active[t]);
+        }
+        for (uint32_t k = 0; k < from.n && from.idx != NULL; k++) {
+            const uint32_t i = from.idx[k];
             active[t][kept] = (uint16_t)i;
             kept += reaches(v[t][i], limit);
         }
