@@ -871,15 +871,15 @@ static void down(uint32_t l, const float *vec) {
 
 /* mask() of all neurons without limits of their own. */
 static list mask_all(uint32_t t, const float *limit) {
-    uint32_t kept = SF_FFN;
+    list kept = first(SF_FFN);
     if (limit[SF_T_UP] > 0.0f) {
-        kept = sf_keep_reaching(up[t], SF_FFN, limit[SF_T_UP], active[t]);
+        kept = (list){active[t], sf_keep_reaching(up[t], SF_FFN, limit[SF_T_UP], active[t])};
     }
     sf_multiply(gate[t], up[t], SF_FFN);
     if (limit[SF_T_H] > 0.0f) { /* leaves out those whose up was dropped, too */
-        kept = sf_keep_reaching(gate[t], SF_FFN, limit[SF_T_H], active[t]);
+        kept = (list){active[t], sf_keep_reaching(gate[t], SF_FFN, limit[SF_T_H], active[t])};
     }
-    return (list){active[t], kept};
+    return kept;
 }
 
 /* gate [SF_FFN] of token t becomes h, zero where the mask drops it, and lists the neurons that it
