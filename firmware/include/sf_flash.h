@@ -52,15 +52,15 @@ typedef struct {
 
 /* Memory is slower than the kernels of a machine that chooses them at run time, and rows of a list
  * lie apart: kernels take SF_LISTED of them while as many are asked for, SF_AHEAD after them. Of
- * columns that carry their scales they take SF_OWN while the next SF_OWN are asked for: processors
- * forget some of what they are asked for at once (docs/BENCHMARKS.md). */
+ * columns that carry their scales they take SF_OWN while the next SF_OWN are asked for; kernels of
+ * x86 take all and ask by themselves. */
 #ifdef SF_RUN_TIME_TIERS
 /* Into the second cache of x86, which has more reads on their way than the first. */
 #ifdef __x86_64__
 #define SF_LISTED 16u
 #define SF_AHEAD 32u
 #define SF_NEAR 2
-#define SF_OWN 6u
+#define SF_OWN SF_SPAN
 #else
 #define SF_LISTED 4u
 #define SF_AHEAD 16u

@@ -191,8 +191,8 @@ typedef struct {
     /* acc[j] += (sum_r h[r] * col[r][j]) << k; the scales of r8 are those of outputs. */
     void (*axpy_r8)(const uint8_t *const *col, const int8_t *h, uint32_t n, uint32_t dim,
                     uint32_t k, int64_t *acc);
-    /* acc[j] += sum_r factor(a[r], scale) * q of col[r][j] for n <= SF_TILE columns of dim weights
-     * of s4 (sf_s4_factor); a is an activation with its shift, q << k. */
+    /* acc[j] += sum_r factor(a[r], scale) * q of col[r][j] for n <= SF_OWN columns of dim weights
+     * of s4 (sf_s4_factor); a is an activation with its shift, q << k, |q| <= 127. */
     void (*axpy_s4)(const uint8_t *const *col, const int32_t *a, uint32_t n, uint32_t dim,
                     uint32_t shift, int32_t *acc);
     /* acc[j] += (isum[j] << k) * d[j] + sum * m[j]; scales as in the image; clears isum. */

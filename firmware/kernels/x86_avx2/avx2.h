@@ -23,6 +23,9 @@ SF_INLINE __m128i sf_load64(const void *p) {
 SF_INLINE void sf_store256(void *p, __m256i v) {
     _mm256_storeu_si256((__m256i *)p, v);
 }
+SF_INLINE void sf_add8(int32_t *y, __m256i v) {
+    sf_store256(y, _mm256_add_epi32(sf_load256(y), v));
+}
 /* Eight halves in units of 2^-24: 24 is added to their exponents, and 0 stays below half a unit. */
 SF_INLINE __m256i sf_halves8(__m128i h) {
     const __m256i f = _mm256_castps_si256(_mm256_cvtph_ps(h));
@@ -126,10 +129,6 @@ SF_INLINE void sf_ask(sf_next *next) {
             next->stop += next->stride;
         }
     }
-}
-/* For columns of a list, whose neighbours nobody wants. */
-SF_INLINE void sf_prefetch(const uint8_t *p, uintptr_t behind) {
-    _mm_prefetch((const void *)((uintptr_t)p + behind), _MM_HINT_T1);
 }
 
 #endif

@@ -6,17 +6,14 @@
 SF_INLINE __m256i pair16(int32_t a, int32_t b) {
     return _mm256_set1_epi32((int32_t)(((uint32_t)a & 0xFFFFu) | (uint32_t)b << 16));
 }
-SF_INLINE void add8(int32_t *y, __m256i v) {
-    sf_store256(y, _mm256_add_epi32(sf_load256(y), v));
-}
 /* Eight sums of 16 bits. */
 SF_INLINE void add8_short(int32_t *y, __m128i v) {
-    add8(y, _mm256_cvtepi16_epi32(v));
+    sf_add8(y, _mm256_cvtepi16_epi32(v));
 }
 /* Sixteen sums as unpacking leaves them: outputs 0 to 3 and 8 to 11, and the others. */
 SF_INLINE void add16(int32_t *y, __m256i low, __m256i high) {
-    add8(y, _mm256_permute2x128_si256(low, high, 0x20));
-    add8(y + 8, _mm256_permute2x128_si256(low, high, 0x31));
+    sf_add8(y, _mm256_permute2x128_si256(low, high, 0x20));
+    sf_add8(y + 8, _mm256_permute2x128_si256(low, high, 0x31));
 }
 
 /* Sums of at most 16 columns, eight pairs of 2 * 15 * 127, have 16 bits. Bytes j/2 on of a column,
@@ -145,122 +142,6 @@ void sf_x86_avx2_axpy_r8(const uint8_t *const *col, const int8_t *h, uint32_t n,
             const __m256i hi = _mm256_unpackhi_epi32(s[i], s[i + 2u]);
             add8_wide(acc + j + 8u * i, _mm256_permute2x128_si256(lo, hi, 0x20), shift);
             add8_wide(acc + j + 16u + 8u * i, _mm256_permute2x128_si256(lo, hi, 0x31), shift);
-        }
-    }
-}
-
-/* Factors of a column for eight groups, as sf_s4_factor. */
-SF_INLINE __m256i factors_s4(int32_t a, __m128i halves, uint32_t shift) {
-    const __m256i h = _mm256_cvtepu16_epi32(halves), one = _mm256_set1_epi32(1);
-    const __m256i e = _mm256_and_si256(_mm256_srli_epi32(h, 10), _mm256_set1_epi32(31));
-    const __m256i normal = _mm256_cmpgt_epi32(e, _mm256_setzero_si256()); /* -1 */
-    const __m256i m = _mm256_and_si256(h, _mm256_set1_epi32(0x3FF));
-    const __m256i d = _mm256_or_si256(m, _mm256_and_si256(normal, _mm256_set1_epi32(0x400)));
-    const __m256i sign = _mm256_or_si256(_mm256_slli_epi32(h, 16), one);
-    const __m256i product = _mm256_mullo_epi32(_mm256_set1_epi32(a), _mm256_sign_epi32(d, sign));
-    const __m256i down =
-        _mm256_sub_epi32(_mm256_set1_epi32((int32_t)shift), _mm256_add_epi32(e, normal));
-    const __m256i half = _mm256_sllv_epi32(one, _mm256_sub_epi32(down, one));
-    const __m256i t = _mm256_srav_epi32(_mm256_add_epi32(product, half), down);
-    return _mm256_andnot_si256(_mm256_cmpgt_epi32(down, _mm256_set1_epi32(31)), t);
-}
-
-enum { S4_GROUPS = 32 }; /* of outputs whose factors are at hand */
-
-/* Factors of pairs of columns, and the sums of all of a group. */
-typedef struct {
-    int32_t pair[SF_TILE / 2u][S4_GROUPS], total[S4_GROUPS];
-} s4_factors;
-
-/* Halves of eight groups, or of what is left of them. */
-SF_INLINE __m128i halves_left(const uint8_t *p, uint32_t n) {
-    uint16_t h[8] = {0};
-    if (n >= 8u) {
-        return sf_load128(p);
-    }
-    memcpy(h, p, n * sizeof h[0]);
-    return sf_load128(h);
-}
-
-SF_INLINE void make_factors(const uint8_t *const *scales, const int32_t *a, uint32_t n,
-                            uint32_t groups, uint32_t shift, s4_factors *f) {
-    for (uint32_t g = 0; g < groups; g += 8u) {
-        __m256i total = _mm256_setzero_si256();
-        for (uint32_t r = 0; r < n; r += 2u) {
-            const uint32_t left = groups - g;
-            const __m256i t = factors_s4(a[r], halves_left(scales[r] + 2u * g, left), shift);
-            const __m256i u =
-                r + 1u < n
-                    ? factors_s4(a[r + 1u], halves_left(scales[r + 1u] + 2u * g, left), shift)
-                    : _mm256_setzero_si256();
-            sf_store256(f->pair[r / 2u] + g, _mm256_blend_epi16(t, _mm256_slli_epi32(u, 16), 0xAA));
-            total = _mm256_add_epi32(total, _mm256_add_epi32(t, u));
-        }
-        sf_store256(f->total + g, total);
-    }
-}
-
-/* y[0..31] of two groups, or of one, += the sums of columns from byte `at` on. Words of two columns
- * side by side give four pairs of nibbles each, of every other output and of those 16 behind. */
-SF_INLINE void pair_of_groups(const uint8_t *const *col, uint32_t n, uint32_t at, bool two,
-                              const s4_factors *f, uint32_t g, uintptr_t ahead, int32_t *y) {
-    const __m256i spread = _mm256_set_epi32(1, 1, 1, 1, 0, 0, 0, 0);
-    const __m256i four = _mm256_set1_epi16(15);
-    __m256i s[2][4];
-    for (uint32_t i = 0; i < 4u; i++) {
-        s[0][i] = s[1][i] = _mm256_setzero_si256();
-    }
-    for (uint32_t r = 0; r < n; r += 2u) {
-        const uint8_t *p = col[r] + at, *q = col[r + 1u < n ? r + 1u : r] + at;
-        if (g % 4u == 0) {
-            sf_prefetch(p, ahead);
-            sf_prefetch(q, ahead);
-        }
-        const __m256i v = two ? sf_load256(p) : _mm256_zextsi128_si256(sf_load128(p));
-        const __m256i w = two ? sf_load256(q) : _mm256_zextsi128_si256(sf_load128(q));
-        const __m256i x = _mm256_permutevar8x32_epi32(
-            _mm256_castsi128_si256(sf_load64(f->pair[r / 2u] + g)), spread);
-        const __m256i t[2] = {_mm256_unpacklo_epi16(v, w), _mm256_unpackhi_epi16(v, w)};
-        for (uint32_t i = 0; i < 2u; i++) {
-            const __m256i nibble[4] = {
-                _mm256_and_si256(t[i], four), _mm256_and_si256(_mm256_srli_epi16(t[i], 4), four),
-                _mm256_and_si256(_mm256_srli_epi16(t[i], 8), four), _mm256_srli_epi16(t[i], 12)};
-            for (uint32_t k = 0; k < 4u; k++) {
-                s[i][k] = _mm256_add_epi32(s[i][k], _mm256_madd_epi16(nibble[k], x));
-            }
-        }
-    }
-    const __m256i first = _mm256_set1_epi32(8 * f->total[g]);
-    const __m256i second = _mm256_set1_epi32(two ? 8 * f->total[g + 1u] : 0);
-    for (uint32_t i = 0; i < 4u; i++) { /* outputs 8 i on */
-        const __m256i even = s[i % 2u][i / 2u], odd = s[i % 2u][i / 2u + 2u];
-        const __m256i lo = _mm256_unpacklo_epi32(even, odd), hi = _mm256_unpackhi_epi32(even, odd);
-        add8(y + 8u * i, _mm256_sub_epi32(_mm256_permute2x128_si256(lo, hi, 0x20), first));
-        if (two) {
-            add8(y + SF_GROUP + 8u * i,
-                 _mm256_sub_epi32(_mm256_permute2x128_si256(lo, hi, 0x31), second));
-        }
-    }
-}
-
-void sf_x86_avx2_axpy_s4(const uint8_t *const *col, const int32_t *a, uint32_t n, uint32_t dim,
-                         uint32_t shift, int32_t *acc) {
-    const uintptr_t behind = sf_behind(col, n), ahead = behind != 0 ? behind : 256u;
-    const uint8_t *scales[SF_TILE];
-    s4_factors f;
-    for (uint32_t from = 0; from < dim / SF_GROUP; from += S4_GROUPS) {
-        const uint32_t left = dim / SF_GROUP - from, groups = left < S4_GROUPS ? left : S4_GROUPS;
-        for (uint32_t r = 0; r < n; r++) {
-            scales[r] = col[r] + dim / 2u + 2u * from;
-        }
-        make_factors(scales, a, n, groups, shift, &f);
-        for (uint32_t g = 0; g < groups; g += 2u) {
-            const uint32_t at = from + g;
-            if (g + 1u < groups) {
-                pair_of_groups(col, n, at * 16u, true, &f, g, ahead, acc + at * SF_GROUP);
-            } else {
-                pair_of_groups(col, n, at * 16u, false, &f, g, ahead, acc + at * SF_GROUP);
-            }
         }
     }
 }

@@ -3,20 +3,6 @@
 
 #include "x86_avx2/avx2.h"
 
-/* Adds a [lane q][lane i] to y [i][q]: lanes of 128 bits, groups of 32 outputs apart. */
-static inline void add_turned(const __m512i *a, uint32_t live, int32_t *y) {
-    const __m512i t0 = _mm512_shuffle_i32x4(a[0], a[1], 0x44);
-    const __m512i t1 = _mm512_shuffle_i32x4(a[2], a[3], 0x44);
-    const __m512i t2 = _mm512_shuffle_i32x4(a[0], a[1], 0xEE);
-    const __m512i t3 = _mm512_shuffle_i32x4(a[2], a[3], 0xEE);
-    const __m512i out[4] = {_mm512_shuffle_i32x4(t0, t1, 0x88), _mm512_shuffle_i32x4(t0, t1, 0xDD),
-                            _mm512_shuffle_i32x4(t2, t3, 0x88), _mm512_shuffle_i32x4(t2, t3, 0xDD)};
-    for (uint32_t i = 0; i < live; i++) {
-        int32_t *to = y + i * SF_GROUP;
-        _mm512_storeu_si512(to, _mm512_add_epi32(_mm512_loadu_si512(to), out[i]));
-    }
-}
-
 /* Four columns at a time: their bytes are interleaved, so that a dot product of four bytes takes
  * one output of each. A 128-bit lane holds a group of 32 outputs. */
 void sf_x86_vnni_axpy_q4(const uint8_t *const *col, const int8_t *h, uint32_t n, uint32_t dim,
@@ -53,8 +39,8 @@ void sf_x86_vnni_axpy_q4(const uint8_t *const *col, const int8_t *h, uint32_t n,
                     high[q], _mm512_and_si512(_mm512_srli_epi16(t[q], 4), four), x);
             }
         }
-        add_turned(low, live, isum + j);
-        add_turned(high, live, isum + j + SF_GROUP / 2u);
+        sf_add_turned(low, live, isum + j);
+        sf_add_turned(high, live, isum + j + SF_GROUP / 2u);
     }
 }
 

@@ -338,24 +338,23 @@ typedef struct {
     uint32_t outputs;
 } own_task;
 
-/* sums += the columns from..to of a tile times token t's activations, at most so many at a time.
- * ask: for those to come. */
+/* sums += the columns from..to of a tile times token t's activations. ask: for those to come. */
 static inline void add_own_columns(const own_task *w, uint32_t t, uint32_t from, uint32_t to,
-                                   uint32_t most, bool ask, int32_t *sums) {
+                                   bool ask, int32_t *sums) {
     const sf_tile *tile = w->tile;
-    const uint8_t *col[SF_TILE];
-    int32_t in[SF_TILE];
+    const uint8_t *col[SF_OWN];
+    int32_t in[SF_OWN];
     uint32_t n = 0, next = from;
     for (uint32_t r = from; r < to; r++) {
         const uint32_t at = tile->first + r, k = w->idx ? w->idx[at] : at;
         if (ask && r == next) {
-            next += most;
-            sf_ask_before(tile, to, next, most, w->part->bytes);
+            next += SF_OWN;
+            sf_ask_before(tile, to, next, SF_OWN, w->part->bytes);
         }
         in[n] = act_q[t][k] * (int32_t)(1u << act_k[t][k / SF_GROUP]);
         col[n] = tile->row[r];
         n += in[n] != 0; /* others want the columns that are zero here */
-        if (n == most || (r + 1u == to && n > 0)) {
+        if (n == SF_OWN || (r + 1u == to && n > 0)) {
             sf_axpy_s4(col, in, n, w->outputs, w->part->shift, sums);
             n = 0;
         }
@@ -365,7 +364,7 @@ static inline void add_own_columns(const own_task *w, uint32_t t, uint32_t from,
 static void some_own_columns(uint32_t worker, uint32_t workers, const void *task) {
     const own_task *w = task;
     for (uint32_t t = worker; t < tokens(); t += workers) {
-        add_own_columns(w, t, 0, w->tile->rows, SF_TILE, t == worker, isum[t]);
+        add_own_columns(w, t, 0, w->tile->rows, t == worker, isum[t]);
     }
 }
 
@@ -375,7 +374,7 @@ static void some_of_one(uint32_t worker, uint32_t workers, const void *task) {
     const span mine = share(w->tile->rows, worker, workers);
     begin_sums(worker, workers, w->outputs);
     if (mine.from < mine.to) { /* a worker without sums has none */
-        add_own_columns(w, 0, mine.from, mine.to, SF_OWN, true, isum[worker]);
+        add_own_columns(w, 0, mine.from, mine.to, true, isum[worker]);
     }
 }
 
