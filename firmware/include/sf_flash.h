@@ -76,21 +76,25 @@ typedef struct {
 
 #define SF_LINE 64u /* bytes that memory gives at once */
 
-/* Asks for each line of memory that a row touches, its last one too. */
-static inline void sf_ask_for_row(const uint8_t *row, uint32_t bytes) {
-    const uint8_t *end = row + bytes;
+/* Asks for each line of memory that a row touches, its last one too; not for the line `asked`. Says
+ * which line was the last. */
+static inline uintptr_t sf_ask_for_row(const uint8_t *row, uint32_t bytes, uintptr_t asked) {
+    const uintptr_t end = (uintptr_t)row + bytes;
+    uintptr_t line = (uintptr_t)row - (uintptr_t)row % SF_LINE;
 #ifdef SF_RUN_TIME_TIERS
     __asm__ volatile(""); /* or gcc leaves out calls that do nothing but ask */
 #endif
-    for (const uint8_t *line = row - (uintptr_t)row % SF_LINE; SF_AHEAD > 0u && line < end;
-         line += SF_LINE) {
-        __builtin_prefetch(line, 0, SF_NEAR);
+    for (line += line == asked ? SF_LINE : 0u; SF_AHEAD > 0u && line < end; line += SF_LINE) {
+        __builtin_prefetch((const void *)line, 0, SF_NEAR);
     }
+    return line - SF_LINE;
 }
-/* The same for n rows of a tile from this one on, as far as there are any. */
+/* The same for n rows of a tile from this one on, as far as there are any; neighbours share lines.
+ */
 static inline void sf_ask_for(const sf_tile *t, uint32_t from, uint32_t n, uint32_t bytes) {
+    uintptr_t asked = 0;
     for (uint32_t r = from; SF_AHEAD > 0u && r < t->rows && r < from + n; r++) {
-        sf_ask_for_row(t->row[r], bytes);
+        asked = sf_ask_for_row(t->row[r], bytes, asked);
     }
 }
 /* The same of those before a row `end`. */

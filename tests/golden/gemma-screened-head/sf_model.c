@@ -491,8 +491,8 @@ static asks behind(const columns_task *w, uint32_t k, uint32_t end, uint32_t par
 static void ask(asks *a) {
     const uint32_t table = at_most(a->table_share, a->table), bytes = at_most(a->share, a->bytes);
     const uint32_t columns = at_most(a->share, a->to - a->column);
-    sf_ask_for_row(a->scales, table);
-    sf_ask_for_row(a->at, bytes);
+    sf_ask_for_row(a->scales, table, 0);
+    sf_ask_for_row(a->at, bytes, 0);
     sf_ask_for(a->tile, a->column, columns, a->size);
     a->scales += table;
     a->table -= table;
@@ -546,6 +546,23 @@ static void all_pieces(const columns_task *w, const columns_piece *c, uint32_t n
     }
 }
 
+/* How many of n ascending numbers lie in a block, from the first on. */
+static inline uint32_t of_block(const uint16_t *idx, uint32_t n, uint32_t block) {
+    const uint16_t last = (uint16_t)(SF_GROUP * block + SF_GROUP - 1u);
+    if (PIECES > 1 && n >= SF_GROUP) { /* without branches, for vectors */
+        uint16_t some = 0;
+        for (uint32_t k = 0; k < SF_GROUP; k++) {
+            some = (uint16_t)(some + (idx[k] <= last));
+        }
+        return some;
+    }
+    uint32_t k = 1;
+    while (k < n && idx[k] <= last) {
+        k++;
+    }
+    return k;
+}
+
 /* acc [outputs] of each token = the columns of a list times its activations. Sums are integers, so
  * their order is free. */
 static void sum_columns(const sf_part *p, list which, const sf_part *scales, uint32_t outputs) {
@@ -562,9 +579,9 @@ static void sum_columns(const sf_part *p, list which, const sf_part *scales, uin
         for (uint32_t from = 0, to; from < tile.rows; from = to) {
             const uint32_t at = tile.first + from, block = (idx ? idx[at] : at) / SF_GROUP;
             const uint32_t end = SF_GROUP * (block + 1u) - tile.first;
-            to = idx ? from + 1u : (end < tile.rows ? end : tile.rows);
-            while (idx && to < tile.rows && idx[tile.first + to] / SF_GROUP == block) {
-                to++;
+            to = end < tile.rows ? end : tile.rows;
+            if (idx) {
+                to = from + of_block(idx + at, tile.rows - from, block);
             }
             columns_piece *const c = &task.piece[task.pieces++];
             *c = (columns_piece){.from = from, .to = to, .block = block};
@@ -877,6 +894,15 @@ static list mask_all(uint32_t t, const float *limit) {
     return kept;
 }
 
+/* h [SF_FFN] = product for the neurons of a list, zero for the others. */
+static list only_of(list kept, const float *product, float *h) {
+    memset(h, 0, SF_FFN * sizeof h[0]);
+    for (uint32_t k = 0; k < kept.n; k++) {
+        h[kept.idx[k]] = product[kept.idx[k]];
+    }
+    return kept;
+}
+
 /* gate [SF_FFN] of token t becomes h, zero where the mask drops it, and lists the neurons that it
  * keeps; takes up. own: limits of h of each neuron, if there are some. */
 static list mask(uint32_t t, const float *limit, sf_limits own) {
@@ -885,6 +911,12 @@ static list mask(uint32_t t, const float *limit, sf_limits own) {
     uint32_t kept = 0;
     if (from.idx == NULL && own.code == NULL) {
         return mask_all(t, limit);
+    }
+    if (own.code == NULL && limit[SF_T_UP] <= 0.0f && limit[SF_T_H] <= 0.0f) {
+        for (uint32_t k = 0; k < from.n; k++) {
+            product[from.idx[k]] *= h[from.idx[k]];
+        }
+        return only_of(from, product, h);
     }
     /* No branches: which neurons are kept cannot be foretold. */
     for (uint32_t k = 0; k < from.n; k++) {
@@ -896,11 +928,7 @@ static list mask(uint32_t t, const float *limit, sf_limits own) {
         const bool own_large = own.code == NULL || sf_reaches(product[i], own, i);
         kept += large_up & large_h & own_large;
     }
-    memset(h, 0, sizeof gate[t]);
-    for (uint32_t k = 0; k < kept; k++) {
-        h[active[t][k]] = product[active[t][k]];
-    }
-    return (list){active[t], kept};
+    return only_of((list){active[t], kept}, product, h);
 }
 /* x += FFN of x. */
 static void ffn(uint32_t l, const float *vec) {

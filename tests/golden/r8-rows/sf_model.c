@@ -535,6 +535,15 @@ static list mask_all(uint32_t t, const float *limit) {
     return kept;
 }
 
+/* h [SF_FFN] = product for the neurons of a list, zero for the others. */
+static list only_of(list kept, const float *product, float *h) {
+    memset(h, 0, SF_FFN * sizeof h[0]);
+    for (uint32_t k = 0; k < kept.n; k++) {
+        h[kept.idx[k]] = product[kept.idx[k]];
+    }
+    return kept;
+}
+
 /* gate [SF_FFN] of token t becomes h, zero where the mask drops it, and lists the neurons that it
  * keeps; takes up. own: limits of h of each neuron, if there are some. */
 static list mask(uint32_t t, const float *limit, sf_limits own) {
@@ -543,6 +552,12 @@ static list mask(uint32_t t, const float *limit, sf_limits own) {
     uint32_t kept = 0;
     if (from.idx == NULL && own.code == NULL) {
         return mask_all(t, limit);
+    }
+    if (own.code == NULL && limit[SF_T_UP] <= 0.0f && limit[SF_T_H] <= 0.0f) {
+        for (uint32_t k = 0; k < from.n; k++) {
+            product[from.idx[k]] *= h[from.idx[k]];
+        }
+        return only_of(from, product, h);
     }
     /* No branches: which neurons are kept cannot be foretold. */
     for (uint32_t k = 0; k < from.n; k++) {
@@ -554,11 +569,7 @@ static list mask(uint32_t t, const float *limit, sf_limits own) {
         const bool own_large = own.code == NULL || sf_reaches(product[i], own, i);
         kept += large_up & large_h & own_large;
     }
-    memset(h, 0, sizeof gate[t]);
-    for (uint32_t k = 0; k < kept; k++) {
-        h[active[t][k]] = product[active[t][k]];
-    }
-    return (list){active[t], kept};
+    return only_of((list){active[t], kept}, product, h);
 }
 /* x += FFN of x. */
 static void ffn(uint32_t l, const float *vec) {
