@@ -4,22 +4,10 @@
  * signed_products and without_offset; with SF_OWN_NIBBLES the kernels of q4 and s4 are its own. */
 #include "x86_avx2/dot_groups.h"
 
-/* t * d, eight products in four sums. */
-SF_INLINE __m256i scaled(__m256i t, __m256i d) {
-    return _mm256_add_epi64(_mm256_mul_epi32(t, d),
-                            _mm256_mul_epi32(_mm256_srli_epi64(t, 32), _mm256_srli_epi64(d, 32)));
-}
-
 /* Eight sums a group, four in each half, to [half][group]. */
 SF_INLINE __m256i by_group(const __m256i *s) {
     return _mm256_hadd_epi32(_mm256_hadd_epi32(s[0], s[1]), _mm256_hadd_epi32(s[2], s[3]));
 }
-/* The sums of both halves: of four groups of a, then of b. */
-SF_INLINE __m256i of_both(__m256i a, __m256i b) {
-    return _mm256_add_epi32(_mm256_permute2x128_si256(a, b, 0x20),
-                            _mm256_permute2x128_si256(a, b, 0x31));
-}
-
 /* Eight groups of a row from byte w on, their scales from byte `scales` on. */
 SF_INLINE __m256i eight_groups(row_grid grid, const uint8_t *w, const uint8_t *scales,
                                const groups8 *x) {
@@ -47,23 +35,6 @@ SF_INLINE __m256i eight_groups(row_grid grid, const uint8_t *w, const uint8_t *s
         _mm256_set_epi32(7, 3, 6, 2, 5, 1, 4, 0));
     return _mm256_add_epi64(scaled(sum, sf_halves8(_mm256_castsi256_si128(dm))),
                             scaled(x->sum, sf_halves8(_mm256_extracti128_si256(dm, 1))));
-}
-
-/* Sums of four rows: of rows 0 and 2 in 128 bits and again, of rows 1 and 3. */
-typedef struct {
-    __m256i even, odd;
-} four_sums;
-
-SF_INLINE void add_scaled(four_sums *s, __m256i t, __m256i d) {
-    s->even = _mm256_add_epi64(s->even, _mm256_mul_epi32(t, d));
-    s->odd = _mm256_add_epi64(s->odd,
-                              _mm256_mul_epi32(_mm256_srli_epi64(t, 32), _mm256_srli_epi64(d, 32)));
-}
-
-/* Halves of four rows and two groups, [row][group], to [group][row] in units of 2^-24. */
-SF_INLINE __m256i turned_halves(const __m128i *d) {
-    return sf_halves8(
-        _mm_unpacklo_epi32(_mm_unpacklo_epi16(d[0], d[1]), _mm_unpacklo_epi16(d[2], d[3])));
 }
 
 /* Groups g and g + 1 of four rows whose scales begin at byte `at`. */
@@ -116,18 +87,6 @@ SF_INLINE int64_t last_group(row_grid grid, const uint8_t *w, uint32_t at, uint3
     sum = sum * (int32_t)(1u << x->k[g]) - (grid == ROWS_S4 ? 8 * x->sum[g] : 0);
     return (int64_t)sum * sf_one_half(d) +
            (grid == ROWS_Q4 ? (int64_t)x->sum[g] * sf_one_half(d + 2) : 0);
-}
-
-/* Sums of four rows, from those of each and those of pairs of groups. */
-SF_INLINE __m256i joined(const __m256i *row, const four_sums *more) {
-    const __m256i a = _mm256_add_epi64(_mm256_add_epi64(_mm256_unpacklo_epi64(row[0], row[1]),
-                                                        _mm256_unpackhi_epi64(row[0], row[1])),
-                                       _mm256_unpacklo_epi64(more->even, more->odd));
-    const __m256i b = _mm256_add_epi64(_mm256_add_epi64(_mm256_unpacklo_epi64(row[2], row[3]),
-                                                        _mm256_unpackhi_epi64(row[2], row[3])),
-                                       _mm256_unpackhi_epi64(more->even, more->odd));
-    return _mm256_add_epi64(_mm256_permute2x128_si256(a, b, 0x20),
-                            _mm256_permute2x128_si256(a, b, 0x31));
 }
 
 /* Activations of rows: blocks of eight groups, and what is left behind them. */

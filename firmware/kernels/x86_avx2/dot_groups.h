@@ -1,4 +1,4 @@
-/* Activations that rows are multiplied by with 256 bits. */
+/* Activations that rows are multiplied by with 256 bits, and sums of their products. */
 #ifndef SF_X86_DOT_GROUPS_H
 #define SF_X86_DOT_GROUPS_H
 
@@ -59,6 +59,47 @@ SF_INLINE groups2 load_two(row_grid grid, const sf_bfp *x, uint32_t g) {
     e.shift = sf_shifts(grid, _mm256_permutevar8x32_epi32(_mm256_castsi128_si256(k), spread));
     e.sum = _mm256_permutevar8x32_epi32(_mm256_castsi128_si256(sf_load64(x->sum + g)), spread);
     return e;
+}
+
+/* The sums of both halves: of four groups of a, then of b. */
+SF_INLINE __m256i of_both(__m256i a, __m256i b) {
+    return _mm256_add_epi32(_mm256_permute2x128_si256(a, b, 0x20),
+                            _mm256_permute2x128_si256(a, b, 0x31));
+}
+
+/* t * d, eight products in four sums. */
+SF_INLINE __m256i scaled(__m256i t, __m256i d) {
+    return _mm256_add_epi64(_mm256_mul_epi32(t, d),
+                            _mm256_mul_epi32(_mm256_srli_epi64(t, 32), _mm256_srli_epi64(d, 32)));
+}
+
+/* Sums of four rows: of rows 0 and 2 in 128 bits and again, of rows 1 and 3. */
+typedef struct {
+    __m256i even, odd;
+} four_sums;
+
+SF_INLINE void add_scaled(four_sums *s, __m256i t, __m256i d) {
+    s->even = _mm256_add_epi64(s->even, _mm256_mul_epi32(t, d));
+    s->odd = _mm256_add_epi64(s->odd,
+                              _mm256_mul_epi32(_mm256_srli_epi64(t, 32), _mm256_srli_epi64(d, 32)));
+}
+
+/* Halves of four rows and two groups, [row][group], to [group][row] in units of 2^-24. */
+SF_INLINE __m256i turned_halves(const __m128i *d) {
+    return sf_halves8(
+        _mm_unpacklo_epi32(_mm_unpacklo_epi16(d[0], d[1]), _mm_unpacklo_epi16(d[2], d[3])));
+}
+
+/* Sums of four rows, from those of each and those of pairs of groups. */
+SF_INLINE __m256i joined(const __m256i *row, const four_sums *more) {
+    const __m256i a = _mm256_add_epi64(_mm256_add_epi64(_mm256_unpacklo_epi64(row[0], row[1]),
+                                                        _mm256_unpackhi_epi64(row[0], row[1])),
+                                       _mm256_unpacklo_epi64(more->even, more->odd));
+    const __m256i b = _mm256_add_epi64(_mm256_add_epi64(_mm256_unpacklo_epi64(row[2], row[3]),
+                                                        _mm256_unpackhi_epi64(row[2], row[3])),
+                                       _mm256_unpackhi_epi64(more->even, more->odd));
+    return _mm256_add_epi64(_mm256_permute2x128_si256(a, b, 0x20),
+                            _mm256_permute2x128_si256(a, b, 0x31));
 }
 
 #endif

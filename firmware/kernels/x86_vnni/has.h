@@ -6,6 +6,7 @@
     X(x86_vnni, dot_q4)                                                                            \
     X(x86_vnni, dot_q8)                                                                            \
     X(x86_vnni, dot_s4)                                                                            \
+    X(x86_vnni, dot_proxy)                                                                         \
     X(x86_vnni, axpy_q4)                                                                           \
     X(x86_vnni, axpy_s4)                                                                           \
     X(x86_vnni, scale_q4)                                                                          \
