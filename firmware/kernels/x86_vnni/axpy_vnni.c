@@ -3,17 +3,36 @@
 
 #include "x86_avx2/avx2.h"
 
-/* Four columns at a time: their bytes are interleaved, so that a dot product of four bytes takes
- * one output of each. A 128-bit lane holds a group of 32 outputs. */
+/* Sums of four columns times their coefficients, from a byte of them on: bytes are interleaved, so
+ * that a dot product of four takes one output of each. A 128-bit lane holds a group of 32. */
+SF_INLINE void add_four(const uint8_t *const *col, uint32_t at, __mmask64 bytes, int32_t h,
+                        __m512i *low, __m512i *high) {
+    const __m512i four = _mm512_set1_epi8(15), x = _mm512_set1_epi32(h);
+    const __m512i w0 = _mm512_maskz_loadu_epi8(bytes, col[0] + at);
+    const __m512i w1 = _mm512_maskz_loadu_epi8(bytes, col[1] + at);
+    const __m512i w2 = _mm512_maskz_loadu_epi8(bytes, col[2] + at);
+    const __m512i w3 = _mm512_maskz_loadu_epi8(bytes, col[3] + at);
+    const __m512i l01 = _mm512_unpacklo_epi8(w0, w1), h01 = _mm512_unpackhi_epi8(w0, w1);
+    const __m512i l23 = _mm512_unpacklo_epi8(w2, w3), h23 = _mm512_unpackhi_epi8(w2, w3);
+    const __m512i t[4] = {_mm512_unpacklo_epi16(l01, l23), _mm512_unpackhi_epi16(l01, l23),
+                          _mm512_unpacklo_epi16(h01, h23), _mm512_unpackhi_epi16(h01, h23)};
+    for (uint32_t q = 0; q < 4u; q++) {
+        const __m512i upper = _mm512_srli_epi16(t[q], 4);
+        low[q] = _mm512_dpbusd_epi32(low[q], _mm512_and_si512(t[q], four), x);
+        high[q] = _mm512_dpbusd_epi32(high[q], _mm512_and_si512(upper, four), x);
+    }
+}
+
 void sf_x86_vnni_axpy_q4(const uint8_t *const *col, const int8_t *h, uint32_t n, uint32_t dim,
                          int32_t *isum) {
-    const __m512i four = _mm512_set1_epi8(15);
-    const uint8_t *c[SF_GROUP];
-    int8_t a[SF_GROUP] = {0};
-    for (uint32_t r = 0; r < n + 3u - (n + 3u) % 4u; r++) {
-        c[r] = col[r < n ? r : 0]; /* times zero */
+    const uint32_t whole = n / 4u * 4u;
+    const uint8_t *last[4]; /* the columns behind, and others times zero */
+    int32_t of_last = 0;
+    for (uint32_t r = 0; r < 4u; r++) {
+        const bool there = whole + r < n;
+        last[r] = col[there ? whole + r : 0];
+        of_last |= there ? (int32_t)((uint32_t)(uint8_t)h[whole + r] << 8u * r) : 0;
     }
-    memcpy(a, h, n);
     for (uint32_t j = 0; j < dim; j += 4u * SF_GROUP) {
         const uint32_t left = (dim - j) / SF_GROUP, live = left < 4u ? left : 4u;
         const __mmask64 bytes = UINT64_MAX >> (64u - 16u * live);
@@ -21,23 +40,11 @@ void sf_x86_vnni_axpy_q4(const uint8_t *const *col, const int8_t *h, uint32_t n,
         for (uint32_t q = 0; q < 4u; q++) {
             low[q] = high[q] = _mm512_setzero_si512();
         }
-        for (uint32_t r = 0; r < n; r += 4u) {
-            const __m512i w0 = _mm512_maskz_loadu_epi8(bytes, c[r] + j / 2u);
-            const __m512i w1 = _mm512_maskz_loadu_epi8(bytes, c[r + 1u] + j / 2u);
-            const __m512i w2 = _mm512_maskz_loadu_epi8(bytes, c[r + 2u] + j / 2u);
-            const __m512i w3 = _mm512_maskz_loadu_epi8(bytes, c[r + 3u] + j / 2u);
-            const __m512i l01 = _mm512_unpacklo_epi8(w0, w1), h01 = _mm512_unpackhi_epi8(w0, w1);
-            const __m512i l23 = _mm512_unpacklo_epi8(w2, w3), h23 = _mm512_unpackhi_epi8(w2, w3);
-            const __m512i t[4] = {_mm512_unpacklo_epi16(l01, l23), _mm512_unpackhi_epi16(l01, l23),
-                                  _mm512_unpacklo_epi16(h01, h23), _mm512_unpackhi_epi16(h01, h23)};
-            int32_t packed;
-            memcpy(&packed, a + r, sizeof packed);
-            const __m512i x = _mm512_set1_epi32(packed);
-            for (uint32_t q = 0; q < 4u; q++) {
-                low[q] = _mm512_dpbusd_epi32(low[q], _mm512_and_si512(t[q], four), x);
-                high[q] = _mm512_dpbusd_epi32(
-                    high[q], _mm512_and_si512(_mm512_srli_epi16(t[q], 4), four), x);
-            }
+        for (uint32_t r = 0; r < whole; r += 4u) {
+            add_four(col + r, j / 2u, bytes, (int32_t)sf_load32((const uint8_t *)h + r), low, high);
+        }
+        if (whole < n) {
+            add_four(last, j / 2u, bytes, of_last, low, high);
         }
         sf_add_turned(low, live, isum + j);
         sf_add_turned(high, live, isum + j + SF_GROUP / 2u);

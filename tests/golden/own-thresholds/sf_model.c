@@ -437,6 +437,12 @@ static void active_columns(const sf_part *p, vectors in, uint32_t outputs, vecto
     list which[SF_BLOCK] = {{NULL, 0}};
     for (uint32_t t = 0; t < tokens(); t++) {
         const float *v = of_token(in, t);
+        if (own.code == NULL) {
+            memcpy(masked[t], v, p->rows * sizeof v[0]);
+            which[t].n = sf_keep_reaching(masked[t], p->rows, limit, active_input[t]);
+            which[t].idx = active_input[t];
+            continue;
+        }
         which[t] = (list){active_input[t], 0};
         for (uint32_t i = 0; i < p->rows; i++) {
             const bool large = reaches(v[i], limit);

@@ -384,14 +384,9 @@ static uint32_t group_bytes(const sf_part *p) {
     }
 }
 
-/* Sums of the outputs from..to of token t += n columns times h. */
+/* Sums of the outputs from..to of token t += n columns, from `from` on, times h. */
 static void add_columns(const columns_task *w, uint32_t block, const uint8_t *const *col,
                         uint32_t n, const int8_t *h, uint32_t t, uint32_t from, uint32_t to) {
-    const uint8_t *moved[SF_WORKERS > 1u ? SF_GROUP : 1u];
-    for (uint32_t k = 0; k < n && from > 0; k++) {
-        moved[k] = col[k] + from / SF_GROUP * group_bytes(w->part);
-    }
-    col = from > 0 ? moved : col;
     (void)block; /* not used where sums take the shift of a block with its scales */
     switch (w->part->grid) {
     case SF_GRID_Q8: sf_axpy_q8(col, h, n, to - from, isum[t] + from); break;
@@ -423,6 +418,11 @@ static void some_columns(uint32_t worker, uint32_t workers, const void *task) {
         const columns_piece *c = &w->piece[k];
         const uint32_t n = c->to - c->from, at = w->tile->first + c->from;
         const uint8_t *const *col = w->tile->row + c->from;
+        const uint8_t *moved[SF_WORKERS > 1u ? SF_GROUP : 1u];
+        for (uint32_t r = 0; r < n && from > 0; r++) {
+            moved[r] = col[r] + from / SF_GROUP * group_bytes(w->part);
+        }
+        col = from > 0 ? moved : col;
         for (uint32_t t = 0; t < tokens(); t++) {
             const uint8_t *own_col[SF_GROUP];
             int8_t h[SF_GROUP];
@@ -516,29 +516,39 @@ static void ask(asks *a) {
 }
 
 enum { SLICE = 2 * SF_GROUP }; /* outputs whose sums take their scales between two asks */
+enum { WIDE = 1024 };          /* more outputs are summed in stretches, to ask between them */
 
 /* A worker's share of the columns of one token, whole pieces; it adds them to sums of its own. */
 static void some_pieces(uint32_t worker, uint32_t workers, const void *task) {
     const columns_task *w = task;
     const span mine = share(w->pieces, worker, workers);
-    const uint32_t slices = (w->outputs + SLICE - 1u) / SLICE, before = slices / 2u;
+    const uint32_t stretch = w->outputs > WIDE ? 2u * SLICE : w->outputs;
+    const uint32_t parts = w->outputs / (2u * SLICE) + (w->outputs + SLICE - 1u) / SLICE;
     begin_sums(worker, workers, w->outputs);
     for (uint32_t k = mine.from; k < mine.to; k++) {
         const columns_piece *c = &w->piece[k];
         const uint32_t n = c->to - c->from, at = w->tile->first + c->from;
+        const uint8_t *col[SF_GROUP];
         int8_t h[SF_GROUP];
         for (uint32_t r = 0; r < n; r++) {
             h[r] = act_q[0][w->idx ? w->idx[at + r] : at + r];
+            col[r] = w->tile->row[c->from + r];
         }
-        asks next = behind(w, k, mine.to, before + slices);
-        for (uint32_t s = 0; s < before; s++) {
-            ask(&next);
-        }
-        add_columns(w, c->block, w->tile->row + c->from, n, h, worker, 0, w->outputs);
-        for (uint32_t s = 0; s < slices; s++) {
-            ask(&next);
-            if (c->ends) {
-                end_block(w->part, c, worker, s * SLICE, at_most((s + 1u) * SLICE, w->outputs));
+        asks next = behind(w, k, mine.to, parts);
+        for (uint32_t from = 0, to; from < w->outputs; from = to) {
+            to = at_most(from + stretch, w->outputs);
+            for (uint32_t j = from; j + 2u * SLICE <= to; j += 2u * SLICE) {
+                ask(&next);
+            }
+            add_columns(w, c->block, col, n, h, worker, from, to);
+            for (uint32_t j = from; j < to; j += SLICE) {
+                ask(&next);
+                if (c->ends) {
+                    end_block(w->part, c, worker, j, at_most(j + SLICE, to));
+                }
+            }
+            for (uint32_t r = 0; r < n && to < w->outputs; r++) {
+                col[r] += stretch / SF_GROUP * group_bytes(w->part);
             }
         }
     }

@@ -257,14 +257,9 @@ static uint32_t group_bytes(const sf_part *p) {
     }
 }
 
-/* Sums of the outputs from..to of token t += n columns times h. */
+/* Sums of the outputs from..to of token t += n columns, from `from` on, times h. */
 static void add_columns(const columns_task *w, uint32_t block, const uint8_t *const *col,
                         uint32_t n, const int8_t *h, uint32_t t, uint32_t from, uint32_t to) {
-    const uint8_t *moved[SF_WORKERS > 1u ? SF_GROUP : 1u];
-    for (uint32_t k = 0; k < n && from > 0; k++) {
-        moved[k] = col[k] + from / SF_GROUP * group_bytes(w->part);
-    }
-    col = from > 0 ? moved : col;
     (void)block; /* not used where sums take the shift of a block with its scales */
     switch (w->part->grid) {
     case SF_GRID_Q4: sf_axpy_q4(col, h, n, to - from, isum[t] + from); break;
@@ -296,6 +291,11 @@ static void some_columns(uint32_t worker, uint32_t workers, const void *task) {
         const columns_piece *c = &w->piece[k];
         const uint32_t n = c->to - c->from, at = w->tile->first + c->from;
         const uint8_t *const *col = w->tile->row + c->from;
+        const uint8_t *moved[SF_WORKERS > 1u ? SF_GROUP : 1u];
+        for (uint32_t r = 0; r < n && from > 0; r++) {
+            moved[r] = col[r] + from / SF_GROUP * group_bytes(w->part);
+        }
+        col = from > 0 ? moved : col;
         for (uint32_t t = 0; t < tokens(); t++) {
             const uint8_t *own_col[SF_GROUP];
             int8_t h[SF_GROUP];

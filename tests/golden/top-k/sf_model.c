@@ -314,6 +314,12 @@ static list by_score(const float *v, uint32_t n, uint32_t l, uint32_t site, uint
     return (list){idx, k};
 }
 
+/* out [n] = the entries of v in the list that by_score() has just made, and zero elsewhere; out may
+ * be v. */
+static void only_scored(list which, const float *v, uint32_t n, float *out) {
+    only(which, v, n, out);
+}
+
 /* Columns: parts of the weights times the activations of each token, an input a column. */
 
 /* Threads share the columns of one token: each adds some to sums of its own, which are then joined.
@@ -412,14 +418,9 @@ static uint32_t group_bytes(const sf_part *p) {
     }
 }
 
-/* Sums of the outputs from..to of token t += n columns times h. */
+/* Sums of the outputs from..to of token t += n columns, from `from` on, times h. */
 static void add_columns(const columns_task *w, uint32_t block, const uint8_t *const *col,
                         uint32_t n, const int8_t *h, uint32_t t, uint32_t from, uint32_t to) {
-    const uint8_t *moved[SF_WORKERS > 1u ? SF_GROUP : 1u];
-    for (uint32_t k = 0; k < n && from > 0; k++) {
-        moved[k] = col[k] + from / SF_GROUP * group_bytes(w->part);
-    }
-    col = from > 0 ? moved : col;
     (void)block; /* not used where sums take the shift of a block with its scales */
     switch (w->part->grid) {
     case SF_GRID_Q4: sf_axpy_q4(col, h, n, to - from, isum[t] + from); break;
@@ -456,6 +457,11 @@ static void some_columns(uint32_t worker, uint32_t workers, const void *task) {
         const columns_piece *c = &w->piece[k];
         const uint32_t n = c->to - c->from, at = w->tile->first + c->from;
         const uint8_t *const *col = w->tile->row + c->from;
+        const uint8_t *moved[SF_WORKERS > 1u ? SF_GROUP : 1u];
+        for (uint32_t r = 0; r < n && from > 0; r++) {
+            moved[r] = col[r] + from / SF_GROUP * group_bytes(w->part);
+        }
+        col = from > 0 ? moved : col;
         for (uint32_t t = 0; t < tokens(); t++) {
             const uint8_t *own_col[SF_GROUP];
             int8_t h[SF_GROUP];
@@ -549,29 +555,39 @@ static void ask(asks *a) {
 }
 
 enum { SLICE = 2 * SF_GROUP }; /* outputs whose sums take their scales between two asks */
+enum { WIDE = 1024 };          /* more outputs are summed in stretches, to ask between them */
 
 /* A worker's share of the columns of one token, whole pieces; it adds them to sums of its own. */
 static void some_pieces(uint32_t worker, uint32_t workers, const void *task) {
     const columns_task *w = task;
     const span mine = share(w->pieces, worker, workers);
-    const uint32_t slices = (w->outputs + SLICE - 1u) / SLICE, before = slices / 2u;
+    const uint32_t stretch = w->outputs > WIDE ? 2u * SLICE : w->outputs;
+    const uint32_t parts = w->outputs / (2u * SLICE) + (w->outputs + SLICE - 1u) / SLICE;
     begin_sums(worker, workers, w->outputs);
     for (uint32_t k = mine.from; k < mine.to; k++) {
         const columns_piece *c = &w->piece[k];
         const uint32_t n = c->to - c->from, at = w->tile->first + c->from;
+        const uint8_t *col[SF_GROUP];
         int8_t h[SF_GROUP];
         for (uint32_t r = 0; r < n; r++) {
             h[r] = act_q[0][w->idx ? w->idx[at + r] : at + r];
+            col[r] = w->tile->row[c->from + r];
         }
-        asks next = behind(w, k, mine.to, before + slices);
-        for (uint32_t s = 0; s < before; s++) {
-            ask(&next);
-        }
-        add_columns(w, c->block, w->tile->row + c->from, n, h, worker, 0, w->outputs);
-        for (uint32_t s = 0; s < slices; s++) {
-            ask(&next);
-            if (c->ends) {
-                end_block(w->part, c, worker, s * SLICE, at_most((s + 1u) * SLICE, w->outputs));
+        asks next = behind(w, k, mine.to, parts);
+        for (uint32_t from = 0, to; from < w->outputs; from = to) {
+            to = at_most(from + stretch, w->outputs);
+            for (uint32_t j = from; j + 2u * SLICE <= to; j += 2u * SLICE) {
+                ask(&next);
+            }
+            add_columns(w, c->block, col, n, h, worker, from, to);
+            for (uint32_t j = from; j < to; j += SLICE) {
+                ask(&next);
+                if (c->ends) {
+                    end_block(w->part, c, worker, j, at_most(j + SLICE, to));
+                }
+            }
+            for (uint32_t r = 0; r < n && to < w->outputs; r++) {
+                col[r] += stretch / SF_GROUP * group_bytes(w->part);
             }
         }
     }
@@ -677,7 +693,13 @@ static void active_columns(const sf_part *p, vectors in, uint32_t outputs, vecto
         const float *v = of_token(in, t);
         if (limit > 0.0f) {
             which[t] = by_score(v, p->rows, l, p->input, active_input[t]);
-            only(which[t], v, p->rows, masked[t]);
+            only_scored(which[t], v, p->rows, masked[t]);
+            continue;
+        }
+        if (own.code == NULL) {
+            memcpy(masked[t], v, p->rows * sizeof v[0]);
+            which[t].n = sf_keep_reaching(masked[t], p->rows, limit, active_input[t]);
+            which[t].idx = active_input[t];
             continue;
         }
         which[t] = (list){active_input[t], 0};
@@ -950,7 +972,7 @@ static void attention(uint32_t l, const float *vec) {
 static void keep_by_score(uint32_t l) {
     for (uint32_t t = 0; t < tokens(); t++) {
         neurons[t] = by_score(gate[t], SF_FFN, l, SF_T_H, active[t]);
-        only(neurons[t], gate[t], SF_FFN, gate[t]);
+        only_scored(neurons[t], gate[t], SF_FFN, gate[t]);
     }
 }
 
@@ -1003,6 +1025,10 @@ static list mask(uint32_t t, const float *limit, sf_limits own) {
     float *const h = gate[t], *const product = up[t];
     const list from = neurons[t];
     uint32_t kept = 0;
+    if (from.idx == NULL && limit[SF_T_UP] <= 0.0f) { /* down() looks at the scores of h */
+        sf_multiply(h, product, SF_FFN);
+        return from;
+    }
     /* No branches: which neurons are kept cannot be foretold. */
     for (uint32_t k = 0; k < from.n; k++) {
         const uint32_t i = from.idx ? from.idx[k] : k;
@@ -1010,7 +1036,7 @@ static list mask(uint32_t t, const float *limit, sf_limits own) {
         product[i] *= h[i];
         active[t][kept] = (uint16_t)i;
         (void)own;
-        kept += large_up; /* down() looks at the scores of h */
+        kept += large_up;
     }
     return only_of((list){active[t], kept}, product, h);
 }
