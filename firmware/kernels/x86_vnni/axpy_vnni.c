@@ -51,26 +51,34 @@ void sf_x86_vnni_axpy_q4(const uint8_t *const *col, const int8_t *h, uint32_t n,
     }
 }
 
-/* acc[0..7] += s * d + total * m */
-static inline void add_scaled(__m256i s, __m256i d, __m256i m, __m512i total, int64_t *acc) {
-    const __m512i a = _mm512_mul_epi32(_mm512_cvtepi32_epi64(s), _mm512_cvtepi32_epi64(d));
-    const __m512i b = _mm512_mul_epi32(total, _mm512_cvtepi32_epi64(m));
-    _mm512_storeu_si512(acc, _mm512_add_epi64(_mm512_loadu_si512(acc), _mm512_add_epi64(a, b)));
+/* Halves in the upper words of 32 bits, in units of 2^-24. A half moved down by three bits is a
+ * float 2^-112 times as large. */
+SF_INLINE __m512i upper_halves(__m512i h) {
+    const __m512i mask = _mm512_set1_epi32((int32_t)0x8FFFE000u); /* sign, exponent, fraction */
+    const __m512i f = _mm512_and_si512(_mm512_srai_epi32(h, 3), mask);
+    return _mm512_cvtps_epi32(_mm512_scalef_ps(_mm512_castsi512_ps(f), _mm512_set1_ps(136.0f)));
+}
+/* acc[0..7] += v */
+SF_INLINE void add_wide(int64_t *acc, __m512i v) {
+    _mm512_storeu_si512(acc, _mm512_add_epi64(_mm512_loadu_si512(acc), v));
 }
 
 void sf_x86_vnni_scale_q4(const uint8_t *scales, uint32_t k, int32_t sum, uint32_t dim,
                           int32_t *isum, int64_t *acc) {
+    const __m512i lower = _mm512_set_epi64(11, 3, 10, 2, 9, 1, 8, 0);
+    const __m512i upper = _mm512_set_epi64(15, 7, 14, 6, 13, 5, 12, 4);
     const __m512i total = _mm512_set1_epi64(sum);
     const __m128i shift = _mm_cvtsi32_si128((int32_t)k);
     for (uint32_t j = 0; j < dim; j += 16u) {
         const __m512i dm = _mm512_loadu_si512(scales + 4u * j);
-        const __m512i d = sf_halves16(_mm512_cvtepi32_epi16(dm));
-        const __m512i m = sf_halves16(_mm512_cvtepi32_epi16(_mm512_srli_epi32(dm, 16)));
+        const __m512i d = upper_halves(_mm512_slli_epi32(dm, 16)), m = upper_halves(dm);
         const __m512i s = _mm512_sll_epi32(_mm512_loadu_si512(isum + j), shift);
-        add_scaled(_mm512_castsi512_si256(s), _mm512_castsi512_si256(d), _mm512_castsi512_si256(m),
-                   total, acc + j);
-        add_scaled(_mm512_extracti64x4_epi64(s, 1), _mm512_extracti64x4_epi64(d, 1),
-                   _mm512_extracti64x4_epi64(m, 1), total, acc + j + 8u);
+        const __m512i even = _mm512_add_epi64(_mm512_mul_epi32(s, d), _mm512_mul_epi32(total, m));
+        const __m512i odd =
+            _mm512_add_epi64(_mm512_mul_epi32(_mm512_srli_epi64(s, 32), _mm512_srli_epi64(d, 32)),
+                             _mm512_mul_epi32(total, _mm512_srli_epi64(m, 32)));
+        add_wide(acc + j, _mm512_permutex2var_epi64(even, lower, odd));
+        add_wide(acc + j + 8u, _mm512_permutex2var_epi64(even, upper, odd));
         _mm512_storeu_si512(isum + j, _mm512_setzero_si512());
     }
 }
