@@ -41,7 +41,9 @@ SF_INLINE void sf_s4_sum_eight(const sf_s4_eight *c, uint32_t pairs, uint32_t di
     for (uint32_t from = 0; from < all; from += SF_S4_GROUPS) {
         const uint32_t left = all - from, groups = left < SF_S4_GROUPS ? left : SF_S4_GROUPS;
         make(c, dim / 2u + 2u * from, groups, &f);
-        sf_s4_ask(c, dim / 2u + 2u * from);
+        for (uint32_t g = 0; g < groups; g += 32u) {
+            sf_s4_ask(c, dim / 2u + 2u * (from + g));
+        }
         for (uint32_t g = 0; g < groups; g += step) {
             const uint32_t at = (from + g) * SF_GROUP / 2u;
             int32_t *y = acc + (from + g) * SF_GROUP;
@@ -63,6 +65,11 @@ SF_INLINE void sf_s4_eights(const uint8_t *const *col, const int32_t *a, uint32_
                             uint32_t shift, int32_t *acc, uint32_t step, sf_s4_make make,
                             sf_s4_sum sum) {
     const float unit = sf_pow2(24 - (int32_t)shift);
+    for (uint32_t r = 0; r < n && r < SF_S4_BEHIND; r++) { /* those that nobody asked for */
+        for (uint32_t at = 0; at < dim / 2u + dim / 16u; at += 64u) {
+            _mm_prefetch((const void *)(col[r] + at), _MM_HINT_T1);
+        }
+    }
     for (uint32_t from = 0; from < n; from += SF_S4_COLUMNS) {
         const uint32_t left = n - from, some = left < SF_S4_COLUMNS ? left : SF_S4_COLUMNS;
         sf_s4_eight c = {.pairs = (some + 1u) / 2u};

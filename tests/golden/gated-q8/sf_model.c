@@ -505,6 +505,10 @@ static void some_pieces(uint32_t worker, uint32_t workers, const void *task) {
     const uint32_t stretch = w->outputs > WIDE ? 2u * SLICE : w->outputs;
     const uint32_t parts = w->outputs / (2u * SLICE) + (w->outputs + SLICE - 1u) / SLICE;
     begin_sums(worker, workers, w->outputs);
+    if (mine.from < mine.to) { /* nobody has asked for these */
+        const columns_piece *c = &w->piece[mine.from];
+        sf_ask_for(w->tile, c->from, c->to - c->from, w->part->bytes);
+    }
     for (uint32_t k = mine.from; k < mine.to; k++) {
         const columns_piece *c = &w->piece[k];
         const uint32_t n = c->to - c->from, at = w->tile->first + c->from;
