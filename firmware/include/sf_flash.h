@@ -53,7 +53,7 @@ typedef struct {
 /* Memory is slower than the kernels of a machine that chooses them at run time, and rows of a list
  * lie apart: kernels take SF_LISTED of them while as many are asked for, SF_AHEAD after them. Of
  * columns that carry their scales they take SF_OWN while the next SF_OWN are asked for; kernels of
- * x86 take all and ask by themselves. */
+ * x86 take all and ask for later ones by themselves. */
 #ifdef SF_RUN_TIME_TIERS
 /* Into the second cache of x86, which has more reads on their way than the first. */
 #ifdef __x86_64__

@@ -61,6 +61,15 @@ SF_INLINE groups2 load_two(row_grid grid, const sf_bfp *x, uint32_t g) {
     return e;
 }
 
+/* Eight sums a group, four in each half, to [half][group]. */
+SF_INLINE __m256i by_group(const __m256i *s) {
+    const __m256i a =
+        _mm256_add_epi32(_mm256_unpacklo_epi32(s[0], s[1]), _mm256_unpackhi_epi32(s[0], s[1]));
+    const __m256i b =
+        _mm256_add_epi32(_mm256_unpacklo_epi32(s[2], s[3]), _mm256_unpackhi_epi32(s[2], s[3]));
+    return _mm256_add_epi32(_mm256_unpacklo_epi64(a, b), _mm256_unpackhi_epi64(a, b));
+}
+
 /* The sums of both halves: of four groups of a, then of b. */
 SF_INLINE __m256i of_both(__m256i a, __m256i b) {
     return _mm256_add_epi32(_mm256_permute2x128_si256(a, b, 0x20),
@@ -100,6 +109,13 @@ SF_INLINE __m256i joined(const __m256i *row, const four_sums *more) {
                                        _mm256_unpackhi_epi64(more->even, more->odd));
     return _mm256_add_epi64(_mm256_permute2x128_si256(a, b, 0x20),
                             _mm256_permute2x128_si256(a, b, 0x31));
+}
+
+/* Bit i of each byte of a proxy's word, in 32 bits i; it counts 2^i. */
+SF_INLINE __m256i bits_of(const uint8_t *word) {
+    const __m256i bit = _mm256_setr_epi32(0x01010101, 0x02020202, 0x04040404, 0x08080808,
+                                          0x10101010, 0x20202020, 0x40404040, (int32_t)0x80808080u);
+    return _mm256_and_si256(_mm256_set1_epi32((int32_t)sf_load32(word)), bit);
 }
 
 #endif

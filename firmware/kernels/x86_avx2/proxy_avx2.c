@@ -1,18 +1,14 @@
 /* Rows of proxies and of signs with AVX2. */
-#include "avx2.h"
+#include "dot_groups.h"
 
-/* Bit i of each byte, for sum i. It counts 2^i, which factors make up for; four products of 7 bits
- * have 16. */
+/* Factors make up for what bits count; four products of 7 bits have 16. */
 enum { SHIFT = 7 };
 SF_INLINE __m256i products(const uint8_t *w, uint32_t bits, __m256i q) {
-    const __m256i bit = _mm256_setr_epi32(0x01010101, 0x02020202, 0x04040404, 0x08080808,
-                                          0x10101010, 0x20202020, 0x40404040, (int32_t)0x80808080u);
     const __m256i factor = _mm256_setr_epi32(0x800080, 0x400040, 0x200020, 0x100010, 0x80008,
                                              0x40004, 0x20002, 0x10001);
     __m256i s = _mm256_setzero_si256();
     for (uint32_t j = 0; j < bits; j++) {
-        const __m256i word = _mm256_set1_epi32((int32_t)sf_load32(w + 4u * j));
-        const __m256i t = _mm256_maddubs_epi16(_mm256_and_si256(word, bit), q);
+        const __m256i t = _mm256_maddubs_epi16(bits_of(w + 4u * j), q);
         s = _mm256_add_epi32(s, _mm256_madd_epi16(t, _mm256_slli_epi16(factor, (int)j)));
     }
     return s;

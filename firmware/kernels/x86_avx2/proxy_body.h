@@ -15,15 +15,6 @@ SF_INLINE void place(const int8_t *q, int8_t *to) {
     sf_store256(to, _mm256_set_m128i(_mm_unpackhi_epi16(a, b), _mm_unpacklo_epi16(a, b)));
 }
 
-/* Four groups' sums, each in both halves. */
-SF_INLINE __m256i by_group(const __m256i *s) {
-    const __m256i a =
-        _mm256_add_epi32(_mm256_unpacklo_epi32(s[0], s[1]), _mm256_unpackhi_epi32(s[0], s[1]));
-    const __m256i b =
-        _mm256_add_epi32(_mm256_unpacklo_epi32(s[2], s[3]), _mm256_unpackhi_epi32(s[2], s[3]));
-    return _mm256_add_epi32(_mm256_unpacklo_epi64(a, b), _mm256_unpackhi_epi64(a, b));
-}
-
 /* Sums of eight groups with their shifts, less what weights have too much. */
 SF_INLINE __m256i signed_sums(const __m256i *s, uint32_t bits, __m256i k, __m256i sum) {
     const int32_t less = bits == 1u ? 1 : (int32_t)(1u << (bits - 1u)) - 1;

@@ -16,12 +16,13 @@ SF_INLINE __m256i factors8(__m256 halves, float x) {
     return _mm256_cvtps_epi32(_mm256_floor_ps(_mm256_add_ps(t, _mm256_set1_ps(0.5f))));
 }
 
-SF_INLINE void make_factors(const sf_s4_eight *c, uint32_t at, uint32_t groups, sf_s4_factors *f) {
+SF_INLINE void make_factors(const sf_s4_eight *c, uint32_t pairs, uint32_t at, uint32_t groups,
+                            sf_s4_factors *f) {
     for (uint32_t next = 0; next < groups; next += 8u) {
         const uint32_t last = groups < 8u ? 0 : groups - 8u; /* takes some again */
         const uint32_t g = next < last ? next : last;
         __m256i total = _mm256_setzero_si256();
-        for (uint32_t r = 0; r < c->pairs; r++) {
+        for (uint32_t r = 0; r < pairs; r++) {
             const uint8_t *p = c->col[2u * r] + at + 2u * g, *q = c->col[2u * r + 1u] + at + 2u * g;
             const __m256i t = factors8(halves_left(p, groups - g), c->x[2u * r]);
             const __m256i u = factors8(halves_left(q, groups - g), c->x[2u * r + 1u]);

@@ -12,7 +12,6 @@ enum { SF_S4_COLUMNS = 8, SF_S4_PAIRS = SF_S4_COLUMNS / 2, SF_S4_BEHIND = 16, SF
 typedef struct {
     const uint8_t *col[SF_S4_COLUMNS], *behind[SF_S4_COLUMNS];
     float x[SF_S4_COLUMNS]; /* activations in the unit of the factors */
-    uint32_t pairs;
 } sf_s4_eight;
 
 /* Of some groups: factors of two columns side by side, and eight times the sum of all, for the
@@ -23,7 +22,8 @@ typedef struct {
 
 /* Factors of `groups` groups, whose scales lie at byte `at` of the columns: floor(x d + 1/2), which
  * is sf_s4_factor, since the product of 18 bits is exact and so is the sum from 2^-7 up. */
-typedef void (*sf_s4_make)(const sf_s4_eight *c, uint32_t at, uint32_t groups, sf_s4_factors *f);
+typedef void (*sf_s4_make)(const sf_s4_eight *c, uint32_t pairs, uint32_t at, uint32_t groups,
+                           sf_s4_factors *f);
 /* y += the sums of `live` groups, at byte `at` of the columns, with the factors from g on. */
 typedef void (*sf_s4_sum)(const sf_s4_eight *c, uint32_t pairs, uint32_t at, uint32_t live,
                           const sf_s4_factors *f, uint32_t g, int32_t *y);
@@ -40,7 +40,7 @@ SF_INLINE void sf_s4_sum_eight(const sf_s4_eight *c, uint32_t pairs, uint32_t di
     sf_s4_factors f;
     for (uint32_t from = 0; from < all; from += SF_S4_GROUPS) {
         const uint32_t left = all - from, groups = left < SF_S4_GROUPS ? left : SF_S4_GROUPS;
-        make(c, dim / 2u + 2u * from, groups, &f);
+        make(c, pairs, dim / 2u + 2u * from, groups, &f);
         for (uint32_t g = 0; g < groups; g += 32u) {
             sf_s4_ask(c, dim / 2u + 2u * (from + g));
         }
@@ -65,23 +65,19 @@ SF_INLINE void sf_s4_eights(const uint8_t *const *col, const int32_t *a, uint32_
                             uint32_t shift, int32_t *acc, uint32_t step, sf_s4_make make,
                             sf_s4_sum sum) {
     const float unit = sf_pow2(24 - (int32_t)shift);
-    for (uint32_t r = 0; r < n && r < SF_S4_BEHIND; r++) { /* those that nobody asked for */
-        for (uint32_t at = 0; at < dim / 2u + dim / 16u; at += 64u) {
-            _mm_prefetch((const void *)(col[r] + at), _MM_HINT_T1);
-        }
-    }
     for (uint32_t from = 0; from < n; from += SF_S4_COLUMNS) {
         const uint32_t left = n - from, some = left < SF_S4_COLUMNS ? left : SF_S4_COLUMNS;
-        sf_s4_eight c = {.pairs = (some + 1u) / 2u};
+        const uint32_t pairs = (some + 1u) / 2u;
+        sf_s4_eight c;
         for (uint32_t r = 0; r < SF_S4_COLUMNS; r++) {
             c.col[r] = col[r < some ? from + r : from];
             c.behind[r] = r + SF_S4_BEHIND < left ? col[from + r + SF_S4_BEHIND] : c.col[r];
             c.x[r] = r < some ? (float)a[from + r] * unit : 0.0f;
         }
-        if (c.pairs == SF_S4_PAIRS) {
+        if (pairs == SF_S4_PAIRS) {
             sf_s4_sum_eight(&c, SF_S4_PAIRS, dim, acc, step, make, sum);
         } else {
-            sf_s4_sum_eight(&c, c.pairs, dim, acc, step, make, sum);
+            sf_s4_sum_eight(&c, pairs, dim, acc, step, make, sum);
         }
     }
 }

@@ -9,12 +9,13 @@ SF_INLINE __m512i factors16(__mmask16 live, const uint8_t *scales, float x) {
     return _mm512_cvt_roundps_epi32(t, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
 }
 
-SF_INLINE void make_factors(const sf_s4_eight *c, uint32_t at, uint32_t groups, sf_s4_factors *f) {
+SF_INLINE void make_factors(const sf_s4_eight *c, uint32_t pairs, uint32_t at, uint32_t groups,
+                            sf_s4_factors *f) {
     for (uint32_t g = 0; g < groups; g += 16u) {
         const uint32_t left = groups - g < 16u ? groups - g : 16u;
         const __mmask16 live = (__mmask16)((1u << left) - 1u);
         __m512i total = _mm512_setzero_si512();
-        for (uint32_t r = 0; r < c->pairs; r++) {
+        for (uint32_t r = 0; r < pairs; r++) {
             const uint8_t *p = c->col[2u * r] + at + 2u * g, *q = c->col[2u * r + 1u] + at + 2u * g;
             const __m512i t = factors16(live, p, c->x[2u * r]);
             const __m512i u = factors16(live, q, c->x[2u * r + 1u]);

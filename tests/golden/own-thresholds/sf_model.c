@@ -345,6 +345,9 @@ static inline void add_own_columns(const own_task *w, uint32_t t, uint32_t from,
     const uint8_t *col[SF_OWN];
     int32_t in[SF_OWN];
     uint32_t n = 0, next = from;
+    if (ask) {
+        sf_ask_before(tile, to, from, SF_LISTED, w->part->bytes);
+    }
     for (uint32_t r = from; r < to; r++) {
         const uint32_t at = tile->first + r, k = w->idx ? w->idx[at] : at;
         if (ask && r == next) {
@@ -439,14 +442,13 @@ static void active_columns(const sf_part *p, vectors in, uint32_t outputs, vecto
         const float *v = of_token(in, t);
         if (own.code == NULL) {
             memcpy(masked[t], v, p->rows * sizeof v[0]);
-            which[t].n = sf_keep_reaching(masked[t], p->rows, limit, active_input[t]);
-            which[t].idx = active_input[t];
+            which[t] = (list){active_input[t], sf_keep_reaching(masked[t], p->rows, limit, active_input[t])};
             continue;
         }
         which[t] = (list){active_input[t], 0};
         for (uint32_t i = 0; i < p->rows; i++) {
             const bool large = reaches(v[i], limit);
-            const bool own_large = own.code == NULL || sf_reaches(v[i], own, i);
+            const bool own_large = sf_reaches(v[i], own, i);
             const bool active_in = large & own_large;
             masked[t][i] = active_in ? v[i] : 0.0f;
             active_input[t][which[t].n] = (uint16_t)i;

@@ -551,10 +551,8 @@ static void sum_columns(const sf_part *p, list which, const sf_part *scales, uin
         for (uint32_t from = 0, to; from < tile.rows; from = to) {
             const uint32_t at = tile.first + from, block = (idx ? idx[at] : at) / SF_GROUP;
             const uint32_t end = SF_GROUP * (block + 1u) - tile.first;
-            to = end < tile.rows ? end : tile.rows;
-            if (idx) {
-                to = from + of_block(idx + at, tile.rows - from, block);
-            }
+            to = idx ? from + of_block(idx + at, tile.rows - from, block)
+                     : (end < tile.rows ? end : tile.rows);
             columns_piece *const c = &task.piece[task.pieces++];
             *c = (columns_piece){.from = from, .to = to, .block = block};
             if (task.pieces == PIECES || to == tile.rows) {

@@ -646,10 +646,8 @@ static void sum_columns(const sf_part *p, list which, const sf_part *scales, uin
         for (uint32_t from = 0, to; from < tile.rows; from = to) {
             const uint32_t at = tile.first + from, block = (idx ? idx[at] : at) / SF_GROUP;
             const uint32_t end = SF_GROUP * (block + 1u) - tile.first;
-            to = end < tile.rows ? end : tile.rows;
-            if (idx) {
-                to = from + of_block(idx + at, tile.rows - from, block);
-            }
+            to = idx ? from + of_block(idx + at, tile.rows - from, block)
+                     : (end < tile.rows ? end : tile.rows);
             columns_piece *const c = &task.piece[task.pieces++];
             *c = (columns_piece){.from = from, .to = to, .block = block};
             const uint32_t next = tile.first + to;
@@ -702,14 +700,13 @@ static void active_columns(const sf_part *p, vectors in, uint32_t outputs, vecto
         }
         if (own.code == NULL) {
             memcpy(masked[t], v, p->rows * sizeof v[0]);
-            which[t].n = sf_keep_reaching(masked[t], p->rows, limit, active_input[t]);
-            which[t].idx = active_input[t];
+            which[t] = (list){active_input[t], sf_keep_reaching(masked[t], p->rows, limit, active_input[t])};
             continue;
         }
         which[t] = (list){active_input[t], 0};
         for (uint32_t i = 0; i < p->rows; i++) {
             const bool large = reaches(v[i], limit);
-            const bool own_large = own.code == NULL || sf_reaches(v[i], own, i);
+            const bool own_large = sf_reaches(v[i], own, i);
             const bool active_in = large & own_large;
             masked[t][i] = active_in ? v[i] : 0.0f;
             active_input[t][which[t].n] = (uint16_t)i;
