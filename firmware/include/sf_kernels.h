@@ -145,6 +145,20 @@ static inline uint32_t sf_exp2n(uint32_t x, uint32_t *e) {
     *e = x >> 16;
     return 65536u - ((f * t) >> 16);
 }
+/* Columns of one block of inputs, n <= SF_GROUP of them with their activations h, and the scales of
+ * the block. Meanwhile the kernel asks for `later` columns of the same size and for scales. */
+typedef struct {
+    const uint8_t *const *col;
+    const int8_t *h;
+    uint32_t n;
+    const uint8_t *scales;
+    uint32_t k;  /* the block's shift, */
+    int32_t sum; /* and sum of activations, shifted */
+    const uint8_t *const *later;
+    uint32_t laters; /* <= SF_GROUP */
+    const uint8_t *later_scales;
+} sf_block;
+
 /* Query heads that share one head of keys and values, over positions first..last of a cache with
  * the given stride. */
 typedef struct {
@@ -195,11 +209,16 @@ typedef struct {
      * of s4 (sf_s4_factor); a is an activation with its shift, q << k, |q| <= 127. */
     void (*axpy_s4)(const uint8_t *const *col, const int32_t *a, uint32_t n, uint32_t dim,
                     uint32_t shift, int32_t *acc);
-    /* acc[j] += (isum[j] << k) * d[j] + sum * m[j]; scales as in the image; clears isum. */
+    /* acc[j] += (isum[j] << k) * d[j] + sum * m[j]; scales as in the image; clears isum. With q4 a
+     * tier has an order of its own for acc, within 16 of them, which floats_q4 undoes. */
     void (*scale_q4)(const uint8_t *scales, uint32_t k, int32_t sum, uint32_t dim, int32_t *isum,
                      int64_t *acc);
     void (*scale_q8)(const uint8_t *scales, uint32_t k, int32_t sum, uint32_t dim, int32_t *isum,
                      int64_t *acc);
+    /* Both for all columns of a block that an input asks for; NULL where the two are as fast. */
+    void (*block_q4)(const sf_block *b, uint32_t dim, int64_t *acc);
+    /* out [n] = the sums of n outputs as floats, sf_sum_to_float; acc has whole groups. */
+    void (*floats_q4)(const int64_t *acc, uint32_t n, int32_t s, float *out);
 
     /* The rows largest of x [n], n <= 65536, the least index first among equals: their indices,
      * ascending, in pick [rows]. */
@@ -257,6 +276,7 @@ typedef struct {
     X(plain, axpy_s4)                                                                              \
     X(plain, scale_q4)                                                                             \
     X(plain, scale_q8)                                                                             \
+    X(plain, floats_q4)                                                                            \
     X(plain, pick_largest)                                                                         \
     X(plain, keep_reaching)                                                                        \
     X(plain, row_q4)                                                                               \
@@ -326,6 +346,8 @@ static inline void sf_choose_tier(void) {
 #define sf_axpy_s4 sf_tier.axpy_s4
 #define sf_scale_q4 sf_tier.scale_q4
 #define sf_scale_q8 sf_tier.scale_q8
+#define sf_block_q4 sf_tier.block_q4
+#define sf_floats_q4 sf_tier.floats_q4
 #define sf_pick_largest sf_tier.pick_largest
 #define sf_keep_reaching sf_tier.keep_reaching
 #define sf_row_q4 sf_tier.row_q4

@@ -1,67 +1,15 @@
-/* Matrices by columns with AVX2: two columns at a time, interleaved, so that a product of pairs
- * adds both to an output. */
+/* Matrices of q8 and r8 by columns with AVX2: two columns at a time, interleaved, so that a product
+ * of pairs adds both to an output. */
 #include "avx2.h"
 
 /* Two coefficients as a pair of 16 bits in each lane. */
 SF_INLINE __m256i pair16(int32_t a, int32_t b) {
     return _mm256_set1_epi32((int32_t)(((uint32_t)a & 0xFFFFu) | (uint32_t)b << 16));
 }
-/* Eight sums of 16 bits. */
-SF_INLINE void add8_short(int32_t *y, __m128i v) {
-    sf_add8(y, _mm256_cvtepi16_epi32(v));
-}
 /* Sixteen sums as unpacking leaves them: outputs 0 to 3 and 8 to 11, and the others. */
 SF_INLINE void add16(int32_t *y, __m256i low, __m256i high) {
     sf_add8(y, _mm256_permute2x128_si256(low, high, 0x20));
     sf_add8(y + 8, _mm256_permute2x128_si256(low, high, 0x31));
-}
-
-/* Sums of at most 16 columns, eight pairs of 2 * 15 * 127, have 16 bits. Bytes j/2 on of a column,
- * for 64 outputs: a lane of 128 bits is a group. */
-SF_INLINE void sixteen_q4(const uint8_t *const *col, const int8_t *h, uint32_t n, uint32_t j,
-                          int32_t *isum) {
-    __m256i s[4];
-    for (uint32_t i = 0; i < 4u; i++) {
-        s[i] = _mm256_setzero_si256();
-    }
-    for (uint32_t r = 0; r < n; r += 2u) {
-        const bool both = r + 1u < n;
-        const uint8_t *p = col[r] + j / 2u, *q = both ? col[r + 1u] + j / 2u : p;
-        const uint32_t second = both ? (uint8_t)h[r + 1u] : 0u;
-        const __m256i x = _mm256_set1_epi16((short)((uint8_t)h[r] | second << 8));
-        const __m256i v = sf_load256(p), w = sf_load256(q);
-        const __m256i lo = _mm256_unpacklo_epi8(v, w), hi = _mm256_unpackhi_epi8(v, w);
-        s[0] = _mm256_add_epi16(s[0], _mm256_maddubs_epi16(sf_low4(lo), x));
-        s[1] = _mm256_add_epi16(s[1], _mm256_maddubs_epi16(sf_low4(hi), x));
-        s[2] = _mm256_add_epi16(s[2], _mm256_maddubs_epi16(sf_high4(lo), x));
-        s[3] = _mm256_add_epi16(s[3], _mm256_maddubs_epi16(sf_high4(hi), x));
-    }
-    for (uint32_t i = 0; i < 4u; i++) {
-        add8_short(isum + j + 8u * i, _mm256_castsi256_si128(s[i]));
-        add8_short(isum + j + SF_GROUP + 8u * i, _mm256_extracti128_si256(s[i], 1));
-    }
-}
-
-void sf_x86_avx2_axpy_q4(const uint8_t *const *col, const int8_t *h, uint32_t n, uint32_t dim,
-                         int32_t *isum) {
-    for (uint32_t from = 0; from < n; from += 16u) {
-        const uint32_t some = n - from < 16u ? n - from : 16u;
-        uint32_t j = 0;
-        for (; j + 2u * SF_GROUP <= dim; j += 2u * SF_GROUP) {
-            sixteen_q4(col + from, h + from, some, j, isum);
-        }
-        for (uint32_t r = from; j < dim && r < from + some; r++) { /* an odd group */
-            const __m128i v = sf_load128(col[r] + j / 2u), four = _mm_set1_epi8(15);
-            const __m256i x = _mm256_set1_epi16(h[r]);
-            const __m256i a = _mm256_cvtepu8_epi16(_mm_and_si128(v, four));
-            const __m256i b = _mm256_cvtepu8_epi16(_mm_and_si128(_mm_srli_epi16(v, 4), four));
-            const __m256i low = _mm256_mullo_epi16(a, x), high = _mm256_mullo_epi16(b, x);
-            add8_short(isum + j, _mm256_castsi256_si128(low));
-            add8_short(isum + j + 8u, _mm256_extracti128_si256(low, 1));
-            add8_short(isum + j + 16u, _mm256_castsi256_si128(high));
-            add8_short(isum + j + 24u, _mm256_extracti128_si256(high, 1));
-        }
-    }
 }
 
 /* 32 signed bytes of two columns times x, added to four sums as unpacking leaves them. */
@@ -154,26 +102,6 @@ SF_INLINE void add8_turned(int64_t *acc, __m256i even, __m256i odd) {
     const __m256i b = _mm256_permute2x128_si256(lo, hi, 0x31);
     sf_store256(acc, _mm256_add_epi64(sf_load256(acc), a));
     sf_store256(acc + 4, _mm256_add_epi64(sf_load256(acc + 4), b));
-}
-
-void sf_x86_avx2_scale_q4(const uint8_t *scales, uint32_t k, int32_t sum, uint32_t dim,
-                          int32_t *isum, int64_t *acc) {
-    const __m256i total = _mm256_set1_epi64x(sum), low = _mm256_set1_epi32(0xFFFF);
-    const __m128i shift = _mm_cvtsi32_si128((int32_t)k);
-    for (uint32_t j = 0; j < dim; j += 8u) {
-        const __m256i dm = sf_load256(scales + 4u * j);
-        const __m256i halves = _mm256_permute4x64_epi64(
-            _mm256_packus_epi32(_mm256_and_si256(dm, low), _mm256_srli_epi32(dm, 16)), 0xD8);
-        const __m256i d = sf_halves8(_mm256_castsi256_si128(halves));
-        const __m256i m = sf_halves8(_mm256_extracti128_si256(halves, 1));
-        const __m256i s = _mm256_sll_epi32(sf_load256(isum + j), shift);
-        const __m256i even = _mm256_add_epi64(_mm256_mul_epi32(s, d), _mm256_mul_epi32(total, m));
-        const __m256i odd =
-            _mm256_add_epi64(_mm256_mul_epi32(_mm256_srli_epi64(s, 32), _mm256_srli_epi64(d, 32)),
-                             _mm256_mul_epi32(total, _mm256_srli_epi64(m, 32)));
-        add8_turned(acc + j, even, odd);
-        sf_store256(isum + j, _mm256_setzero_si256());
-    }
 }
 
 void sf_x86_avx2_scale_q8(const uint8_t *scales, uint32_t k, int32_t sum, uint32_t dim,

@@ -18,6 +18,7 @@
     X(x86_avx2, axpy_s4)                                                                           \
     X(x86_avx2, scale_q4)                                                                          \
     X(x86_avx2, scale_q8)                                                                          \
+    X(x86_avx2, block_q4)                                                                          \
     X(x86_avx2, pick_largest)                                                                      \
     X(x86_avx2, keep_reaching)                                                                     \
     X(x86_avx2, rmsnorm)                                                                           \

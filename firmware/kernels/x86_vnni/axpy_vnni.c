@@ -3,11 +3,21 @@
 
 #include "x86_avx2/avx2.h"
 
-/* Sums of four columns times their coefficients, from a byte of them on: bytes are interleaved, so
+/* Sums of outputs of four groups in the upper and in all bits of bytes of columns. */
+typedef struct {
+    __m512i all[4], upper[4];
+} sums;
+
+SF_INLINE sums no_sums(void) {
+    const __m512i none = _mm512_setzero_si512();
+    return (sums){{none, none, none, none}, {none, none, none, none}};
+}
+
+/* Adds four columns times their coefficients, from a byte of them on: bytes are interleaved, so
  * that a dot product of four takes one output of each. A 128-bit lane holds a group of 32. */
 SF_INLINE void add_four(const uint8_t *const *col, uint32_t at, __mmask64 bytes, int32_t h,
-                        __m512i *low, __m512i *high) {
-    const __m512i four = _mm512_set1_epi8(15), x = _mm512_set1_epi32(h);
+                        sums *s) {
+    const __m512i upper = _mm512_set1_epi8((char)0xF0), x = _mm512_set1_epi32(h);
     const __m512i w0 = _mm512_maskz_loadu_epi8(bytes, col[0] + at);
     const __m512i w1 = _mm512_maskz_loadu_epi8(bytes, col[1] + at);
     const __m512i w2 = _mm512_maskz_loadu_epi8(bytes, col[2] + at);
@@ -16,38 +26,70 @@ SF_INLINE void add_four(const uint8_t *const *col, uint32_t at, __mmask64 bytes,
     const __m512i l23 = _mm512_unpacklo_epi8(w2, w3), h23 = _mm512_unpackhi_epi8(w2, w3);
     const __m512i t[4] = {_mm512_unpacklo_epi16(l01, l23), _mm512_unpackhi_epi16(l01, l23),
                           _mm512_unpacklo_epi16(h01, h23), _mm512_unpackhi_epi16(h01, h23)};
-    for (uint32_t q = 0; q < 4u; q++) {
-        const __m512i upper = _mm512_srli_epi16(t[q], 4);
-        low[q] = _mm512_dpbusd_epi32(low[q], _mm512_and_si512(t[q], four), x);
-        high[q] = _mm512_dpbusd_epi32(high[q], _mm512_and_si512(upper, four), x);
+    for (uint32_t q = 0; q < 4u; q++) { /* upper nibbles count 16 times, in both */
+        s->all[q] = _mm512_dpbusd_epi32(s->all[q], t[q], x);
+        s->upper[q] = _mm512_dpbusd_epi32(s->upper[q], _mm512_and_si512(t[q], upper), x);
     }
+}
+
+/* Of group i outputs 0 to 15 in out[0][i] and the others in out[1][i]. */
+SF_INLINE void by_output(const sums *s, __m512i out[2][4]) {
+    __m512i lower[4], upper[4];
+    for (uint32_t q = 0; q < 4u; q++) {
+        lower[q] = _mm512_sub_epi32(s->all[q], s->upper[q]);
+        upper[q] = _mm512_srai_epi32(s->upper[q], 4);
+    }
+    sf_turn(lower, out[0]);
+    sf_turn(upper, out[1]);
+}
+
+/* Columns in fours, and those that are left, with one of them times zero. */
+typedef struct {
+    const uint8_t *const *col;
+    const int8_t *h;
+    uint32_t whole;
+    const uint8_t *last[4];
+    int32_t of_last;
+    bool more;
+} fours;
+
+SF_INLINE fours in_fours(const uint8_t *const *col, const int8_t *h, uint32_t n) {
+    const uint32_t whole = n / 4u * 4u;
+    fours f = {.col = col, .h = h, .whole = whole, .more = whole < n};
+    for (uint32_t r = 0; r < 4u; r++) {
+        const bool there = whole + r < n;
+        f.last[r] = col[there ? whole + r : 0];
+        f.of_last |= there ? (int32_t)((uint32_t)(uint8_t)h[whole + r] << 8u * r) : 0;
+    }
+    return f;
+}
+
+SF_INLINE uint32_t live_groups(uint32_t left) {
+    return left < 4u * SF_GROUP ? left / SF_GROUP : 4u;
+}
+SF_INLINE __mmask64 live_bytes(uint32_t live) {
+    return UINT64_MAX >> (64u - 16u * live);
 }
 
 void sf_x86_vnni_axpy_q4(const uint8_t *const *col, const int8_t *h, uint32_t n, uint32_t dim,
                          int32_t *isum) {
-    const uint32_t whole = n / 4u * 4u;
-    const uint8_t *last[4]; /* the columns behind, and others times zero */
-    int32_t of_last = 0;
-    for (uint32_t r = 0; r < 4u; r++) {
-        const bool there = whole + r < n;
-        last[r] = col[there ? whole + r : 0];
-        of_last |= there ? (int32_t)((uint32_t)(uint8_t)h[whole + r] << 8u * r) : 0;
-    }
+    const fours f = in_fours(col, h, n);
     for (uint32_t j = 0; j < dim; j += 4u * SF_GROUP) {
-        const uint32_t left = (dim - j) / SF_GROUP, live = left < 4u ? left : 4u;
-        const __mmask64 bytes = UINT64_MAX >> (64u - 16u * live);
-        __m512i low[4], high[4];
-        for (uint32_t q = 0; q < 4u; q++) {
-            low[q] = high[q] = _mm512_setzero_si512();
+        const uint32_t live = live_groups(dim - j);
+        const __mmask64 bytes = live_bytes(live);
+        sums s = no_sums();
+        __m512i out[2][4];
+        for (uint32_t r = 0; r < f.whole; r += 4u) {
+            add_four(col + r, j / 2u, bytes, (int32_t)sf_load32((const uint8_t *)h + r), &s);
         }
-        for (uint32_t r = 0; r < whole; r += 4u) {
-            add_four(col + r, j / 2u, bytes, (int32_t)sf_load32((const uint8_t *)h + r), low, high);
+        if (f.more) {
+            add_four(f.last, j / 2u, bytes, f.of_last, &s);
         }
-        if (whole < n) {
-            add_four(last, j / 2u, bytes, of_last, low, high);
+        by_output(&s, out);
+        for (uint32_t i = 0; i < 2u * live; i++) {
+            int32_t *to = isum + j + 16u * i;
+            _mm512_storeu_si512(to, _mm512_add_epi32(_mm512_loadu_si512(to), out[i % 2u][i / 2u]));
         }
-        sf_add_turned(low, live, isum + j);
-        sf_add_turned(high, live, isum + j + SF_GROUP / 2u);
     }
 }
 
@@ -63,22 +105,98 @@ SF_INLINE void add_wide(int64_t *acc, __m512i v) {
     _mm512_storeu_si512(acc, _mm512_add_epi64(_mm512_loadu_si512(acc), v));
 }
 
+/* What the sums of a block are multiplied with. */
+typedef struct {
+    const uint8_t *scales;
+    __m128i shift;
+    __m512i total;
+} block;
+
+SF_INLINE block block_of(const uint8_t *scales, uint32_t k, int32_t sum) {
+    return (block){scales, _mm_cvtsi32_si128((int32_t)k), _mm512_set1_epi64(sum)};
+}
+
+/* acc[0..15] += the sums of outputs from j on, scaled: of even outputs, then of odd ones. */
+SF_INLINE void add_scaled(const block *b, uint32_t j, __m512i sum, int64_t *acc) {
+    const __m512i dm = _mm512_loadu_si512(b->scales + 4u * j);
+    const __m512i d = upper_halves(_mm512_slli_epi32(dm, 16)), m = upper_halves(dm);
+    const __m512i s = _mm512_sll_epi32(sum, b->shift);
+    const __m512i even = _mm512_add_epi64(_mm512_mul_epi32(s, d), _mm512_mul_epi32(b->total, m));
+    const __m512i odd =
+        _mm512_add_epi64(_mm512_mul_epi32(_mm512_srli_epi64(s, 32), _mm512_srli_epi64(d, 32)),
+                         _mm512_mul_epi32(b->total, _mm512_srli_epi64(m, 32)));
+    add_wide(acc + j, even);
+    add_wide(acc + j + 8u, odd);
+}
+
 void sf_x86_vnni_scale_q4(const uint8_t *scales, uint32_t k, int32_t sum, uint32_t dim,
                           int32_t *isum, int64_t *acc) {
-    const __m512i lower = _mm512_set_epi64(11, 3, 10, 2, 9, 1, 8, 0);
-    const __m512i upper = _mm512_set_epi64(15, 7, 14, 6, 13, 5, 12, 4);
-    const __m512i total = _mm512_set1_epi64(sum);
-    const __m128i shift = _mm_cvtsi32_si128((int32_t)k);
+    const block b = block_of(scales, k, sum);
     for (uint32_t j = 0; j < dim; j += 16u) {
-        const __m512i dm = _mm512_loadu_si512(scales + 4u * j);
-        const __m512i d = upper_halves(_mm512_slli_epi32(dm, 16)), m = upper_halves(dm);
-        const __m512i s = _mm512_sll_epi32(_mm512_loadu_si512(isum + j), shift);
-        const __m512i even = _mm512_add_epi64(_mm512_mul_epi32(s, d), _mm512_mul_epi32(total, m));
-        const __m512i odd =
-            _mm512_add_epi64(_mm512_mul_epi32(_mm512_srli_epi64(s, 32), _mm512_srli_epi64(d, 32)),
-                             _mm512_mul_epi32(total, _mm512_srli_epi64(m, 32)));
-        add_wide(acc + j, _mm512_permutex2var_epi64(even, lower, odd));
-        add_wide(acc + j + 8u, _mm512_permutex2var_epi64(even, upper, odd));
+        add_scaled(&b, j, _mm512_loadu_si512(isum + j), acc);
         _mm512_storeu_si512(isum + j, _mm512_setzero_si512());
+    }
+}
+
+void sf_x86_vnni_floats_q4(const int64_t *acc, uint32_t n, int32_t s, float *out) {
+    const __m256 scale = _mm256_set1_ps(sf_pow2(-(24 + SF_SHIFT_SPAN + s)));
+    for (uint32_t j = 0; j < n; j += 16u) {
+        const uint32_t left = n - j < 16u ? n - j : 16u;
+        const __m256 even = _mm512_cvtepi64_ps(_mm512_loadu_si512(acc + j));
+        const __m256 odd = _mm512_cvtepi64_ps(_mm512_loadu_si512(acc + j + 8u));
+        const __m256 lo = _mm256_unpacklo_ps(even, odd), hi = _mm256_unpackhi_ps(even, odd);
+        const __m256 a = _mm256_permute2f128_ps(lo, hi, 0x20);
+        const __m256 b = _mm256_permute2f128_ps(lo, hi, 0x31);
+        const __mmask16 live = (__mmask16)(UINT32_MAX >> (32u - left));
+        _mm256_mask_storeu_ps(out + j, (__mmask8)live, _mm256_mul_ps(a, scale));
+        _mm256_mask_storeu_ps(out + j + 8u, (__mmask8)(live >> 8), _mm256_mul_ps(b, scale));
+    }
+}
+
+SF_INLINE void ask_for(const uint8_t *at) {
+    _mm_prefetch((const void *)at, _MM_HINT_T1);
+}
+
+/* Outputs of `live` groups from j on. The same line of each later column is asked for between the
+ * columns at hand, `some` of them at a time, since processors forget some of what they are asked
+ * for at once; a line of the later scales beside each line of these. */
+SF_INLINE void groups_of_block(const sf_block *b, const fours *f, const block *of, uint32_t some,
+                               uint32_t j, uint32_t live, int64_t *acc) {
+    const __mmask64 bytes = live_bytes(live);
+    uint32_t asked = 0;
+    sums s = no_sums();
+    __m512i out[2][4];
+    for (uint32_t r = 0; r < f->whole; r += 4u) {
+        for (uint32_t i = 0; i < some && asked < b->laters; i++) {
+            ask_for(b->later[asked++] + j / 2u);
+        }
+        add_four(f->col + r, j / 2u, bytes, (int32_t)sf_load32((const uint8_t *)f->h + r), &s);
+    }
+    while (asked < b->laters) {
+        ask_for(b->later[asked++] + j / 2u);
+    }
+    if (f->more) {
+        add_four(f->last, j / 2u, bytes, f->of_last, &s);
+    }
+    by_output(&s, out);
+    for (uint32_t i = 0; i < 2u * live; i++) {
+        ask_for(b->later_scales + 4u * (j + 16u * i));
+        add_scaled(of, j + 16u * i, out[i % 2u][i / 2u], acc);
+    }
+}
+
+void sf_x86_vnni_block_q4(const sf_block *b, uint32_t dim, int64_t *acc) {
+    const fours f = in_fours(b->col, b->h, b->n);
+    const block of = block_of(b->scales, b->k, b->sum);
+    const uint32_t some = b->laters * 4u / (b->n + 1u) + 1u;
+    uint32_t j = 0;
+    for (; j + 4u * SF_GROUP <= dim; j += 4u * SF_GROUP) {
+        groups_of_block(b, &f, &of, some, j, 4, acc);
+    }
+    if (j < dim) {
+        groups_of_block(b, &f, &of, some, j, live_groups(dim - j), acc);
+    }
+    for (uint32_t i = 0; i < b->laters; i++) {
+        ask_for(b->later[i] + dim / 2u - 1u); /* the last line */
     }
 }

@@ -350,7 +350,8 @@ enum { PIECES = 64 };
 /* Columns of a tile that lie in one block of 32 inputs, and the scales of the block. */
 typedef struct {
     uint32_t from, to, block;
-    bool ends; /* no more of its columns are in the next tile */
+    bool ends;  /* no more of its columns are in the next tile, */
+    bool whole; /* and none in the one before */
     const uint8_t *scales;
 } columns_piece;
 
@@ -504,12 +505,66 @@ static void ask(asks *a) {
 enum { SLICE = 2 * SF_GROUP }; /* outputs whose sums take their scales between two asks */
 enum { WIDE = 1024 };          /* more outputs are summed in stretches, to ask between them */
 
+/* All columns of narrow ones are asked for where a quarter is wanted, since they share lines. */
+enum { NARROW = 512 };
+
+/* Piece k, a whole block, by a kernel that sums and scales at once, and asks for the next piece. */
+static void sum_block(const columns_task *w, uint32_t k, uint32_t to, const int8_t *h, uint32_t t) {
+    const columns_piece *c = &w->piece[k], *next = PIECES > 1 && k + 1u < to ? c + 1 : NULL;
+    const uint8_t *between[SF_GROUP];
+    sf_block b = {.col = w->tile->row + c->from,
+                  .h = h,
+                  .n = c->to - c->from,
+                  .scales = c->scales,
+                  .k = act_k[t][c->block],
+                  .sum = act_sum[t][c->block],
+                  .later_scales = next != NULL && next->scales != NULL ? next->scales : c->scales};
+    if (next != NULL) {
+        const uint32_t some = next->to - next->from, stride = w->part->stride;
+        const uint8_t *const *col = w->tile->row + next->from;
+        const uintptr_t apart = (uintptr_t)col[some - 1u] - (uintptr_t)col[0];
+        const uint32_t all = (uint32_t)apart / stride + 1u;
+        const bool narrow = w->part->bytes < NARROW && all < 4u * some;
+        for (uint32_t i = 0; narrow && i < all; i++) {
+            between[i] = col[0] + i * stride;
+        }
+        b.later = narrow ? between : col;
+        b.laters = narrow ? all : some;
+    }
+    sf_block_q4(&b, w->outputs, acc[t]);
+}
+
+/* A piece in stretches, with parts of what comes behind it asked for between them. */
+static void sum_piece(const columns_task *w, uint32_t k, uint32_t to, const int8_t *h, uint32_t t) {
+    const columns_piece *c = &w->piece[k];
+    const uint32_t n = c->to - c->from;
+    const uint32_t stretch = w->outputs > WIDE ? 2u * SLICE : w->outputs;
+    const uint32_t parts = w->outputs / (2u * SLICE) + (w->outputs + SLICE - 1u) / SLICE;
+    const uint8_t *col[SF_GROUP];
+    asks next = behind(w, k, to, parts);
+    memcpy(col, w->tile->row + c->from, n * sizeof col[0]);
+    for (uint32_t from = 0, last; from < w->outputs; from = last) {
+        last = at_most(from + stretch, w->outputs);
+        for (uint32_t j = from; j + 2u * SLICE <= last; j += 2u * SLICE) {
+            ask(&next);
+        }
+        add_columns(w, c->block, col, n, h, t, from, last);
+        for (uint32_t j = from; j < last; j += SLICE) {
+            ask(&next);
+            if (c->ends) {
+                end_block(w->part, c, t, j, at_most(j + SLICE, last));
+            }
+        }
+        for (uint32_t r = 0; r < n && last < w->outputs; r++) {
+            col[r] += stretch / SF_GROUP * group_bytes(w->part);
+        }
+    }
+}
+
 /* A worker's share of the columns of one token, whole pieces; it adds them to sums of its own. */
 static void some_pieces(uint32_t worker, uint32_t workers, const void *task) {
     const columns_task *w = task;
     const span mine = share(w->pieces, worker, workers);
-    const uint32_t stretch = w->outputs > WIDE ? 2u * SLICE : w->outputs;
-    const uint32_t parts = w->outputs / (2u * SLICE) + (w->outputs + SLICE - 1u) / SLICE;
     begin_sums(worker, workers, w->outputs);
     if (mine.from < mine.to) { /* nobody has asked for these */
         const columns_piece *c = &w->piece[mine.from];
@@ -517,30 +572,16 @@ static void some_pieces(uint32_t worker, uint32_t workers, const void *task) {
     }
     for (uint32_t k = mine.from; k < mine.to; k++) {
         const columns_piece *c = &w->piece[k];
-        const uint32_t n = c->to - c->from, at = w->tile->first + c->from;
-        const uint8_t *col[SF_GROUP];
+        const uint32_t at = w->tile->first + c->from;
         int8_t h[SF_GROUP];
-        for (uint32_t r = 0; r < n; r++) {
+        for (uint32_t r = 0; r < c->to - c->from; r++) {
             h[r] = act_q[0][w->idx ? w->idx[at + r] : at + r];
-            col[r] = w->tile->row[c->from + r];
         }
-        asks next = behind(w, k, mine.to, parts);
-        for (uint32_t from = 0, to; from < w->outputs; from = to) {
-            to = at_most(from + stretch, w->outputs);
-            for (uint32_t j = from; j + 2u * SLICE <= to; j += 2u * SLICE) {
-                ask(&next);
-            }
-            add_columns(w, c->block, col, n, h, worker, from, to);
-            for (uint32_t j = from; j < to; j += SLICE) {
-                ask(&next);
-                if (c->ends) {
-                    end_block(w->part, c, worker, j, at_most(j + SLICE, to));
-                }
-            }
-            for (uint32_t r = 0; r < n && to < w->outputs; r++) {
-                col[r] += stretch / SF_GROUP * group_bytes(w->part);
-            }
+        if (c->whole && w->part->grid == SF_GRID_Q4 && sf_block_q4 != NULL) {
+            sum_block(w, k, mine.to, h, worker);
+            continue;
         }
+        sum_piece(w, k, mine.to, h, worker);
     }
 }
 
@@ -599,6 +640,7 @@ static void sum_columns(const sf_part *p, list which, const sf_part *scales, uin
             *c = (columns_piece){.from = from, .to = to, .block = block};
             const uint32_t next = tile.first + to;
             c->ends = next == which.n || (idx ? idx[next] : next) / SF_GROUP != block;
+            c->whole = c->ends && (from > 0 || at == 0 || (idx ? idx[at - 1u] : at - 1u) / SF_GROUP != block);
             if (c->ends) {
                 c->scales = sf_flash_row(scales, block);
                 task.table = scales->bytes;
@@ -615,14 +657,24 @@ static void sum_columns(const sf_part *p, list which, const sf_part *scales, uin
     join_acc(outputs);
 }
 
+/* A token's sums as floats: out [outputs]. */
+static void to_floats(const sf_part *p, uint32_t t, uint32_t outputs, float *out) {
+    if (p->grid == SF_GRID_Q4) {
+        sf_floats_q4(acc[t], outputs, act[t].s, out);
+        return;
+    }
+    (void)p;
+    for (uint32_t i = 0; i < outputs; i++) {
+        out[i] = sf_sum_to_float(acc[t][i], act[t].s);
+    }
+}
+
 /* out [outputs] of each token = the columns of a list times its activations. */
 static void columns(const sf_part *p, const sf_part *scales, list which, uint32_t outputs,
                     vectors out) {
     sum_columns(p, which, scales, (outputs + SF_GROUP - 1u) / SF_GROUP * SF_GROUP);
     for (uint32_t t = 0; t < tokens(); t++) {
-        for (uint32_t i = 0; i < outputs; i++) {
-            of_token(out, t)[i] = sf_sum_to_float(acc[t][i], act[t].s);
-        }
+        to_floats(p, t, outputs, of_token(out, t));
     }
 }
 

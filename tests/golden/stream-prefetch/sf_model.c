@@ -237,7 +237,8 @@ enum { PIECES = 1 };
 /* Columns of a tile that lie in one block of 32 inputs, and the scales of the block. */
 typedef struct {
     uint32_t from, to, block;
-    bool ends; /* no more of its columns are in the next tile */
+    bool ends;  /* no more of its columns are in the next tile, */
+    bool whole; /* and none in the one before */
     const uint8_t *scales;
 } columns_piece;
 
@@ -363,6 +364,7 @@ static void sum_columns(const sf_part *p, list which, const sf_part *scales, uin
             *c = (columns_piece){.from = from, .to = to, .block = block};
             const uint32_t next = tile.first + to;
             c->ends = next == which.n || (idx ? idx[next] : next) / SF_GROUP != block;
+            c->whole = c->ends && (from > 0 || at == 0 || (idx ? idx[at - 1u] : at - 1u) / SF_GROUP != block);
             if (c->ends) {
                 c->scales = sf_flash_row(scales, block);
                 task.table = scales->bytes;
@@ -382,14 +384,24 @@ static void sum_columns(const sf_part *p, list which, const sf_part *scales, uin
     }
 }
 
+/* A token's sums as floats: out [outputs]. */
+static void to_floats(const sf_part *p, uint32_t t, uint32_t outputs, float *out) {
+    if (p->grid == SF_GRID_Q4) {
+        sf_floats_q4(acc[t], outputs, act[t].s, out);
+        return;
+    }
+    (void)p;
+    for (uint32_t i = 0; i < outputs; i++) {
+        out[i] = sf_sum_to_float(acc[t][i], act[t].s);
+    }
+}
+
 /* out [outputs] of each token = the columns of a list times its activations. */
 static void columns(const sf_part *p, const sf_part *scales, list which, uint32_t outputs,
                     vectors out) {
     sum_columns(p, which, scales, (outputs + SF_GROUP - 1u) / SF_GROUP * SF_GROUP);
     for (uint32_t t = 0; t < tokens(); t++) {
-        for (uint32_t i = 0; i < outputs; i++) {
-            of_token(out, t)[i] = sf_sum_to_float(acc[t][i], act[t].s);
-        }
+        to_floats(p, t, outputs, of_token(out, t));
     }
 }
 
