@@ -235,6 +235,7 @@ static bool few_bits(uint32_t kind) {
     uint32_t sign[GROUPS];
     rows_and_x(groups, 4u * bits, kind);
     for (uint32_t r = 0; r < ROWS; r++) {
+        fill(rows[r], groups * 4u * bits, kind, 0, 0xFF);
         p[r] = rows[r];
     }
     sf_dot_proxy(p, n, bits, &v, out[0]);

@@ -96,6 +96,7 @@ def rewritten(image: Image, change: dict[int, bytes], folder: Path) -> Path:
         (0, b"blk.0.attn_z", "named"),
         (26, (999).to_bytes(2, "little"), "role 999"),
         (28, b"\xff", "grid 255"),
+        (28, b"\x13", "grid 19"),  # proxies of an older order
         (29, b"\x02", "orientation 2"),
         (31, b"\x01", "flags 1"),
         (32, (1 << 40).to_bytes(8, "little"), "outside"),

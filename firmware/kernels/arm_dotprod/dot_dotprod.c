@@ -10,6 +10,13 @@ SF_INLINE int32x4_t byte_sums(int8x16x4_t w, int8x16x4_t x) {
 SF_INLINE int32x4_t nibble_sums(int8x16x4_t w, int8x16x4_t x) {
     return byte_sums(w, x);
 }
+SF_INLINE int32x4_t lane_sums(const int8x16_t *w, const int8x16_t *x) {
+    int32x4_t sum = vdupq_n_s32(0);
+    for (uint32_t s = 0; s < 8u; s++) {
+        sum = vdotq_s32(sum, w[s], x[s]);
+    }
+    return sum;
+}
 
 enum { ROWS_OF_TWO = 4 };
 #define SF_NAME(kernel) sf_arm_dotprod_##kernel

@@ -1,5 +1,6 @@
 /* Rows times an activation vector with NEON, two groups at a time, for a tier that has nibble_sums
- * and byte_sums (of the products of two groups: two lanes of the first, two of the second) and
+ * and byte_sums (of the products of two groups: two lanes of the first, two of the second),
+ * lane_sums (of eight vectors of weights of 0 to 15 that have four groups side by side) and
  * SF_NAME(kernel), its name of a kernel, and whose registers hold ROWS_OF_TWO rows with two tokens.
  */
 #include "arm_neon/neon.h"
@@ -194,56 +195,127 @@ void SF_NAME(dot_r8)(const uint8_t *const *row, uint32_t n, const sf_bfp *x, flo
     }
 }
 
-/* u = 2 u + the bits of a word, a byte each. */
-SF_INLINE void add_bits(uint8x16_t *u, const uint8_t *word) {
-    const uint8_t first[16] = {0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1};
-    const uint8_t second[16] = {2, 2, 2, 2, 2, 2, 2, 2, 3, 3, 3, 3, 3, 3, 3, 3};
-    const uint8x16_t bit = vreinterpretq_u8_u64(vdupq_n_u64(0x8040201008040201u));
-    const uint8x16_t v = vreinterpretq_u8_u32(vdupq_n_u32(sf_load32(word)));
-    u[0] = vsubq_u8(vaddq_u8(u[0], u[0]), vtstq_u8(vqtbl1q_u8(v, vld1q_u8(first)), bit));
-    u[1] = vsubq_u8(vaddq_u8(u[1], u[1]), vtstq_u8(vqtbl1q_u8(v, vld1q_u8(second)), bit));
-}
-/* The weights of a group, from its highest bits down. */
-SF_INLINE void proxy_group(const uint8_t *w, uint32_t bits, int8x16_t *out) {
-    uint8x16_t u[2] = {vdupq_n_u8(0), vdupq_n_u8(0)};
-    for (uint32_t j = bits; j-- > 0;) {
-        add_bits(u, w + 4u * j);
+/* Activations of four groups for proxies, a lane of 32 bits each; groups that there are not are 0.
+ */
+typedef struct {
+    int8x16_t q[8]; /* 4 s to 4 s + 3 of each group */
+    int32x4_t shift;
+    int32x4_t less; /* what stored weights have too much */
+} four_lanes;
+enum { FOURS = 16 }; /* that are at hand: wider rows are taken in parts */
+
+/* So many words, at most four. */
+SF_INLINE uint8x16_t some_words(const uint8_t *p, uint32_t count) {
+    uint32_t v[4] = {0};
+    for (uint32_t i = 0; i < count; i++) {
+        v[i] = sf_load32(p + 4u * i);
     }
-    out[0] = vreinterpretq_s8_u8(u[0]);
-    out[1] = vreinterpretq_s8_u8(u[1]);
+    return vreinterpretq_u8_u32(vld1q_u32(v));
+}
+
+SF_INLINE four_lanes load_lanes(uint32_t bits, const sf_bfp *x, uint32_t g) {
+    const int32_t less = bits == 1u ? 1 : (int32_t)(1u << (bits - 1u)) - 1;
+    int32_t k[4] = {0}, sum[4] = {0};
+    int32x4_t v[2][4];
+    four_lanes a;
+    for (uint32_t i = 0; i < 4u; i++) {
+        v[0][i] = v[1][i] = vdupq_n_s32(0);
+        if (g + i < x->groups) {
+            const int8_t *q = x->q + (size_t)(g + i) * SF_GROUP;
+            v[0][i] = vreinterpretq_s32_s8(vld1q_s8(q));
+            v[1][i] = vreinterpretq_s32_s8(vld1q_s8(q + 16));
+            k[i] = x->k[g + i] + (bits == 1u ? 1 : 0);
+            sum[i] = less * x->sum[g + i];
+        }
+    }
+    for (uint32_t i = 0; i < 2u; i++) {
+        const int32x4x2_t even = vzipq_s32(v[i][0], v[i][2]), odd = vzipq_s32(v[i][1], v[i][3]);
+        for (uint32_t j = 0; j < 2u; j++) {
+            const int32x4x2_t two = vzipq_s32(even.val[j], odd.val[j]);
+            a.q[4u * i + 2u * j] = vreinterpretq_s8_s32(two.val[0]);
+            a.q[4u * i + 2u * j + 1u] = vreinterpretq_s8_s32(two.val[1]);
+        }
+    }
+    a.shift = vld1q_s32(k);
+    a.less = vld1q_s32(sum);
+    return a;
+}
+
+SF_INLINE uint8x16_t shifted(uint8x16_t v, uint32_t right) {
+    return right == 0u ? v : vshlq_u8(v, vdupq_n_s8((int8_t)-(int32_t)right));
+}
+/* Stored weights 4 s to 4 s + 3 of each group, from the planes of a block. */
+SF_INLINE int8x16_t four_weights(const uint8x16_t *w, uint32_t bits, uint32_t s) {
+    const uint32_t by = bits == 1u ? s : (bits == 4u ? s % 2u * 4u : s % 4u * 2u);
+    const uint32_t each = bits == 3u ? 2u : bits;
+    uint8x16_t u = shifted(w[bits == 1u ? 0u : s * each / 8u], by);
+    uint32_t most = (1u << each) - 1u;
+    if (bits == 3u) {
+        const uint8x16_t high =
+            s < 2u ? vshlq_u8(w[2], vdupq_n_s8((int8_t)(2u - s))) : shifted(w[2], s - 2u);
+        u = vbslq_u8(vdupq_n_u8(4), high, u);
+        most = 7u;
+    }
+    /* Nothing comes behind the highest bits of a byte. */
+    return vreinterpretq_s8_u8(by + each == 8u ? u : vandq_u8(u, vdupq_n_u8((uint8_t)most)));
+}
+
+/* acc and the products of so many groups from g on, at most four. */
+SF_INLINE int64x2_t add_four(int64x2_t acc, const uint8_t *row, uint32_t bits, uint32_t groups,
+                             uint32_t g, uint32_t count, const four_lanes *a) {
+    const uint32_t first = g / 8u * 8u; /* of the block */
+    const uint32_t plane = groups - first < 8u ? groups - first : 8u;
+    const uint8_t *p = row + 4u * ((size_t)first * bits + g - first);
+    const uint8_t *d = row + 4u * (size_t)groups * bits + 2u * g;
+    uint8x16_t w[4];
+    int8x16_t u[8];
+    uint16_t half[4] = {0};
+    for (uint32_t j = 0; j < bits; j++, p += 4u * plane) {
+        w[j] = count == 4u ? vld1q_u8(p) : some_words(p, count);
+    }
+    for (uint32_t s = 0; s < 8u; s++) {
+        u[s] = four_weights(w, bits, s);
+    }
+    for (uint32_t i = 0; count < 4u && i < count; i++) {
+        half[i] = (uint16_t)sf_load16(d + 2u * i);
+    }
+    const int32x4_t sums = vsubq_s32(vshlq_s32(lane_sums(u, a->q), a->shift), a->less);
+    return add_scaled(acc, sums,
+                      sf_halves4(count == 4u ? vld1_u8(d) : vreinterpret_u8_u16(vld1_u16(half))));
+}
+
+SF_INLINE void proxy_rows(const uint8_t *const *row, uint32_t n, uint32_t bits, const sf_bfp *x,
+                          float *out) {
+    int64x2_t acc[SF_TILE];
+    four_lanes a[FOURS];
+    for (uint32_t from = 0; from < x->groups; from += 4u * FOURS) {
+        const uint32_t left = x->groups - from, some = left / 4u < FOURS ? left / 4u : FOURS;
+        const bool part = some < FOURS && left % 4u > 0u;
+        for (uint32_t i = 0; i < some + (part ? 1u : 0u); i++) {
+            a[i] = load_lanes(bits, x, from + 4u * i);
+        }
+        for (uint32_t r = 0; r < n; r++) {
+            int64x2_t sum = from > 0u ? acc[r] : vdupq_n_s64(0);
+            for (uint32_t i = 0; i < some; i++) {
+                sum = add_four(sum, row[r], bits, x->groups, from + 4u * i, 4u, a + i);
+            }
+            if (part) {
+                sum = add_four(sum, row[r], bits, x->groups, from + 4u * some, left % 4u, a + some);
+            }
+            acc[r] = sum;
+        }
+    }
+    for (uint32_t r = 0; r < n; r++) {
+        out[r] = sf_sum_to_float(vaddvq_s64(acc[r]), x->s);
+    }
 }
 
 void SF_NAME(dot_proxy)(const uint8_t *const *row, uint32_t n, uint32_t bits, const sf_bfp *x,
                         float *out) {
-    const int32_t less = bits == 1u ? 1 : (int32_t)(1u << (bits - 1u)) - 1;
-    const int32x4_t twice = vdupq_n_s32(bits == 1u ? 1 : 0); /* one more to shift */
-    const uint32_t last = x->groups - 1u;
-    for (uint32_t r = 0; r < n; r++) {
-        const uint8_t *w = row[r], *d = row[r] + (size_t)x->groups * bits * 4u;
-        int64x2_t acc = vdupq_n_s64(0);
-        for (uint32_t g = 0; g < x->groups; g += 2u, w += 8u * bits, d += 4) {
-            int8x16x4_t u;
-            proxy_group(w, bits, u.val);
-            if (g == last) { /* alone */
-                const int8x16x2_t q = vld1q_s8_x2(x->q + (size_t)g * SF_GROUP);
-                const int8x16_t zero = vdupq_n_s8(0);
-                u.val[2] = u.val[3] = zero;
-                const int32x4_t sums =
-                    nibble_sums(u, (int8x16x4_t){{q.val[0], q.val[1], zero, zero}});
-                const int32x4_t k = vaddq_s32(vdupq_n_s32(x->k[g]), twice);
-                const int32x2_t more = {less * x->sum[g], 0};
-                const int32x4_t one = vdupq_n_s32(sf_half(sf_load16(d)));
-                acc = add_scaled(acc, vshlq_s32(sums, k), one);
-                acc = vmlsl_s32(acc, more, vget_low_s32(one));
-                break;
-            }
-            const two_groups two = load_two(x, g);
-            const int32x4_t s = sf_two_halves(d);
-            proxy_group(w + 4u * bits, bits, u.val + 2);
-            const int32x4_t sums = vshlq_s32(nibble_sums(u, two.q), vaddq_s32(two.k, twice));
-            acc = add_scaled(acc, sums, vzip1q_s32(s, s));
-            acc = vmlsl_s32(acc, vmul_n_s32(two.sum, less), vget_low_s32(s));
-        }
-        out[r] = sf_sum_to_float(vaddvq_s64(acc), x->s);
+    switch (bits) {
+    case 1: proxy_rows(row, n, 1, x, out); break;
+    case 2: proxy_rows(row, n, 2, x, out); break;
+    case 3: proxy_rows(row, n, 3, x, out); break;
+    default: proxy_rows(row, n, 4, x, out); break;
     }
 }

@@ -26,6 +26,17 @@ SF_INLINE int32x4_t byte_sums(int8x16x4_t w, int8x16x4_t x) {
     return vpaddq_s32(a, b);
 }
 
+/* Eight products are at most 8 * 15 * 127. */
+SF_INLINE int32x4_t lane_sums(const int8x16_t *w, const int8x16_t *x) {
+    int16x8_t low = vmull_s8(vget_low_s8(w[0]), vget_low_s8(x[0]));
+    int16x8_t high = vmull_high_s8(w[0], x[0]);
+    for (uint32_t s = 1; s < 8u; s++) {
+        low = vmlal_s8(low, vget_low_s8(w[s]), vget_low_s8(x[s]));
+        high = vmlal_high_s8(high, w[s], x[s]);
+    }
+    return vpaddlq_s16(vpaddq_s16(low, high));
+}
+
 enum { ROWS_OF_TWO = 2 };
 #define SF_NAME(kernel) sf_arm_neon_##kernel
 #include "arm_neon/dot_body.h"

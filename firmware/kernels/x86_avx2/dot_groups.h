@@ -111,11 +111,4 @@ SF_INLINE __m256i joined(const __m256i *row, const four_sums *more) {
                             _mm256_permute2x128_si256(a, b, 0x31));
 }
 
-/* Bit i of each byte of a proxy's word, in 32 bits i; it counts 2^i. */
-SF_INLINE __m256i bits_of(const uint8_t *word) {
-    const __m256i bit = _mm256_setr_epi32(0x01010101, 0x02020202, 0x04040404, 0x08080808,
-                                          0x10101010, 0x20202020, 0x40404040, (int32_t)0x80808080u);
-    return _mm256_and_si256(_mm256_set1_epi32((int32_t)sf_load32(word)), bit);
-}
-
 #endif

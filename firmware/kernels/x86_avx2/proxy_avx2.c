@@ -1,17 +1,12 @@
 /* Rows of proxies and of signs with AVX2. */
 #include "dot_groups.h"
 
-/* Factors make up for what bits count; four products of 7 bits have 16. */
-enum { SHIFT = 7 };
-SF_INLINE __m256i products(const uint8_t *w, uint32_t bits, __m256i q) {
-    const __m256i factor = _mm256_setr_epi32(0x800080, 0x400040, 0x200020, 0x100010, 0x80008,
-                                             0x40004, 0x20002, 0x10001);
-    __m256i s = _mm256_setzero_si256();
-    for (uint32_t j = 0; j < bits; j++) {
-        const __m256i t = _mm256_maddubs_epi16(bits_of(w + 4u * j), q);
-        s = _mm256_add_epi32(s, _mm256_madd_epi16(t, _mm256_slli_epi16(factor, (int)j)));
-    }
-    return s;
+/* Sums of 16 bits: eight times two products are at most 16 * 15 * 127. */
+SF_INLINE __m256i add_products(__m256i sum, __m256i u, __m256i q) {
+    return _mm256_add_epi16(sum, _mm256_maddubs_epi16(u, q));
+}
+SF_INLINE __m256i lane_sums(__m256i even, __m256i odd) {
+    return _mm256_madd_epi16(_mm256_add_epi16(even, odd), _mm256_set1_epi16(1));
 }
 
 #define SF_NAME(kernel) sf_x86_avx2_##kernel

@@ -1,92 +1,182 @@
-/* Rows of proxies: eight groups at a time, and what is left of four rows together. A tier that
- * includes this has SF_NAME(kernel), its name of a kernel, and products(): those of a group's
- * weights without sign and its activations in the order of place(), 2^SHIFT times as large, four
- * in each of eight sums. */
+/* Rows of proxies, row by row: eight groups at a time, a lane of 32 bits for each, and what is left
+ * of four rows together. A tier that includes this has SF_NAME(kernel), its name of a kernel,
+ * add_products(), which adds those of four weights in each lane, and lane_sums() of two such sums.
+ */
 #include "x86_avx2/dot_groups.h"
 
-enum { CHUNK = 64 }; /* groups whose activations are at hand */
+/* What weights meet: lanes are eight groups, or two for each of four rows, as in four_sums. */
+typedef struct {
+    __m256i q[8]; /* activations 4 s to 4 s + 3 of each group */
+    __m256i shift;
+    __m256i less; /* what stored weights have too much */
+} proxy_lanes;
 
-/* Activations i, i + 8, i + 16 and i + 24 side by side: they meet the same bit of the four bytes of
- * a word, which so need not be spread. */
-SF_INLINE void place(const int8_t *q, int8_t *to) {
-    const __m128i pair = _mm_set_epi8(15, 7, 14, 6, 13, 5, 12, 4, 11, 3, 10, 2, 9, 1, 8, 0);
-    const __m128i a = _mm_shuffle_epi8(sf_load128(q), pair);
-    const __m128i b = _mm_shuffle_epi8(sf_load128(q + 16), pair);
-    sf_store256(to, _mm256_set_m128i(_mm_unpackhi_epi16(a, b), _mm_unpacklo_epi16(a, b)));
-}
-
-/* Sums of eight groups with their shifts, less what weights have too much. */
-SF_INLINE __m256i signed_sums(const __m256i *s, uint32_t bits, __m256i k, __m256i sum) {
-    const int32_t less = bits == 1u ? 1 : (int32_t)(1u << (bits - 1u)) - 1;
-    const __m256i all = _mm256_srai_epi32(of_both(by_group(s), by_group(s + 4)), SHIFT);
-    const __m256i shift = _mm256_add_epi32(k, _mm256_set1_epi32(bits == 1u ? 1 : 0));
-    return _mm256_sub_epi32(_mm256_sllv_epi32(all, shift),
-                            _mm256_mullo_epi32(sum, _mm256_set1_epi32(less)));
-}
-
-/* Eight groups from g on, whose activations are q. */
-SF_INLINE __m256i eight_groups(const uint8_t *w, uint32_t at, uint32_t bits, const sf_bfp *x,
-                               uint32_t g, const int8_t *q) {
-    __m256i s[8];
-    for (uint32_t i = 0; i < 8u; i++) {
-        s[i] = products(w + 4u * bits * (g + i), bits, sf_load256(q + SF_GROUP * i));
+/* Words of eight groups, [group][word], to [word][group]. */
+SF_INLINE void turn_words(const __m256i *g, __m256i *q) {
+    __m256i two[8], four[8];
+    for (uint32_t i = 0; i < 8u; i += 2u) {
+        two[i] = _mm256_unpacklo_epi32(g[i], g[i + 1u]);
+        two[i + 1u] = _mm256_unpackhi_epi32(g[i], g[i + 1u]);
     }
-    const __m256i t =
-        signed_sums(s, bits, _mm256_cvtepu8_epi32(sf_load64(x->k + g)), sf_load256(x->sum + g));
-    return scaled(t, sf_halves8(sf_load128(w + at + 2u * g)));
-}
-
-/* Groups g and g + 1 of four rows, or g alone. */
-SF_INLINE void two_groups(const uint8_t *const *w, uint32_t at, uint32_t bits, const sf_bfp *x,
-                          uint32_t g, const int8_t *q, four_sums *sums) {
-    const bool two = g + 1u < x->groups;
-    const uint32_t h = two ? g + 1u : g;
-    const __m256i a = sf_load256(q), b = sf_load256(q + SF_GROUP * (h - g));
-    __m256i s[8];
-    __m128i d[4];
+    for (uint32_t i = 0; i < 8u; i += 4u) {
+        for (uint32_t j = 0; j < 2u; j++) {
+            four[i + 2u * j] = _mm256_unpacklo_epi64(two[i + j], two[i + j + 2u]);
+            four[i + 2u * j + 1u] = _mm256_unpackhi_epi64(two[i + j], two[i + j + 2u]);
+        }
+    }
     for (uint32_t i = 0; i < 4u; i++) {
-        const uint8_t *scales = w[i] + at + 2u * g;
-        s[i] = products(w[i] + 4u * bits * g, bits, a);
-        s[i + 4u] = products(w[i] + 4u * bits * h, bits, b);
-        d[i] = _mm_cvtsi32_si128((int32_t)(two ? sf_load32(scales) : sf_load16(scales)));
+        q[i] = _mm256_permute2x128_si256(four[i], four[i + 4u], 0x20);
+        q[i + 4u] = _mm256_permute2x128_si256(four[i], four[i + 4u], 0x31);
     }
-    const __m256i k = _mm256_set_m128i(_mm_set1_epi32(x->k[h]), _mm_set1_epi32(x->k[g]));
-    const __m256i sum = _mm256_set_m128i(_mm_set1_epi32(x->sum[h]), _mm_set1_epi32(x->sum[g]));
-    add_scaled(sums, signed_sums(s, bits, k, sum), turned_halves(d));
+}
+
+/* Eight groups from g on, of which there are so many; others are 0. */
+SF_INLINE proxy_lanes load_lanes(uint32_t bits, const sf_bfp *x, uint32_t g, uint32_t count) {
+    const int32_t less = bits == 1u ? 1 : (int32_t)(1u << (bits - 1u)) - 1;
+    __m256i group[8];
+    int32_t sum[8] = {0};
+    uint8_t k[8] = {0};
+    proxy_lanes a;
+    memcpy(k, x->k + g, count);
+    memcpy(sum, x->sum + g, count * sizeof sum[0]);
+    for (uint32_t i = 0; i < 8u; i++) {
+        group[i] = i < count ? sf_load256(x->q + SF_GROUP * (g + i)) : _mm256_setzero_si256();
+    }
+    turn_words(group, a.q);
+    a.shift =
+        _mm256_add_epi32(_mm256_cvtepu8_epi32(sf_load64(k)), _mm256_set1_epi32(bits == 1u ? 1 : 0));
+    a.less = _mm256_mullo_epi32(sf_load256(sum), _mm256_set1_epi32(less));
+    return a;
+}
+
+/* Groups i and i + 1 of eight, for four rows. */
+SF_INLINE proxy_lanes pair_of(const proxy_lanes *a, uint32_t i) {
+    const __m256i lane =
+        _mm256_add_epi32(_mm256_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1), _mm256_set1_epi32((int32_t)i));
+    proxy_lanes pair;
+    for (uint32_t s = 0; s < 8u; s++) {
+        pair.q[s] = _mm256_permutevar8x32_epi32(a->q[s], lane);
+    }
+    pair.shift = _mm256_permutevar8x32_epi32(a->shift, lane);
+    pair.less = _mm256_permutevar8x32_epi32(a->less, lane);
+    return pair;
+}
+
+/* Stored weights 4 s to 4 s + 3 of each group, from the planes of a block. */
+SF_INLINE __m256i four_weights(const __m256i *w, uint32_t bits, uint32_t s) {
+    if (bits == 1u) {
+        return _mm256_and_si256(_mm256_srli_epi32(w[0], (int)s), _mm256_set1_epi8(1));
+    }
+    if (bits == 4u) {
+        return s % 2u == 0u ? sf_low4(w[s / 2u]) : sf_high4(w[s / 2u]);
+    }
+    const __m256i low =
+        _mm256_and_si256(_mm256_srli_epi32(w[s / 4u], (int)(s % 4u * 2u)), _mm256_set1_epi8(3));
+    if (bits == 2u) {
+        return low;
+    }
+    const __m256i high =
+        s < 2u ? _mm256_slli_epi32(w[2], (int)(2u - s)) : _mm256_srli_epi32(w[2], (int)(s - 2u));
+    return _mm256_or_si256(low, _mm256_and_si256(high, _mm256_set1_epi8(4)));
+}
+
+/* Sums of lanes with their shifts, less what weights have too much. */
+SF_INLINE __m256i signed_sums(const __m256i *plane, uint32_t bits, const proxy_lanes *a) {
+    __m256i even = _mm256_setzero_si256(), odd = even; /* two, for each waits for the last */
+    for (uint32_t s = 0; s < 8u; s += 2u) {
+        even = add_products(even, four_weights(plane, bits, s), a->q[s]);
+        odd = add_products(odd, four_weights(plane, bits, s + 1u), a->q[s + 1u]);
+    }
+    return _mm256_sub_epi32(_mm256_sllv_epi32(lane_sums(even, odd), a->shift), a->less);
+}
+
+/* A block of a row from byte w on, its scales from byte `scales` on. */
+SF_INLINE __m256i eight_groups(const uint8_t *w, const uint8_t *scales, uint32_t bits,
+                               const proxy_lanes *a) {
+    __m256i plane[4];
+    for (uint32_t j = 0; j < bits; j++) {
+        plane[j] = sf_load256(w + 32u * j);
+    }
+    return scaled(signed_sums(plane, bits, a), sf_halves8(sf_load128(scales)));
+}
+
+/* What is left behind the blocks of eight. */
+typedef struct {
+    proxy_lanes pair[4];
+    uint32_t groups;
+    uint32_t words, scales; /* where theirs begin in a row */
+} proxy_left;
+
+/* Pair i of what is left of four rows; the last may be a group alone. */
+SF_INLINE void two_groups(const uint8_t *const *w, uint32_t bits, const proxy_left *a, uint32_t i,
+                          four_sums *sums) {
+    const bool two = 2u * i + 1u < a->groups;
+    __m256i plane[4];
+    __m128i v[4];
+    for (uint32_t j = 0; j < bits; j++) {
+        for (uint32_t r = 0; r < 4u; r++) {
+            const uint8_t *p = w[r] + a->words + 4u * (a->groups * j + 2u * i);
+            v[r] = two ? sf_load64(p) : _mm_cvtsi32_si128((int32_t)sf_load32(p));
+        }
+        const __m128i low = _mm_unpacklo_epi32(v[0], v[1]), high = _mm_unpacklo_epi32(v[2], v[3]);
+        plane[j] = _mm256_set_m128i(_mm_unpackhi_epi64(low, high), _mm_unpacklo_epi64(low, high));
+    }
+    for (uint32_t r = 0; r < 4u; r++) {
+        const uint8_t *d = w[r] + a->scales + 4u * i;
+        v[r] = _mm_cvtsi32_si128((int32_t)(two ? sf_load32(d) : sf_load16(d)));
+    }
+    add_scaled(sums, signed_sums(plane, bits, a->pair + i), turned_halves(v));
+}
+
+SF_INLINE void load_left(proxy_left *a, uint32_t bits, const sf_bfp *x) {
+    const uint32_t whole = x->groups / 8u * 8u;
+    a->groups = x->groups - whole;
+    a->words = 4u * bits * whole;
+    a->scales = 4u * bits * x->groups + 2u * whole;
+    const proxy_lanes all = load_lanes(bits, x, whole, a->groups);
+    for (uint32_t i = 0; 2u * i < a->groups; i++) {
+        a->pair[i] = pair_of(&all, 2u * i);
+    }
 }
 
 SF_INLINE void proxy_rows(const uint8_t *const *row, uint32_t n, uint32_t bits, const sf_bfp *x,
                           float *out) {
-    const uint32_t at = x->groups * bits * 4u;
-    int64_t sum[SF_TILE + 3u] = {0};
-    int8_t q[CHUNK * SF_GROUP];
-    for (uint32_t from = 0; from < x->groups; from += CHUNK) {
-        const uint32_t left = x->groups - from, some = left < CHUNK ? left : CHUNK;
-        const uint32_t whole = some / 8u * 8u;
-        for (uint32_t g = 0; g < some; g++) {
-            place(x->q + SF_GROUP * (from + g), q + SF_GROUP * g);
+    const uint32_t at = x->groups * bits * 4u, blocks = x->groups / 8u;
+    proxy_lanes block[SF_BLOCKS8];
+    proxy_left left;
+    __m256i total[SF_TILE];
+    const sf_row_asks asks = sf_asks_by_row(row, n, at + 2u * x->groups, blocks > 0 ? blocks : 1u);
+    load_left(&left, bits, x);
+    for (uint32_t from = 0; from == 0 || from < blocks; from += SF_BLOCKS8) {
+        const uint32_t count = blocks - from < SF_BLOCKS8 ? blocks - from : SF_BLOCKS8;
+        for (uint32_t b = 0; b < count; b++) {
+            block[b] = load_lanes(bits, x, 8u * (from + b), 8u);
         }
         for (uint32_t first = 0; first < n; first += 4u) {
             four_sums more = {_mm256_setzero_si256(), _mm256_setzero_si256()};
-            const uint8_t *w[4];
-            __m256i total[4];
+            const uint8_t *four[4];
+            int64_t sum[4];
             for (uint32_t r = 0; r < 4u; r++) {
-                w[r] = row[first + r < n ? first + r : first];
-                total[r] = _mm256_setzero_si256();
-                for (uint32_t g = 0; g < whole; g += 8u) {
-                    total[r] = _mm256_add_epi64(
-                        total[r], eight_groups(w[r], at, bits, x, from + g, q + SF_GROUP * g));
+                four[r] = row[first + r < n ? first + r : first];
+                const uint8_t *w = four[r] + 32u * bits * from, *d = four[r] + at + 16u * from;
+                __m256i s = from > 0 ? total[first + r] : _mm256_setzero_si256();
+                for (uint32_t b = 0; b < count; b++, w += 32u * bits, d += 16) {
+                    sf_ask_behind(&asks, four[r], from + b, 8u * (4u * bits + 2u));
+                    s = _mm256_add_epi64(s, eight_groups(w, d, bits, block + b));
                 }
+                total[first + r] = s;
             }
-            for (uint32_t g = whole; g < some; g += 2u) {
-                two_groups(w, at, bits, x, from + g, q + SF_GROUP * g, &more);
+            if (from + count < blocks) {
+                continue;
             }
-            sf_store256(sum + first,
-                        _mm256_add_epi64(sf_load256(sum + first), joined(total, &more)));
+            for (uint32_t i = 0; 2u * i < left.groups; i++) {
+                two_groups(four, bits, &left, i, &more);
+            }
+            sf_store256(sum, joined(total + first, &more));
+            for (uint32_t r = 0; r < 4u && first + r < n; r++) {
+                out[first + r] = sf_sum_to_float(sum[r], x->s);
+            }
         }
-    }
-    for (uint32_t r = 0; r < n; r++) {
-        out[r] = sf_sum_to_float(sum[r], x->s);
     }
 }
 

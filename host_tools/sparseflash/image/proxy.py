@@ -58,28 +58,65 @@ def _offset(bits: int) -> tuple[int, int]:
     return (2, 1) if bits == 1 else (1, 2 ** (bits - 1) - 1)
 
 
+BLOCK = 8
+"""Groups whose words lie side by side in a stored row."""
+PLANES = {
+    1: ((0, 1, 0),),
+    2: ((0, 2, 0), (4, 2, 0)),
+    3: ((0, 2, 0), (4, 2, 0), (0, 1, 2)),
+    4: ((0, 4, 0), (2, 4, 0), (4, 4, 0), (6, 4, 0)),
+}
+"""For each word of a group by bits of a proxy: the first four weights it holds, how many bits of
+them, and the lowest of these. A byte has a weight of each four, the first four lowest."""
+
+
+def _words(u: np.ndarray, bits: int) -> np.ndarray:
+    """Stored words (..., bits, 4 bytes) of the u (..., 32) of groups."""
+    steps = u.reshape(*u.shape[:-1], BLOCK, 4)
+    out = np.zeros((*u.shape[:-1], bits, 4), np.uint8)
+    for j, (first, wide, low) in enumerate(PLANES[bits]):
+        for i in range(8 // wide):
+            part = (steps[..., first + i, :] >> low) & (2**wide - 1)
+            out[..., j, :] |= part << (wide * i)
+    return out
+
+
+def _weights(words: np.ndarray, bits: int) -> np.ndarray:
+    """Inverse of :func:`_words`."""
+    steps = np.zeros((*words.shape[:-2], BLOCK, 4), np.uint8)
+    for j, (first, wide, low) in enumerate(PLANES[bits]):
+        for i in range(8 // wide):
+            part = (words[..., j, :] >> (wide * i)) & (2**wide - 1)
+            steps[..., first + i, :] |= part << low
+    return steps.reshape(*words.shape[:-2], GROUP)
+
+
 def pack_proxy(blocks: Q8Blocks, bits: int) -> np.ndarray:
-    """Stored rows, uint8 (out, row bytes): for each group a word a bit of u, low first; then d."""
+    """Stored rows, uint8 (out, row bytes): words of blocks of eight groups; then d."""
     rows, cols = blocks.q.shape
     factor, less = _offset(bits)
-    u = ((blocks.q.astype(np.int16) + less) // factor).astype(np.uint8).reshape(rows, -1, 1, GROUP)
-    planes = (u >> np.arange(bits, dtype=np.uint8)[:, None]) & 1  # (rows, groups, bits, 32)
-    words = np.packbits(planes, axis=-1, bitorder="little").reshape(rows, -1)
+    u = ((blocks.q.astype(np.int16) + less) // factor).astype(np.uint8).reshape(rows, -1, GROUP)
+    words = _words(u, bits)  # (rows, groups, bits, 4)
+    planes = [
+        words[:, g : g + BLOCK].swapaxes(1, 2).reshape(rows, -1)
+        for g in range(0, u.shape[1], BLOCK)
+    ]
     d = np.ascontiguousarray(blocks.d.astype("<f2")).view(np.uint8).reshape(rows, -1)
-    out = np.zeros((rows, proxy_row_bytes(cols, bits)), np.uint8)
-    out[:, : words.shape[1]] = words
-    out[:, words.shape[1] : words.shape[1] + d.shape[1]] = d
-    return out
+    data = np.concatenate([*planes, d], axis=1)
+    return np.pad(data, ((0, 0), (0, proxy_row_bytes(cols, bits) - data.shape[1])))
 
 
 def unpack_proxy(data: np.ndarray, cols: int, bits: int) -> Q8Blocks:
     """Inverse of :func:`pack_proxy`, from uint8 (out, row bytes)."""
     rows, groups = data.shape[0], cols // GROUP
     factor, less = _offset(bits)
-    words = np.ascontiguousarray(data[:, : groups * 4 * bits]).reshape(rows, groups, bits, 4)
-    planes = np.unpackbits(words, axis=-1, bitorder="little").astype(np.int16)
-    u = (planes << np.arange(bits, dtype=np.int16)[:, None]).sum(2, dtype=np.int16)
-    d = np.ascontiguousarray(data[:, groups * 4 * bits : groups * (4 * bits + 2)]).view("<f2")
+    size = 4 * bits
+    words = [
+        data[:, g * size : min(g + BLOCK, groups) * size].reshape(rows, bits, -1, 4).swapaxes(1, 2)
+        for g in range(0, groups, BLOCK)
+    ]
+    u = _weights(np.concatenate(words, axis=1), bits).astype(np.int16)
+    d = np.ascontiguousarray(data[:, groups * size : groups * (size + 2)]).view("<f2")
     return Q8Blocks((factor * u - less).astype(np.int8).reshape(rows, cols), d)
 
 

@@ -26,7 +26,7 @@ ROLES = (
 )
 """What a row of the table is for; ``_b`` is B of a matrix A B, ``_scales`` tables of columns."""
 GRID_CODES = {name: g.code for name, g in GRIDS.items()}
-GRID_CODES |= {f"proxy{bits}": 16 + bits for bits in BITS} | {"signs": 32}
+GRID_CODES |= {f"proxy{bits}": 20 + bits for bits in BITS} | {"signs": 32}
 
 
 def name_of(role: str, layer: int) -> str:
