@@ -29,9 +29,9 @@ def blocks_of(u: np.ndarray, bits: int) -> Q8Blocks:
     ("bits", "stored", "words"),
     [
         (1, (1, 1, 0, 1), [0x80000201]),
-        (2, (1, 2, 1, 2), [0x00000801, 0x80000100]),
-        (3, (5, 6, 3, 4), [0x00000801, 0x00000300, 0x80000201]),
-        (4, (9, 14, 3, 12), [0x0000E009, 0, 0x00000300, 0xC0000000]),
+        (2, (1, 2, 1, 2), [0x00001801, 0x80000000]),
+        (3, (5, 6, 3, 4), [0x00003801, 0, 0x80000201]),
+        (4, (9, 14, 3, 12), [0x00003009, 0x00000E00, 0, 0xC0000000]),
     ],
 )
 def test_words_of_a_group(bits: int, stored: tuple[int, ...], words: list[int]) -> None:
@@ -54,8 +54,9 @@ def test_words_of_blocks(groups: int) -> None:
     words: list[int] = []
     for at in range(0, groups, 8):
         a, b = first[at : at + 8], later[at : at + 8]
-        words += [v & 3 for v in a] + [v & 3 for v in b]
-        words += [v >> 2 | w >> 2 << 4 for v, w in zip(a, b, strict=True)]
+        both = list(zip(a, b, strict=True))
+        words += [v & 3 | (w & 3) << 4 for v, w in both] + [0] * len(a)
+        words += [v >> 2 | w >> 2 << 4 for v, w in both]
     assert packed[: 12 * groups].view("<u4").tolist() == words
     assert packed[12 * groups :].view("<f2").tolist() == list(range(1, groups + 1))
 

@@ -244,11 +244,12 @@ SF_INLINE four_lanes load_lanes(uint32_t bits, const sf_bfp *x, uint32_t g) {
 SF_INLINE uint8x16_t shifted(uint8x16_t v, uint32_t right) {
     return right == 0u ? v : vshlq_u8(v, vdupq_n_s8((int8_t)-(int32_t)right));
 }
-/* Stored weights 4 s to 4 s + 3 of each group, from the planes of a block. */
+/* Stored weights 4 s to 4 s + 3 of each group, from the planes of a block: the upper half of a byte
+ * has s from 4 on. */
 SF_INLINE int8x16_t four_weights(const uint8x16_t *w, uint32_t bits, uint32_t s) {
-    const uint32_t by = bits == 1u ? s : (bits == 4u ? s % 2u * 4u : s % 4u * 2u);
-    const uint32_t each = bits == 3u ? 2u : bits;
-    uint8x16_t u = shifted(w[bits == 1u ? 0u : s * each / 8u], by);
+    const uint32_t each = bits == 3u ? 2u : bits, some = 4u / each; /* of a half */
+    const uint32_t by = s % 4u % some * each + s / 4u * 4u;
+    uint8x16_t u = shifted(w[s % 4u / some], by);
     uint32_t most = (1u << each) - 1u;
     if (bits == 3u) {
         const uint8x16_t high =

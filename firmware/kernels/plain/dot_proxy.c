@@ -13,18 +13,18 @@ static void stored_weights(const uint8_t *w, uint32_t step, uint32_t bits, uint3
         }
         return;
     case 4:
-        for (uint32_t s = 0; s < 8u; s += 2u, w += step) {
+        for (uint32_t s = 0; s < 4u; s++, w += step) {
             const uint32_t v = sf_load32(w);
             u[s] = v & 0x0F0F0F0Fu;
-            u[s + 1u] = v >> 4 & 0x0F0F0F0Fu;
+            u[s + 4u] = v >> 4 & 0x0F0F0F0Fu;
         }
         return;
     default: break;
     }
-    const uint32_t first = sf_load32(w), second = sf_load32(w + step);
     for (uint32_t s = 0; s < 4u; s++) {
-        u[s] = first >> 2u * s & 0x03030303u;
-        u[s + 4u] = second >> 2u * s & 0x03030303u;
+        const uint32_t v = sf_load32(w + s / 2u * step) >> s % 2u * 2u;
+        u[s] = v & 0x03030303u;
+        u[s + 4u] = v >> 4 & 0x03030303u;
     }
     if (bits == 3u) {
         for (uint32_t s = 0, v = sf_load32(w + 2u * step); s < 8u; s++) {

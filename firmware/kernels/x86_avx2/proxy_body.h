@@ -1,7 +1,8 @@
 /* Rows of proxies, row by row: eight groups at a time, a lane of 32 bits for each, and what is left
  * of four rows together. A tier that includes this has SF_NAME(kernel), its name of a kernel,
- * add_products(), which adds those of four weights in each lane, and lane_sums() of two such sums.
- */
+ * both(), which takes bits 0, 1, 4 and 5 of bytes from one and the others from another,
+ * add_halves(), which adds the products of both halves of bytes, four in each lane, and lane_sums()
+ * of such sums. */
 #include "x86_avx2/dot_groups.h"
 
 /* What weights meet: lanes are eight groups, or two for each of four rows, as in four_sums. */
@@ -62,32 +63,31 @@ SF_INLINE proxy_lanes pair_of(const proxy_lanes *a, uint32_t i) {
     return pair;
 }
 
-/* Stored weights 4 s to 4 s + 3 of each group, from the planes of a block. */
-SF_INLINE __m256i four_weights(const __m256i *w, uint32_t bits, uint32_t s) {
+/* Bytes whose lower halves have the stored weights 4 s to 4 s + 3 of each group in their lowest
+ * bits, and whose upper halves have those 16 behind; from the planes of a block. */
+SF_INLINE __m256i eight_weights(const __m256i *w, uint32_t bits, uint32_t s) {
     if (bits == 1u) {
-        return _mm256_and_si256(_mm256_srli_epi32(w[0], (int)s), _mm256_set1_epi8(1));
+        return _mm256_srli_epi32(w[0], (int)s);
     }
     if (bits == 4u) {
-        return s % 2u == 0u ? sf_low4(w[s / 2u]) : sf_high4(w[s / 2u]);
+        return w[s];
     }
-    const __m256i low =
-        _mm256_and_si256(_mm256_srli_epi32(w[s / 4u], (int)(s % 4u * 2u)), _mm256_set1_epi8(3));
+    const __m256i low = _mm256_srli_epi32(w[s / 2u], (int)(s % 2u * 2u));
     if (bits == 2u) {
         return low;
     }
-    const __m256i high =
-        s < 2u ? _mm256_slli_epi32(w[2], (int)(2u - s)) : _mm256_srli_epi32(w[2], (int)(s - 2u));
-    return _mm256_or_si256(low, _mm256_and_si256(high, _mm256_set1_epi8(4)));
+    return both(low, s < 2u ? _mm256_slli_epi32(w[2], (int)(2u - s))
+                            : _mm256_srli_epi32(w[2], (int)(s - 2u)));
 }
 
 /* Sums of lanes with their shifts, less what weights have too much. */
 SF_INLINE __m256i signed_sums(const __m256i *plane, uint32_t bits, const proxy_lanes *a) {
-    __m256i even = _mm256_setzero_si256(), odd = even; /* two, for each waits for the last */
-    for (uint32_t s = 0; s < 8u; s += 2u) {
-        even = add_products(even, four_weights(plane, bits, s), a->q[s]);
-        odd = add_products(odd, four_weights(plane, bits, s + 1u), a->q[s + 1u]);
+    const __m256i mask = _mm256_set1_epi8((char)((1u << bits) - 1u));
+    __m256i lower = _mm256_setzero_si256(), upper = lower;
+    for (uint32_t s = 0; s < 4u; s++) {
+        add_halves(eight_weights(plane, bits, s), mask, a->q[s], a->q[s + 4u], &lower, &upper);
     }
-    return _mm256_sub_epi32(_mm256_sllv_epi32(lane_sums(even, odd), a->shift), a->less);
+    return _mm256_sub_epi32(_mm256_sllv_epi32(lane_sums(lower, upper), a->shift), a->less);
 }
 
 /* A block of a row from byte w on, its scales from byte `scales` on. */

@@ -60,35 +60,36 @@ def _offset(bits: int) -> tuple[int, int]:
 
 BLOCK = 8
 """Groups whose words lie side by side in a stored row."""
-PLANES = {
-    1: ((0, 1, 0),),
-    2: ((0, 2, 0), (4, 2, 0)),
-    3: ((0, 2, 0), (4, 2, 0), (0, 1, 2)),
-    4: ((0, 4, 0), (2, 4, 0), (4, 4, 0), (6, 4, 0)),
+EACH = tuple(range(8))
+PLANES: dict[int, tuple[tuple[tuple[int, ...], int], ...]] = {
+    1: ((EACH, 0),),
+    2: (((0, 1, 4, 5), 0), ((2, 3, 6, 7), 0)),
+    3: (((0, 1, 4, 5), 0), ((2, 3, 6, 7), 0), (EACH, 2)),
+    4: (((0, 4), 0), ((1, 5), 0), ((2, 6), 0), ((3, 7), 0)),
 }
-"""For each word of a group by bits of a proxy: the first four weights it holds, how many bits of
-them, and the lowest of these. A byte has a weight of each four, the first four lowest."""
+"""For each word of a group by bits of a proxy: which fours of weights it holds, from the lowest bits
+of a byte up, and the lowest bit of these weights. A byte has a weight of each of its fours."""
 
 
 def _words(u: np.ndarray, bits: int) -> np.ndarray:
     """Stored words (..., bits, 4 bytes) of the u (..., 32) of groups."""
-    steps = u.reshape(*u.shape[:-1], BLOCK, 4)
+    fours = u.reshape(*u.shape[:-1], BLOCK, 4)
     out = np.zeros((*u.shape[:-1], bits, 4), np.uint8)
-    for j, (first, wide, low) in enumerate(PLANES[bits]):
-        for i in range(8 // wide):
-            part = (steps[..., first + i, :] >> low) & (2**wide - 1)
-            out[..., j, :] |= part << (wide * i)
+    for j, (held, low) in enumerate(PLANES[bits]):
+        wide = 8 // len(held)
+        for i, s in enumerate(held):
+            out[..., j, :] |= ((fours[..., s, :] >> low) & (2**wide - 1)) << (wide * i)
     return out
 
 
 def _weights(words: np.ndarray, bits: int) -> np.ndarray:
     """Inverse of :func:`_words`."""
-    steps = np.zeros((*words.shape[:-2], BLOCK, 4), np.uint8)
-    for j, (first, wide, low) in enumerate(PLANES[bits]):
-        for i in range(8 // wide):
-            part = (words[..., j, :] >> (wide * i)) & (2**wide - 1)
-            steps[..., first + i, :] |= part << low
-    return steps.reshape(*words.shape[:-2], GROUP)
+    fours = np.zeros((*words.shape[:-2], BLOCK, 4), np.uint8)
+    for j, (held, low) in enumerate(PLANES[bits]):
+        wide = 8 // len(held)
+        for i, s in enumerate(held):
+            fours[..., s, :] |= ((words[..., j, :] >> (wide * i)) & (2**wide - 1)) << low
+    return fours.reshape(*words.shape[:-2], GROUP)
 
 
 def pack_proxy(blocks: Q8Blocks, bits: int) -> np.ndarray:
