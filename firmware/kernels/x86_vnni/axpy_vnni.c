@@ -32,15 +32,13 @@ SF_INLINE void add_four(const uint8_t *const *col, uint32_t at, __mmask64 bytes,
     }
 }
 
-/* Of group i outputs 0 to 15 in out[0][i] and the others in out[1][i]. */
-SF_INLINE void by_output(const sums *s, __m512i out[2][4]) {
-    __m512i lower[4], upper[4];
+/* Outputs 0 to 15 of group i in out[i], or outputs 16 to 31. */
+SF_INLINE void by_output(const sums *s, bool upper, __m512i *out) {
+    __m512i t[4];
     for (uint32_t q = 0; q < 4u; q++) {
-        lower[q] = _mm512_sub_epi32(s->all[q], s->upper[q]);
-        upper[q] = _mm512_srai_epi32(s->upper[q], 4);
+        t[q] = upper ? _mm512_srai_epi32(s->upper[q], 4) : _mm512_sub_epi32(s->all[q], s->upper[q]);
     }
-    sf_turn(lower, out[0]);
-    sf_turn(upper, out[1]);
+    sf_turn(t, out);
 }
 
 /* Columns in fours, and those that are left, with one of them times zero. */
@@ -78,17 +76,19 @@ void sf_x86_vnni_axpy_q4(const uint8_t *const *col, const int8_t *h, uint32_t n,
         const uint32_t live = live_groups(dim - j);
         const __mmask64 bytes = live_bytes(live);
         sums s = no_sums();
-        __m512i out[2][4];
+        __m512i out[4];
         for (uint32_t r = 0; r < f.whole; r += 4u) {
             add_four(col + r, j / 2u, bytes, (int32_t)sf_load32((const uint8_t *)h + r), &s);
         }
         if (f.more) {
             add_four(f.last, j / 2u, bytes, f.of_last, &s);
         }
-        by_output(&s, out);
-        for (uint32_t i = 0; i < 2u * live; i++) {
-            int32_t *to = isum + j + 16u * i;
-            _mm512_storeu_si512(to, _mm512_add_epi32(_mm512_loadu_si512(to), out[i % 2u][i / 2u]));
+        for (uint32_t half = 0; half < 2u; half++) {
+            by_output(&s, half > 0, out);
+            for (uint32_t i = 0; i < live; i++) {
+                int32_t *to = isum + j + SF_GROUP * i + 16u * half;
+                _mm512_storeu_si512(to, _mm512_add_epi32(_mm512_loadu_si512(to), out[i]));
+            }
         }
     }
 }
@@ -165,7 +165,7 @@ SF_INLINE void groups_of_block(const sf_block *b, const fours *f, const block *o
     const __mmask64 bytes = live_bytes(live);
     uint32_t asked = 0;
     sums s = no_sums();
-    __m512i out[2][4];
+    __m512i out[4];
     for (uint32_t r = 0; r < f->whole; r += 4u) {
         for (uint32_t i = 0; i < some && asked < b->laters; i++) {
             ask_for(b->later[asked++] + j / 2u);
@@ -178,10 +178,13 @@ SF_INLINE void groups_of_block(const sf_block *b, const fours *f, const block *o
     if (f->more) {
         add_four(f->last, j / 2u, bytes, f->of_last, &s);
     }
-    by_output(&s, out);
-    for (uint32_t i = 0; i < 2u * live; i++) {
-        ask_for(b->later_scales + 4u * (j + 16u * i));
-        add_scaled(of, j + 16u * i, out[i % 2u][i / 2u], acc);
+    for (uint32_t half = 0; half < 2u; half++) {
+        by_output(&s, half > 0, out);
+        for (uint32_t i = 0; i < live; i++) {
+            const uint32_t at = j + SF_GROUP * i + 16u * half;
+            ask_for(b->later_scales + 4u * at);
+            add_scaled(of, at, out[i], acc);
+        }
     }
 }
 

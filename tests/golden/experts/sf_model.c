@@ -358,7 +358,7 @@ typedef struct {
     const sf_part *part;
     const sf_tile *tile;
     const uint16_t *idx;
-    uint32_t outputs, pieces, table; /* bytes of a block's scales */
+    uint32_t n, outputs, pieces, table; /* bytes of a block's scales */
     columns_piece piece[PIECES];
 } columns_task;
 
@@ -507,6 +507,22 @@ enum { WIDE = 1024 };          /* more outputs are summed in stretches, to ask b
 /* All columns of narrow ones are asked for where a quarter is wanted, since they share lines. */
 enum { NARROW = 512 };
 
+/* What is read behind the columns of a task: more of them, or the part that is used next. */
+static const uint8_t *read_next(const columns_task *w, const columns_piece *c, uint32_t t,
+                                const uint8_t **scales) {
+    const sf_part *p = w->part + 1;
+    if (w->tile->first + c->to < w->n) {
+        return w->tile->row[c->to - 1u] + w->part->stride;
+    }
+    while (p->tables || p->rows == 0) {
+        p++;
+    }
+    if (p[1].tables || p[-1].tables) {
+        *scales = sf_flash_map(p[p[1].tables ? 1 : -1].at, 0);
+    }
+    return sf_flash_map(p->at, 0) + p->rows * t / sharers(sf_workers()) * p->stride;
+}
+
 /* Piece k, a whole block, by a kernel that sums and scales at once, and asks for the next piece. */
 static void sum_block(const columns_task *w, uint32_t k, uint32_t to, const int8_t *h, uint32_t t) {
     const columns_piece *c = &w->piece[k], *next = PIECES > 1 && k + 1u < to ? c + 1 : NULL;
@@ -529,6 +545,12 @@ static void sum_block(const columns_task *w, uint32_t k, uint32_t to, const int8
         }
         b.later = narrow ? between : col;
         b.laters = narrow ? all : some;
+    } else if (PIECES > 1) {
+        const uint8_t *at = read_next(w, c, t, &b.later_scales);
+        for (b.laters = 0; b.laters < SF_GROUP; b.laters++) {
+            between[b.laters] = at + b.laters * w->part->bytes;
+        }
+        b.later = between;
     }
     sf_block_q4(&b, w->outputs, acc[t]);
 }
@@ -622,7 +644,7 @@ static inline uint32_t of_block(const uint16_t *idx, uint32_t n, uint32_t block)
 static void sum_columns(const sf_part *p, list which, const sf_part *scales, uint32_t outputs) {
     const uint16_t *idx = which.idx;
     sf_tile tile;
-    columns_task task = {.part = p, .tile = &tile, .idx = idx, .outputs = outputs};
+    columns_task task = {.part = p, .tile = &tile, .idx = idx, .n = which.n, .outputs = outputs};
     sf_stream s;
     (void)scales; /* not used where they are those of outputs, once for all blocks */
     for (uint32_t t = 0; t < tokens(); t++) {

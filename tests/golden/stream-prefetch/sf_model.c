@@ -246,7 +246,7 @@ typedef struct {
     const sf_part *part;
     const sf_tile *tile;
     const uint16_t *idx;
-    uint32_t outputs, pieces, table; /* bytes of a block's scales */
+    uint32_t n, outputs, pieces, table; /* bytes of a block's scales */
     columns_piece piece[PIECES];
 } columns_task;
 
@@ -347,7 +347,7 @@ static inline uint32_t of_block(const uint16_t *idx, uint32_t n, uint32_t block)
 static void sum_columns(const sf_part *p, list which, const sf_part *scales, uint32_t outputs) {
     const uint16_t *idx = which.idx;
     sf_tile tile;
-    columns_task task = {.part = p, .tile = &tile, .idx = idx, .outputs = outputs};
+    columns_task task = {.part = p, .tile = &tile, .idx = idx, .n = which.n, .outputs = outputs};
     sf_stream s;
     (void)scales; /* not used where they are those of outputs, once for all blocks */
     for (uint32_t t = 0; t < tokens(); t++) {
