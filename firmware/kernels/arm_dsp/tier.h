@@ -13,6 +13,7 @@
     X(arm_dsp, dot_q8)                                                                             \
     X(arm_dsp, dot_r8)                                                                             \
     X(arm_dsp, dot_s4)                                                                             \
+    X(arm_dsp, dot_proxy)                                                                          \
     X(arm_dsp, axpy_q4)                                                                            \
     X(arm_dsp, axpy_q8)                                                                            \
     X(arm_dsp, axpy_r8)                                                                            \
