@@ -521,10 +521,14 @@ static const uint8_t *read_next(const columns_task *w, const columns_piece *c, u
     return sf_flash_map(p->at, 0) + p->rows * t / sharers(sf_workers()) * p->stride;
 }
 
-/* Piece k, a whole block, by a kernel that sums and scales at once, and asks for the next piece. */
-static void sum_block(const columns_task *w, uint32_t k, uint32_t to, const int8_t *h, uint32_t t) {
+/* Piece k, if it is a whole block and the tier has a kernel that sums and scales at once, which asks
+ * for the next piece meanwhile. */
+static bool sum_block(const columns_task *w, uint32_t k, uint32_t to, const int8_t *h, uint32_t t) {
     const columns_piece *c = &w->piece[k], *next = PIECES > 1 && k + 1u < to ? c + 1 : NULL;
     const uint8_t *between[SF_GROUP];
+    if (!c->whole || w->part->grid != SF_GRID_Q4 || sf_block_q4 == NULL) {
+        return false;
+    }
     sf_block b = {.col = w->tile->row + c->from,
                   .h = h,
                   .n = c->to - c->from,
@@ -551,6 +555,7 @@ static void sum_block(const columns_task *w, uint32_t k, uint32_t to, const int8
         b.later = between;
     }
     sf_block_q4(&b, w->outputs, acc[t]);
+    return true;
 }
 
 /* A piece in stretches, with parts of what comes behind it asked for between them. */
@@ -596,8 +601,7 @@ static void some_pieces(uint32_t worker, uint32_t workers, const void *task) {
         for (uint32_t r = 0; r < c->to - c->from; r++) {
             h[r] = act_q[0][w->idx ? w->idx[at + r] : at + r];
         }
-        if (c->whole && w->part->grid == SF_GRID_Q4 && sf_block_q4 != NULL) {
-            sum_block(w, k, mine.to, h, worker);
+        if (sum_block(w, k, mine.to, h, worker)) {
             continue;
         }
         sum_piece(w, k, mine.to, h, worker);
