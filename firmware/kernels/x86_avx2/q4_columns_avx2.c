@@ -194,3 +194,29 @@ void sf_x86_avx2_block_q4(const sf_block *b, uint32_t dim, int64_t *acc) {
         ask_for(b->later[i] + dim / 2u - 1u); /* the last line */
     }
 }
+
+/* Four sums as floats where they are below 2^51: in the fraction of 2^52 they are exact doubles,
+ * and are rounded once. */
+SF_INLINE bool four_floats(__m256i v, __m128 scale, float *out) {
+    const __m256i up = _mm256_add_epi64(v, _mm256_set1_epi64x((int64_t)1 << 51));
+    const __m256d base = _mm256_set1_pd(4503599627370496.0),
+                  less = _mm256_set1_pd(6755399441055744.0);
+    if (!_mm256_testz_si256(up, _mm256_set1_epi64x(-((int64_t)1 << 52)))) {
+        return false;
+    }
+    const __m256d d = _mm256_castsi256_pd(_mm256_or_si256(up, _mm256_castpd_si256(base)));
+    _mm_storeu_ps(out, _mm_mul_ps(_mm256_cvtpd_ps(_mm256_sub_pd(d, less)), scale));
+    return true;
+}
+
+void sf_x86_avx2_floats_q4(const int64_t *acc, uint32_t n, int32_t s, float *out) {
+    const __m128 scale = _mm_set1_ps(sf_pow2(-(24 + SF_SHIFT_SPAN + s)));
+    for (uint32_t j = 0; j < n; j += 4u) {
+        if (j + 4u <= n && four_floats(sf_load256(acc + j), scale, out + j)) {
+            continue;
+        }
+        for (uint32_t i = j; i < n && i < j + 4u; i++) {
+            out[i] = sf_sum_to_float(acc[i], s);
+        }
+    }
+}

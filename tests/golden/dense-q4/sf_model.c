@@ -595,10 +595,11 @@ static void some_pieces(uint32_t worker, uint32_t workers, const void *task) {
     }
     for (uint32_t k = mine.from; k < mine.to; k++) {
         const columns_piece *c = &w->piece[k];
-        const uint32_t at = w->tile->first + c->from;
+        const uint32_t at = w->tile->first + c->from, n = c->to - c->from;
+        const uint16_t *const idx = w->idx; /* or it is loaded again after each byte */
         int8_t h[SF_GROUP];
-        for (uint32_t r = 0; r < c->to - c->from; r++) {
-            h[r] = act_q[0][w->idx ? w->idx[at + r] : at + r];
+        for (uint32_t r = 0; r < n; r++) {
+            h[r] = act_q[0][idx ? idx[at + r] : at + r];
         }
         if (sum_block(w, k, mine.to, h, worker)) {
             continue;
