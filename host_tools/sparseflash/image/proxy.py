@@ -67,8 +67,8 @@ PLANES: dict[int, tuple[tuple[tuple[int, ...], int], ...]] = {
     3: (((0, 1, 4, 5), 0), ((2, 3, 6, 7), 0), (EACH, 2)),
     4: (((0, 4), 0), ((1, 5), 0), ((2, 6), 0), ((3, 7), 0)),
 }
-"""For each word of a group by bits of a proxy: which fours of weights it holds, from the lowest bits
-of a byte up, and the lowest bit of these weights. A byte has a weight of each of its fours."""
+"""By bits of a proxy, for each word of a group: which fours of weights it holds, from the lowest
+bits of a byte up, and the lowest bit of these weights. A byte has a weight of each of its fours."""
 
 
 def _words(u: np.ndarray, bits: int) -> np.ndarray:
