@@ -209,16 +209,15 @@ typedef struct {
      * of s4 (sf_s4_factor); a is an activation with its shift, q << k, |q| <= 127. */
     void (*axpy_s4)(const uint8_t *const *col, const int32_t *a, uint32_t n, uint32_t dim,
                     uint32_t shift, int32_t *acc);
-    /* acc[j] += (isum[j] << k) * d[j] + sum * m[j]; scales as in the image; clears isum. With q4 a
-     * tier has an order of its own for acc, within 16 of them, which floats_q4 undoes. */
+    /* acc[j] += (isum[j] << k) * d[j] + sum * m[j]; scales as in the image; clears isum. */
     void (*scale_q4)(const uint8_t *scales, uint32_t k, int32_t sum, uint32_t dim, int32_t *isum,
                      int64_t *acc);
     void (*scale_q8)(const uint8_t *scales, uint32_t k, int32_t sum, uint32_t dim, int32_t *isum,
                      int64_t *acc);
     /* Both for all columns of a block that an input asks for; NULL where the two are as fast. */
     void (*block_q4)(const sf_block *b, uint32_t dim, int64_t *acc);
-    /* out [n] = the sums of n outputs as floats, sf_sum_to_float; acc has whole groups. */
-    void (*floats_q4)(const int64_t *acc, uint32_t n, int32_t s, float *out);
+    /* out [n] = n sums as floats, sf_sum_to_float; acc has whole groups. */
+    void (*floats)(const int64_t *acc, uint32_t n, int32_t s, float *out);
 
     /* The rows largest of x [n], n <= 65536, the least index first among equals: their indices,
      * ascending, in pick [rows]. */
@@ -276,7 +275,7 @@ typedef struct {
     X(plain, axpy_s4)                                                                              \
     X(plain, scale_q4)                                                                             \
     X(plain, scale_q8)                                                                             \
-    X(plain, floats_q4)                                                                            \
+    X(plain, floats)                                                                               \
     X(plain, pick_largest)                                                                         \
     X(plain, keep_reaching)                                                                        \
     X(plain, row_q4)                                                                               \
@@ -347,7 +346,7 @@ static inline void sf_choose_tier(void) {
 #define sf_scale_q4 sf_tier.scale_q4
 #define sf_scale_q8 sf_tier.scale_q8
 #define sf_block_q4 sf_tier.block_q4
-#define sf_floats_q4 sf_tier.floats_q4
+#define sf_floats sf_tier.floats
 #define sf_pick_largest sf_tier.pick_largest
 #define sf_keep_reaching sf_tier.keep_reaching
 #define sf_row_q4 sf_tier.row_q4

@@ -314,66 +314,29 @@ static bool rotated(void) {
     return memcmp(x, x + 2u * half, 2u * half * sizeof(float)) == 0;
 }
 
-#ifdef SF_RUN_TIME_TIERS /* only those have an order of their own, and kernels of whole blocks */
-/* Puts sums of columns of q4 into the order of outputs; sums 0, 1, 2, ... as floats show where each
- * is. */
-static void in_order(int64_t *sums, uint32_t dim) {
-    static int64_t places[MAX_DIM];
-    for (uint32_t i = 0; i < dim; i++) {
-        places[i] = i;
-    }
-    sf_floats_q4(places, dim, -(24 + SF_SHIFT_SPAN), out[0]);
-    memcpy(places, sums, dim * sizeof places[0]);
-    for (uint32_t i = 0; i < dim; i++) {
-        sums[i] = places[(uint32_t)out[0][i]];
-    }
-}
-
-/* The sums of a whole block and their scales at once; sums as floats. */
+/* The sums of a whole block and their scales at once, and sums as floats. */
 static bool blocks(const uint8_t *const *p, uint32_t n, uint32_t dim, uint32_t shift,
                    int32_t total) {
-    static int64_t sums[2][MAX_DIM];
-    static int32_t zero[MAX_DIM];
     const uint32_t some = n < SF_GROUP ? n : SF_GROUP, later = below(some + 1u);
+    const uint32_t outputs = dim - 1u - below(SF_GROUP - 1u);
     const int32_t s = (int32_t)below(120) - 40;
     const sf_block b = {p, q[0], some, scales, shift, total, p + some - later, later, scales};
-    const uint32_t outputs = dim - 1u - below(SF_GROUP - 1u);
-    memcpy(sums[0], acc[0], dim * sizeof sums[0][0]);
-    memcpy(sums[1], acc[0], dim * sizeof sums[1][0]);
-    sf_axpy_q4(p, q[0], some, dim, zero);
-    sf_scale_q4(scales, shift, total, dim, zero, sums[1]);
     if (sf_block_q4 != NULL) {
-        sf_block_q4(&b, dim, sums[0]);
-    } else {
-        memcpy(sums[0], sums[1], sizeof sums[0]);
+        sf_block_q4(&b, dim, acc[0]);
+        sf_plain_axpy_q4(p, q[0], some, dim, isum[1]);
+        sf_plain_scale_q4(scales, shift, total, dim, isum[1], acc[1]);
     }
-    in_order(sums[1], dim);
     out[0][outputs] = out[1][outputs] = 1.0f; /* what is behind stays */
-    sf_floats_q4(sums[0], outputs, s, out[0]);
-    sf_plain_floats_q4(sums[1], outputs, s, out[1]);
-    return memcmp(out[0], out[1], (outputs + 1u) * sizeof(float)) == 0;
+    sf_floats(acc[0], outputs, s, out[0]);
+    sf_plain_floats(acc[1], outputs, s, out[1]);
+    return memcmp(out[0], out[1], (outputs + 1u) * sizeof(float)) == 0 &&
+           memcmp(acc[0], acc[1], dim * sizeof acc[0][0]) == 0;
 }
-
-#else
-static void in_order(int64_t *sums, uint32_t dim) {
-    (void)sums;
-    (void)dim;
-}
-static bool blocks(const uint8_t *const *p, uint32_t n, uint32_t dim, uint32_t shift,
-                   int32_t total) {
-    (void)p;
-    sf_floats_q4(acc[0], dim, (int32_t)(n + shift), out[0]);
-    sf_plain_floats_q4(acc[1], dim, (int32_t)(n + shift), out[1]);
-    (void)total;
-    return memcmp(out[0], out[1], dim * sizeof(float)) == 0;
-}
-#endif
 
 static bool columns(uint32_t kind) {
     const uint32_t dim = 32u * (1u + below(GROUPS)), n = 1u + below(ROWS);
     const uint32_t shift = below(13);
     const uint8_t *p[ROWS];
-    int64_t begun = 0;
     for (uint32_t r = 0; r < ROWS; r++) {
         p[r] = rows[r];
         fill(rows[r], dim, kind, 0x80, 0x7F);
@@ -381,8 +344,7 @@ static bool columns(uint32_t kind) {
     fill((uint8_t *)q[0], ROWS, kind, (uint8_t)-127, 127);
     for (uint32_t i = 0; i < dim; i++) {
         isum[0][i] = isum[1][i] = (int32_t)below(100000) - 50000;
-        begun = i % 16u ? begun : (int64_t)random32() * 1000 - 2000000000000;
-        acc[0][i] = acc[1][i] = begun; /* a tier has 16 outputs in its own order */
+        acc[0][i] = acc[1][i] = (int64_t)random32() * 1000 - 2000000000000;
         const uint16_t a = half(), b = half();
         memcpy(scales + 4u * i, &a, sizeof a);
         memcpy(scales + 4u * i + 2u, &b, sizeof b);
@@ -398,7 +360,6 @@ static bool columns(uint32_t kind) {
     if (!blocks(p, n, dim, shift, total)) {
         return false;
     }
-    in_order(acc[0], dim);
     sf_axpy_q8(p, q[0], n, dim, isum[0]);
     sf_plain_axpy_q8(p, q[0], n, dim, isum[1]);
     if (memcmp(isum[0], isum[1], dim * sizeof(int32_t)) != 0) {

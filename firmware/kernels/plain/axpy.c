@@ -49,7 +49,7 @@ void sf_plain_scale_q8(const uint8_t *scales, uint32_t k, int32_t sum, uint32_t 
     }
 }
 
-void sf_plain_floats_q4(const int64_t *acc, uint32_t n, int32_t s, float *out) {
+void sf_plain_floats(const int64_t *acc, uint32_t n, int32_t s, float *out) {
     for (uint32_t i = 0; i < n; i++) {
         out[i] = sf_sum_to_float(acc[i], s);
     }

@@ -19,7 +19,7 @@
     X(x86_avx2, scale_q4)                                                                          \
     X(x86_avx2, scale_q8)                                                                          \
     X(x86_avx2, block_q4)                                                                          \
-    X(x86_avx2, floats_q4)                                                                         \
+    X(x86_avx2, floats)                                                                            \
     X(x86_avx2, pick_largest)                                                                      \
     X(x86_avx2, keep_reaching)                                                                     \
     X(x86_avx2, rmsnorm)                                                                           \

@@ -81,17 +81,15 @@ SF_INLINE block block_of(const uint8_t *scales, uint32_t k, int32_t sum) {
 }
 
 /* acc[0..7] += the sums of outputs from j on, scaled: those of outputs 0 to 3 in the lower words of
- * 64 bits of `first`, of 4 to 7 in those of `second`. Scales are put side by side alike. */
+ * 64 bits of `first`, of 4 to 7 in those of `second`. Scales lie so too, and minima above them. */
 SF_INLINE void add_scaled(const block *b, uint32_t j, __m256i first, __m256i second, int64_t *acc) {
-    const __m128i u = sf_load128(b->scales + 4u * j), v = sf_load128(b->scales + 4u * j + 16u);
-    const __m128 lo = _mm_castsi128_ps(_mm_unpacklo_epi16(u, v));
-    const __m128 hi = _mm_castsi128_ps(_mm_unpackhi_epi16(u, v));
-    const __m256i d = sf_halves8(_mm_castps_si128(_mm_shuffle_ps(lo, hi, 0x88)));
-    const __m256i m = sf_halves8(_mm_castps_si128(_mm_shuffle_ps(lo, hi, 0xDD)));
+    const __m256i u = sf_halves8(sf_load128(b->scales + 4u * j));
+    const __m256i v = sf_halves8(sf_load128(b->scales + 4u * j + 16u));
     const __m256i s = _mm256_sll_epi32(first, b->shift), t = _mm256_sll_epi32(second, b->shift);
-    const __m256i a = _mm256_add_epi64(_mm256_mul_epi32(s, d), _mm256_mul_epi32(b->total, m));
-    const __m256i c = _mm256_add_epi64(_mm256_mul_epi32(t, _mm256_srli_epi64(d, 32)),
-                                       _mm256_mul_epi32(b->total, _mm256_srli_epi64(m, 32)));
+    const __m256i a = _mm256_add_epi64(_mm256_mul_epi32(s, u),
+                                       _mm256_mul_epi32(b->total, _mm256_srli_epi64(u, 32)));
+    const __m256i c = _mm256_add_epi64(_mm256_mul_epi32(t, v),
+                                       _mm256_mul_epi32(b->total, _mm256_srli_epi64(v, 32)));
     sf_store256(acc + j, _mm256_add_epi64(sf_load256(acc + j), a));
     sf_store256(acc + j + 4u, _mm256_add_epi64(sf_load256(acc + j + 4u), c));
 }
@@ -209,7 +207,7 @@ SF_INLINE bool four_floats(__m256i v, __m128 scale, float *out) {
     return true;
 }
 
-void sf_x86_avx2_floats_q4(const int64_t *acc, uint32_t n, int32_t s, float *out) {
+void sf_x86_avx2_floats(const int64_t *acc, uint32_t n, int32_t s, float *out) {
     const __m128 scale = _mm_set1_ps(sf_pow2(-(24 + SF_SHIFT_SPAN + s)));
     for (uint32_t j = 0; j < n; j += 4u) {
         if (j + 4u <= n && four_floats(sf_load256(acc + j), scale, out + j)) {

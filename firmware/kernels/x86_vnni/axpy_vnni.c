@@ -93,18 +93,6 @@ void sf_x86_vnni_axpy_q4(const uint8_t *const *col, const int8_t *h, uint32_t n,
     }
 }
 
-/* Halves in the upper words of 32 bits, in units of 2^-24. A half moved down by three bits is a
- * float 2^-112 times as large. */
-SF_INLINE __m512i upper_halves(__m512i h) {
-    const __m512i mask = _mm512_set1_epi32((int32_t)0x8FFFE000u); /* sign, exponent, fraction */
-    const __m512i f = _mm512_and_si512(_mm512_srai_epi32(h, 3), mask);
-    return _mm512_cvtps_epi32(_mm512_scalef_ps(_mm512_castsi512_ps(f), _mm512_set1_ps(136.0f)));
-}
-/* acc[0..7] += v */
-SF_INLINE void add_wide(int64_t *acc, __m512i v) {
-    _mm512_storeu_si512(acc, _mm512_add_epi64(_mm512_loadu_si512(acc), v));
-}
-
 /* What the sums of a block are multiplied with. */
 typedef struct {
     const uint8_t *scales;
@@ -116,17 +104,19 @@ SF_INLINE block block_of(const uint8_t *scales, uint32_t k, int32_t sum) {
     return (block){scales, _mm_cvtsi32_si128((int32_t)k), _mm512_set1_epi64(sum)};
 }
 
-/* acc[0..15] += the sums of outputs from j on, scaled: of even outputs, then of odd ones. */
+/* acc[0..7] += the sums of outputs from j on, scaled. Scales lie in the lower words of 64 bits,
+ * minima above them. */
+SF_INLINE void add_eight(const block *b, uint32_t j, __m256i sum, int64_t *acc) {
+    const __m512i dm = sf_halves16(sf_load256(b->scales + 4u * j));
+    const __m512i s = _mm512_sll_epi64(_mm512_cvtepi32_epi64(sum), b->shift);
+    const __m512i all = _mm512_add_epi64(_mm512_mul_epi32(s, dm),
+                                         _mm512_mul_epi32(b->total, _mm512_srli_epi64(dm, 32)));
+    _mm512_storeu_si512(acc + j, _mm512_add_epi64(_mm512_loadu_si512(acc + j), all));
+}
+/* The same of sixteen. */
 SF_INLINE void add_scaled(const block *b, uint32_t j, __m512i sum, int64_t *acc) {
-    const __m512i dm = _mm512_loadu_si512(b->scales + 4u * j);
-    const __m512i d = upper_halves(_mm512_slli_epi32(dm, 16)), m = upper_halves(dm);
-    const __m512i s = _mm512_sll_epi32(sum, b->shift);
-    const __m512i even = _mm512_add_epi64(_mm512_mul_epi32(s, d), _mm512_mul_epi32(b->total, m));
-    const __m512i odd =
-        _mm512_add_epi64(_mm512_mul_epi32(_mm512_srli_epi64(s, 32), _mm512_srli_epi64(d, 32)),
-                         _mm512_mul_epi32(b->total, _mm512_srli_epi64(m, 32)));
-    add_wide(acc + j, even);
-    add_wide(acc + j + 8u, odd);
+    add_eight(b, j, _mm512_castsi512_si256(sum), acc);
+    add_eight(b, j + 8u, _mm512_extracti64x4_epi64(sum, 1), acc);
 }
 
 void sf_x86_vnni_scale_q4(const uint8_t *scales, uint32_t k, int32_t sum, uint32_t dim,
@@ -138,18 +128,12 @@ void sf_x86_vnni_scale_q4(const uint8_t *scales, uint32_t k, int32_t sum, uint32
     }
 }
 
-void sf_x86_vnni_floats_q4(const int64_t *acc, uint32_t n, int32_t s, float *out) {
+void sf_x86_vnni_floats(const int64_t *acc, uint32_t n, int32_t s, float *out) {
     const __m256 scale = _mm256_set1_ps(sf_pow2(-(24 + SF_SHIFT_SPAN + s)));
-    for (uint32_t j = 0; j < n; j += 16u) {
-        const uint32_t left = n - j < 16u ? n - j : 16u;
-        const __m256 even = _mm512_cvtepi64_ps(_mm512_loadu_si512(acc + j));
-        const __m256 odd = _mm512_cvtepi64_ps(_mm512_loadu_si512(acc + j + 8u));
-        const __m256 lo = _mm256_unpacklo_ps(even, odd), hi = _mm256_unpackhi_ps(even, odd);
-        const __m256 a = _mm256_permute2f128_ps(lo, hi, 0x20);
-        const __m256 b = _mm256_permute2f128_ps(lo, hi, 0x31);
-        const __mmask16 live = (__mmask16)(UINT32_MAX >> (32u - left));
-        _mm256_mask_storeu_ps(out + j, (__mmask8)live, _mm256_mul_ps(a, scale));
-        _mm256_mask_storeu_ps(out + j + 8u, (__mmask8)(live >> 8), _mm256_mul_ps(b, scale));
+    for (uint32_t j = 0; j < n; j += 8u) {
+        const __mmask8 live = (__mmask8)(n - j < 8u ? (1u << (n - j)) - 1u : 0xFFu);
+        const __m256 f = _mm512_cvtepi64_ps(_mm512_loadu_si512(acc + j));
+        _mm256_mask_storeu_ps(out + j, live, _mm256_mul_ps(f, scale));
     }
 }
 

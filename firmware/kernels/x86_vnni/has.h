@@ -11,7 +11,7 @@
     X(x86_vnni, axpy_s4)                                                                           \
     X(x86_vnni, scale_q4)                                                                          \
     X(x86_vnni, block_q4)                                                                          \
-    X(x86_vnni, floats_q4)                                                                         \
+    X(x86_vnni, floats)                                                                            \
     X(x86_vnni, keep_reaching)
 
 #endif

@@ -681,24 +681,12 @@ static void sum_columns(const sf_part *p, list which, const sf_part *scales, uin
     join_acc(outputs);
 }
 
-/* A token's sums as floats: out [outputs]. */
-static void to_floats(const sf_part *p, uint32_t t, uint32_t outputs, float *out) {
-    if (p->grid == SF_GRID_Q4) {
-        sf_floats_q4(acc[t], outputs, act[t].s, out);
-        return;
-    }
-    (void)p;
-    for (uint32_t i = 0; i < outputs; i++) {
-        out[i] = sf_sum_to_float(acc[t][i], act[t].s);
-    }
-}
-
 /* out [outputs] of each token = the columns of a list times its activations. */
 static void columns(const sf_part *p, const sf_part *scales, list which, uint32_t outputs,
                     vectors out) {
     sum_columns(p, which, scales, (outputs + SF_GROUP - 1u) / SF_GROUP * SF_GROUP);
     for (uint32_t t = 0; t < tokens(); t++) {
-        to_floats(p, t, outputs, of_token(out, t));
+        sf_floats(acc[t], outputs, act[t].s, of_token(out, t));
     }
 }
 
