@@ -107,18 +107,7 @@ static inline int64_t row_q4(const uint8_t *w, const uint8_t *dm, const uint32_t
 }
 /* clang-format on */
 
-/* For every 4 elements the pairs (0, 2) and (1, 3), shifted left; what leaves a low half is cut. */
-static uint32_t *widen_q8(const int8_t *q, uint32_t shift, uint32_t *out) {
-    const uint32_t cut = ((1u << shift) - 1u) << 16;
-    for (uint32_t i = 0; i < SF_GROUP; i += 4u) {
-        const uint32_t w = sf_load32((const uint8_t *)q + i);
-        *out++ = sf_even(w) << shift & ~cut;
-        *out++ = sf_odd(w) << shift & ~cut;
-    }
-    return out;
-}
-
-/* The same in the order of the nibbles: elements i and i + 16 share a byte. */
+/* The pairs of sf_widen in the order of nibbles: elements i and i + 16 share a byte. */
 static uint32_t *widen_q4(const int8_t *q, uint32_t *out) {
     for (uint32_t i = 0; i < SF_GROUP / 2u; i += 4u) {
         const uint32_t low = sf_load32((const uint8_t *)q + i);
@@ -200,8 +189,8 @@ static bool dot_two_q8(const uint8_t *const *row, uint32_t n, const sf_bfp *x, f
     if (x->k[0] - least > 8u || x->k[1] - least > 8u) { /* 127 << 8 is the largest half */
         return false;
     }
-    uint32_t *p = widen_q8(x->q, x->k[0] - least, two.x);
-    widen_q8(x->q + SF_GROUP, x->k[1] - least, p);
+    uint32_t *p = sf_widen(x->q, x->k[0] - least, two.x);
+    sf_widen(x->q + SF_GROUP, x->k[1] - least, p);
     two.end = row + n;
     return rows_of_two_q8(row, &two, sf_pow2((int32_t)least - SF_SHIFT_SPAN - x->s), out);
 }
@@ -219,7 +208,7 @@ void sf_arm_dsp_dot_q8(const uint8_t *const *row, uint32_t n, const sf_bfp *x, f
         uint32_t *p = wide;
         sf_pair_shifts(x, from, live, sum);
         for (uint32_t g = from; g < from + live; g++) {
-            p = widen_q8(x->q + g * SF_GROUP, 0, p);
+            p = sf_widen(x->q + g * SF_GROUP, 0, p);
         }
         for (uint32_t r = 0; r < n; r += 2u) {
             const uint8_t *a = row[r], *b = row[r + 1u < n ? r + 1u : r];

@@ -45,6 +45,18 @@ static inline uint32_t sf_high2(uint32_t x, uint32_t y) {
     return r;
 }
 
+/* Of a group, for every 4 elements the pairs (0, 2) and (1, 3), shifted left; what leaves a low
+ * half is cut. */
+static inline uint32_t *sf_widen(const int8_t *q, uint32_t shift, uint32_t *out) {
+    const uint32_t cut = ((1u << shift) - 1u) << 16;
+    for (uint32_t i = 0; i < SF_GROUP; i += 4u) {
+        const uint32_t w = sf_load32((const uint8_t *)q + i);
+        *out++ = sf_even(w) << shift & ~cut;
+        *out++ = sf_odd(w) << shift & ~cut;
+    }
+    return out;
+}
+
 /* Nearest integer, ties to even. */
 static inline int32_t sf_nearest(float x) {
     __asm("vcvtr.s32.f32 %0, %0" : "+t"(x));

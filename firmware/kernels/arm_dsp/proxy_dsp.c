@@ -7,15 +7,6 @@ enum {
     PAIRS = 16 /* of the activations of a group */
 };
 
-/* Activations of each four: (0, 2) and (1, 3). */
-static void widen(const int8_t *q, uint32_t *out) {
-    for (uint32_t i = 0; i < SF_GROUP; i += 4u) {
-        const uint32_t w = sf_load32((const uint8_t *)q + i);
-        *out++ = sf_even(w);
-        *out++ = sf_odd(w);
-    }
-}
-
 /* Halves of bytes whose lowest bits are stored weights: fours s in the lower, s + 4 in the upper;
  * w: words of a group, `step` bytes apart. */
 static inline uint32_t eight_weights(const uint8_t *w, uint32_t step, uint32_t bits, uint32_t s) {
@@ -56,7 +47,7 @@ static inline void proxy_rows(const uint8_t *const *row, uint32_t n, uint32_t bi
     for (uint32_t from = 0; from < x->groups; from += BLOCK) {
         const uint32_t left = x->groups - from, live = left < BLOCK ? left : BLOCK;
         for (uint32_t g = 0; g < live; g++) {
-            widen(x->q + SF_GROUP * (from + g), wide + PAIRS * g);
+            sf_widen(x->q + SF_GROUP * (from + g), 0, wide + PAIRS * g);
         }
         for (uint32_t r = 0; r < n; r++) {
             const uint8_t *w = row[r] + 4u * bits * from, *d = row[r] + scales + 2u * from;

@@ -64,6 +64,10 @@ SF_INLINE int32_t sf_total32(__m256i acc) {
     s = _mm_add_epi32(s, _mm_unpackhi_epi64(s, s));
     return _mm_cvtsi128_si32(_mm_add_epi32(s, _mm_shuffle_epi32(s, 1)));
 }
+/* Asks for the line of a byte. */
+SF_INLINE void sf_ask_line(const void *at) {
+    _mm_prefetch(at, _MM_HINT_T1);
+}
 /* Memory is slower than the kernels, so they ask ahead for what lies behind n rows at equal
  * distances, and has their size. Rows of a list are asked for when their tile is made; 0 asks for
  * nothing new. Rows that go down in memory, or lie in two places, have nothing behind them. */
@@ -91,7 +95,7 @@ SF_INLINE void sf_ask_behind(const sf_row_asks *a, const uint8_t *row, uint32_t 
                              uint32_t block) {
     const uintptr_t at = (uintptr_t)row + a->behind + part * a->part;
     for (uint32_t i = 0; a->behind > 0u && i < block + 64u; i += 64u) {
-        _mm_prefetch((const void *)(at + i), _MM_HINT_T1);
+        sf_ask_line((const void *)(at + i));
     }
 }
 /* What a kernel asks for, in the order of memory, a share of its bytes with each of its steps; into
@@ -122,12 +126,19 @@ SF_INLINE sf_next sf_rows_behind(const uint8_t *const *row, uint32_t n, uint32_t
 }
 SF_INLINE void sf_ask(sf_next *next) {
     for (next->end += next->share; next->at < next->end; next->at += 64u) {
-        _mm_prefetch((const void *)next->at, _MM_HINT_T1);
+        sf_ask_line((const void *)next->at);
         if (next->at + 64u >= next->stop) {
             next->at = next->stop + next->skip - 64u;
             next->end += next->skip;
             next->stop += next->stride;
         }
+    }
+}
+
+/* The last lines of later columns of a block: the steps of a kernel end before them. */
+SF_INLINE void sf_ask_last_lines(const sf_block *b, uint32_t dim) {
+    for (uint32_t i = 0; i < b->laters; i++) {
+        sf_ask_line(b->later[i] + dim / 2u - 1u);
     }
 }
 

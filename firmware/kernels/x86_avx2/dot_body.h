@@ -4,6 +4,14 @@
  * signed_products and without_offset; with SF_OWN_NIBBLES the kernels of q4 and s4 are its own. */
 #include "x86_avx2/dot_groups.h"
 
+/* Eight sums a group, four in each half, to [half][group]. */
+SF_INLINE __m256i by_group(const __m256i *s) {
+    const __m256i a =
+        _mm256_add_epi32(_mm256_unpacklo_epi32(s[0], s[1]), _mm256_unpackhi_epi32(s[0], s[1]));
+    const __m256i b =
+        _mm256_add_epi32(_mm256_unpacklo_epi32(s[2], s[3]), _mm256_unpackhi_epi32(s[2], s[3]));
+    return _mm256_add_epi32(_mm256_unpacklo_epi64(a, b), _mm256_unpackhi_epi64(a, b));
+}
 /* Eight groups of a row from byte w on, their scales from byte `scales` on. */
 SF_INLINE __m256i eight_groups(row_grid grid, const uint8_t *w, const uint8_t *scales,
                                const groups8 *x) {

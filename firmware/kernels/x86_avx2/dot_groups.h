@@ -61,15 +61,6 @@ SF_INLINE groups2 load_two(row_grid grid, const sf_bfp *x, uint32_t g) {
     return e;
 }
 
-/* Eight sums a group, four in each half, to [half][group]. */
-SF_INLINE __m256i by_group(const __m256i *s) {
-    const __m256i a =
-        _mm256_add_epi32(_mm256_unpacklo_epi32(s[0], s[1]), _mm256_unpackhi_epi32(s[0], s[1]));
-    const __m256i b =
-        _mm256_add_epi32(_mm256_unpacklo_epi32(s[2], s[3]), _mm256_unpackhi_epi32(s[2], s[3]));
-    return _mm256_add_epi32(_mm256_unpacklo_epi64(a, b), _mm256_unpackhi_epi64(a, b));
-}
-
 /* The sums of both halves: of four groups of a, then of b. */
 SF_INLINE __m256i of_both(__m256i a, __m256i b) {
     return _mm256_add_epi32(_mm256_permute2x128_si256(a, b, 0x20),

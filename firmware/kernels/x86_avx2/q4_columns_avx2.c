@@ -104,10 +104,6 @@ void sf_x86_avx2_scale_q4(const uint8_t *scales, uint32_t k, int32_t sum, uint32
     }
 }
 
-SF_INLINE void ask_for(const uint8_t *at) {
-    _mm_prefetch((const void *)at, _MM_HINT_T1);
-}
-
 /* Columns of a block in pairs; one that is not there is another times zero. */
 typedef struct {
     const uint8_t *first[SF_GROUP / 2u], *second[SF_GROUP / 2u];
@@ -164,7 +160,7 @@ SF_INLINE void groups_of_block(const sf_block *b, const pairs *p, const block *o
             const uint32_t at = j + SF_GROUP * half + 8u * i;
             __m256i s = eight_of(few.s[i], half);
             if (i % 2u == 0) {
-                ask_for(b->later_scales + 4u * at);
+                sf_ask_line(b->later_scales + 4u * at);
             }
             if (more) {
                 s = _mm256_add_epi32(s, eight_of(others.s[i], half));
@@ -180,7 +176,7 @@ void sf_x86_avx2_block_q4(const sf_block *b, uint32_t dim, int64_t *acc) {
     make_pairs(b, &p);
     for (uint32_t j = 0; j < dim; j += 2u * SF_GROUP) {
         for (uint32_t i = 0; i < b->laters && j % (4u * SF_GROUP) == 0; i++) {
-            ask_for(b->later[i] + j / 2u); /* a line is four groups */
+            sf_ask_line(b->later[i] + j / 2u); /* a line is four groups */
         }
         if (j + SF_GROUP < dim) {
             groups_of_block(b, &p, &of, j, 2, acc);
@@ -188,9 +184,7 @@ void sf_x86_avx2_block_q4(const sf_block *b, uint32_t dim, int64_t *acc) {
             groups_of_block(b, &p, &of, j, 1, acc);
         }
     }
-    for (uint32_t i = 0; i < b->laters; i++) {
-        ask_for(b->later[i] + dim / 2u - 1u); /* the last line */
-    }
+    sf_ask_last_lines(b, dim);
 }
 
 /* Four sums as floats where they are below 2^51: in the fraction of 2^52 they are exact doubles,

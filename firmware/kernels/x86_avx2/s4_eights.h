@@ -30,7 +30,7 @@ typedef void (*sf_s4_sum)(const sf_s4_eight *c, uint32_t pairs, uint32_t at, uin
 
 SF_INLINE void sf_s4_ask(const sf_s4_eight *c, uint32_t at) {
     for (uint32_t r = 0; r < SF_S4_COLUMNS; r++) {
-        _mm_prefetch((const void *)(c->behind[r] + at), _MM_HINT_T1);
+        sf_ask_line(c->behind[r] + at);
     }
 }
 

@@ -137,10 +137,6 @@ void sf_x86_vnni_floats(const int64_t *acc, uint32_t n, int32_t s, float *out) {
     }
 }
 
-SF_INLINE void ask_for(const uint8_t *at) {
-    _mm_prefetch((const void *)at, _MM_HINT_T1);
-}
-
 /* Outputs of `live` groups from j on. The same line of each later column is asked for between the
  * columns at hand, `some` of them at a time, since processors forget some of what they are asked
  * for at once; a line of the later scales beside each line of these. */
@@ -152,12 +148,12 @@ SF_INLINE void groups_of_block(const sf_block *b, const fours *f, const block *o
     __m512i out[4];
     for (uint32_t r = 0; r < f->whole; r += 4u) {
         for (uint32_t i = 0; i < some && asked < b->laters; i++) {
-            ask_for(b->later[asked++] + j / 2u);
+            sf_ask_line(b->later[asked++] + j / 2u);
         }
         add_four(f->col + r, j / 2u, bytes, (int32_t)sf_load32((const uint8_t *)f->h + r), &s);
     }
     while (asked < b->laters) {
-        ask_for(b->later[asked++] + j / 2u);
+        sf_ask_line(b->later[asked++] + j / 2u);
     }
     if (f->more) {
         add_four(f->last, j / 2u, bytes, f->of_last, &s);
@@ -166,7 +162,7 @@ SF_INLINE void groups_of_block(const sf_block *b, const fours *f, const block *o
         by_output(&s, half > 0, out);
         for (uint32_t i = 0; i < live; i++) {
             const uint32_t at = j + SF_GROUP * i + 16u * half;
-            ask_for(b->later_scales + 4u * at);
+            sf_ask_line(b->later_scales + 4u * at);
             add_scaled(of, at, out[i], acc);
         }
     }
@@ -183,7 +179,5 @@ void sf_x86_vnni_block_q4(const sf_block *b, uint32_t dim, int64_t *acc) {
     if (j < dim) {
         groups_of_block(b, &f, &of, some, j, live_groups(dim - j), acc);
     }
-    for (uint32_t i = 0; i < b->laters; i++) {
-        ask_for(b->later[i] + dim / 2u - 1u); /* the last line */
-    }
+    sf_ask_last_lines(b, dim);
 }
